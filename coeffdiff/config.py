@@ -1,0 +1,394 @@
+"""The one tree of settings: defaults < YAML < flags < --set; every field is documented here and nowhere else.
+
+Reading and merging happen here; what "auto" means for a given model and device is `resolve_auto`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from coeffdiff.errors import ConfigError
+
+Auto = Literal["auto"]
+SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+PLACEHOLDER = "<V>"  # stands for the token in prompts, captions and templates, as in the paper's figures
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+class ModelSettings(Section):
+    name: str = Field(
+        SDXL_BASE, description="hub id, diffusers folder or single .safetensors file of an SDXL model"
+    )
+    variant: str | None = Field(
+        "auto", description="file variant such as fp16; auto takes fp16 where it is there"
+    )
+    vae: str | None = Field(
+        None, description="another VAE: hub id or folder, e.g. madebyollin/sdxl-vae-fp16-fix"
+    )
+    config: str | None = Field(
+        None,
+        description="diffusers folder or cached hub id that gives a single file its configs and tokenizers",
+    )
+
+
+class SubjectSettings(Section):
+    images: Path | None = Field(None, description="folder with the photos")
+    token: str | None = Field(None, min_length=1, description="the word that will mean the subject")
+    class_word: str | None = Field(None, description='what the subject is, such as "stuffed animal"')
+    templates: list[str] = Field(
+        ["a photo of {token} {class_word}"],
+        min_length=1,
+        description="captions for photos without a .txt of their own; one is drawn at random each time",
+    )
+
+    @field_validator("token")
+    @classmethod
+    def _one_line(cls, token: str | None) -> str | None:
+        if token is not None and (token != token.strip() or not token.isprintable() or not token.strip()):
+            raise ValueError("the token must be visible text without blanks around it")
+        return token
+
+
+class PhotoSettings(Section):
+    crop: Literal["none", "center", "random"] = Field(
+        "none",
+        description="none keeps the whole photo in an aspect-ratio bucket; center and random cut a square",
+    )
+    flip: bool = Field(
+        False, description="mirror half of the augmentations; wrong for subjects with a left and right"
+    )
+    augmentations: int | Auto = Field(
+        "auto",
+        description="how many crops and flips each photo is encoded in; auto: 8 if crop or flip varies, else 1",
+    )
+    cache: Path | Auto = Field("auto", description="folder of encoded photos; auto: ~/.cache/coeffdiff")
+
+    @field_validator("augmentations")
+    @classmethod
+    def _some(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 1 <= value <= 64:
+            raise ValueError("must lie between 1 and 64")
+        return value
+
+
+class CoeffSettings(Section):
+    targets: Literal["self", "cross", "both"] = Field(
+        "both", description="attention layers that get an alpha"
+    )
+    blocks: list[str] | None = Field(
+        None, description="only layers whose name starts with one of these, e.g. up_blocks.0; null: all"
+    )
+    form: Literal["residual", "identity", "random"] = Field(
+        "residual",
+        description="residual: I + alpha from zero; identity: alpha from I without residual; random: alpha from noise",
+    )
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout on alpha's entries, drawn once per layer and step"
+    )
+    learning_rate: float | Auto = Field(
+        "auto", description="auto: ten times LoRA's (our choice; no source gives one)"
+    )
+    backend: str = Field(
+        "auto", description="how mixed attention is computed; auto chooses by device and shape"
+    )
+
+
+class LoraSettings(Section):
+    rank: int = Field(16, ge=1, le=1024, description="LoRA rank")
+    alpha: float = Field(
+        16, gt=0, description="LoRA scaling numerator (scaling is alpha / rank); not Coeff-Tuning's"
+    )
+    targets: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="adapted projections"
+    )
+    dora: bool = Field(False, description="weight-decomposed LoRA (DoRA)")
+    learning_rate: float | Auto = Field("auto", description="auto: 1e-4 for SDXL, 1e-3 for small models")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay on LoRA; alpha never has any")
+
+
+class MethodSettings(Section):
+    kind: Literal["coeff", "lora", "coeff+lora"] = Field("coeff+lora", description="what is trained")
+    coeff: CoeffSettings = CoeffSettings()
+    lora: LoraSettings = LoraSettings()
+
+
+class TrainingSettings(Section):
+    steps: int | Auto = Field("auto", description="optimizer steps; auto: 500 for SDXL, 300 for small models")
+    batch_size: int | Auto = Field("auto", description="per process; auto: 1 for SDXL, 4 for small models")
+    accumulate: int | Auto = Field(
+        "auto", description="micro-batches a step; auto: 4 for SDXL, 1 for small models"
+    )
+    resolution: int | Auto = Field(
+        "auto", description="side in pixels of the square with a bucket's area; auto: model's"
+    )
+    precision: Literal["auto", "no", "fp16", "bf16"] = Field(
+        "auto", description="auto: bf16 or fp16 on a GPU, no on CPU"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn")
+    gradient_checkpointing: bool | Auto = Field(
+        "auto", description="recompute activations; auto: on for SDXL"
+    )
+    snr_gamma: float | None = Field(
+        5.0, gt=0, description="min-SNR loss weighting; null: plain mean squared error"
+    )
+    lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
+        "constant", description="learning-rate schedule over optimizer steps"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up, for every schedule but constant")
+    clip_coeff: float | None = Field(
+        1.0, gt=0, description="largest gradient norm of all alphas; null: no clipping"
+    )
+    clip_lora: float | None = Field(1.0, gt=0, description="largest gradient norm of LoRA; null: no clipping")
+    checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
+
+    @field_validator("steps", "batch_size", "accumulate")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("resolution")
+    @classmethod
+    def _sensible(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and (value % 8 or not 32 <= value <= 4096):
+            raise ValueError("must be a multiple of 8 between 32 and 4096")
+        return value
+
+    @model_validator(mode="after")
+    def _warmup_has_a_schedule(self) -> TrainingSettings:
+        if self.warmup_steps and self.lr_schedule == "constant":
+            raise ValueError("warmup_steps needs lr_schedule constant_with_warmup, linear or cosine")
+        return self
+
+
+class ValidationSettings(Section):
+    every: int = Field(0, ge=0, description="steps between validation pictures; 0: only at the end")
+    prompts: list[str] = Field(
+        ["a photo of {token} {class_word}", "a photo of {token} {class_word} in the snow"],
+        description="prompts of the validation pictures; an empty list makes none",
+    )
+    seeds: list[int] = Field([1000, 1001], min_length=1, description="a picture for each prompt and seed")
+    steps: int = Field(25, ge=1, description="denoising steps of a validation picture")
+    guidance: float = Field(5.0, ge=0, description="classifier-free guidance of a validation picture")
+
+
+class Settings(Section):
+    """Everything a run needs; `config.yaml` in a run folder is one of these, resolved."""
+
+    model: ModelSettings = ModelSettings()
+    subject: SubjectSettings = SubjectSettings()
+    photos: PhotoSettings = PhotoSettings()
+    method: MethodSettings = MethodSettings()
+    training: TrainingSettings = TrainingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    output: Path | Auto = Field(
+        "auto", description="run folder; auto: runs/<token>, or the next free runs/<token>-N"
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One documented field: its dotted name, default value and description."""
+
+    name: str
+    default: Any
+    description: str
+    choices: tuple[str, ...] = ()
+
+
+def documented_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Setting]:
+    """Every setting there is, depth first, for `--list-settings` and the nearest-name hints."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from documented_settings(field.annotation, f"{prefix}{name}.")
+        else:
+            choices = get_args(field.annotation)
+            words = tuple(c for c in choices if isinstance(c, str)) if len(choices) > 1 else ()
+            yield Setting(prefix + name, field.default, field.description or "", words)
+
+
+def load_settings(
+    file: Path | None = None, flags: dict[str, Any] | None = None, assignments: Iterable[str] = ()
+) -> Settings:
+    """Settings from a YAML file, then flags (dotted name -> value, None is skipped), then `a.b=c` assignments.
+
+    Raises: ConfigError, naming the key and, for an unknown one, the nearest that exists.
+    """
+    tree: dict[str, Any] = _read_yaml(file) if file else {}
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, name, value)
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator or not name.strip():
+            raise ConfigError(
+                f"--set {assignment!r} is not of the form name=value, such as training.steps=300."
+            )
+        try:
+            value = yaml.safe_load(text) if text.strip() else None
+        except yaml.YAMLError:
+            value = text
+        _put(tree, name.strip(), value)
+    return settings_from(tree, source=str(file) if file else "the settings")
+
+
+def settings_from(tree: dict[str, Any], source: str) -> Settings:
+    """A validated copy of a plain tree. Raises: ConfigError with one sentence for the first thing that is wrong."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        # The inner members of a union each report; an unknown key is the most useful thing to hear first.
+        problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+        raise ConfigError(_sentence(problems[0], source)) from None
+
+
+def save_settings(settings: Settings, file: Path) -> None:
+    file.write_text(yaml.safe_dump(as_tree(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def as_tree(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values (paths as text), ready for YAML and JSON."""
+    return settings.model_dump(mode="json")
+
+
+def differences(old: Settings, new: Settings, ignore: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Dotted names whose values differ, with both values."""
+    skipped = set(ignore)
+    flat_old, flat_new = _flatten(as_tree(old)), _flatten(as_tree(new))
+    return {
+        name: (flat_old.get(name), value)
+        for name, value in flat_new.items()
+        if flat_old.get(name) != value and name not in skipped
+    }
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What "auto" depends on. unet_parameters counts numbers; native_resolution is in pixels."""
+
+    unet_parameters: int
+    native_resolution: int
+    device_type: str
+    bf16: bool
+
+    @property
+    def is_large(self) -> bool:
+        return self.unet_parameters >= 500_000_000
+
+
+def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[str, Any]]:
+    """A copy with every model-dependent "auto" replaced, and what was chosen (dotted name -> value).
+
+    The paper names no SDXL values (steps, rates, batch); these are ours. LoRA's 1e-4 and 500 steps at an
+    effective batch of 4 are what the established SDXL recipes share. Alpha's rate is ten times LoRA's because
+    at LoRA's own it hardly leaves zero.
+    """
+    large = facts.is_large
+    half = ("bf16" if facts.bf16 else "fp16") if facts.device_type == "cuda" else "no"
+    varied = settings.photos.flip or settings.photos.crop == "random"
+    lora_rate = settings.method.lora.learning_rate
+    if lora_rate == "auto":
+        lora_rate = 1e-4 if large else 1e-3
+    choices = {
+        "photos.augmentations": 8 if varied else 1,
+        "method.lora.learning_rate": lora_rate,
+        "method.coeff.learning_rate": 1e-3 if large else 1e-2,
+        "training.steps": 500 if large else 300,
+        "training.batch_size": 1 if large else 4,
+        "training.accumulate": 4 if large else 1,
+        "training.resolution": facts.native_resolution,
+        "training.precision": half,
+        "training.gradient_checkpointing": large,
+    }
+    tree, flat, chosen = as_tree(settings), _flatten(as_tree(settings)), {}
+    for name, value in choices.items():
+        if flat[name] == "auto":
+            _put(tree, name, value)
+            chosen[name] = value
+    return settings_from(tree, "the resolved settings"), chosen
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no settings file {file}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {file} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ConfigError(f"{file}{where} is not valid YAML: {problem}.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{file} should hold settings such as `training: {{steps: 500}}`, not a {type(tree).__name__}."
+        )
+    return tree
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        below = tree.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{dotted} cannot be set: {parent} is not a section.")
+        tree = below
+    tree[last] = value
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _sentence(problem: Any, source: str) -> str:
+    names = [setting.name for setting in documented_settings()]
+    where = [str(part) for part in problem["loc"]]
+    dotted = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(dotted, names, 1, 0.6) or _same_leaf(where[-1], names)
+        hint = (
+            f" Did you mean {near[0]}?" if near else f" The sections are {', '.join(Settings.model_fields)}."
+        )
+        return f"{source} has an unknown setting {dotted}.{hint}"
+    while dotted not in names and "." in dotted:  # a union's member names are appended to the location
+        dotted = dotted.rpartition(".")[0]
+    setting = next((s for s in documented_settings() if s.name == dotted), None)
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if problem["type"] != "value_error" and setting and setting.choices:
+        kind = "" if set(setting.choices) != {"auto"} else " or a number"
+        message = f"it must be {', '.join(setting.choices)}{kind}"
+    given = problem["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    return f"{source}: {dotted}{shown}: {message}."
+
+
+def _same_leaf(leaf: str, names: list[str]) -> list[str]:
+    leaves = {name.rpartition(".")[2]: name for name in names}
+    return [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1, 0.6)]

@@ -1,0 +1,74 @@
+"""Every error that a person can meet; what is raised where the value is used, and said once by the command line.
+
+    CoeffDiffError                  exit code 2
+    |-- ConfigError                 a setting: unknown key, impossible value, unreadable file
+    |-- ShapeError                  tensors that do not fit together
+    |-- PhotoError                  the photo folder: missing, empty, nothing usable
+    |-- ModelError                  a base model that cannot be had or is not SDXL
+    |-- InjectionError              attention layers that cannot take alpha, or have lost it
+    |-- AdapterError                an adapter: missing, damaged, foreign
+    |   `-- AdapterMismatch         a sound adapter for another base model
+    |-- LaunchError                 a parallel launch that would not be parallel, or is not supported
+    |-- TrainingError               a run that cannot go on
+    |   |-- NonFiniteLoss           the loss became NaN or infinite
+    |   `-- ResumeError             nothing to resume, or other settings than before
+    `-- Interrupted                 Ctrl-C; exit code 130
+
+A message says what was found, what was expected and what to do, in one or two sentences.
+"""
+
+from __future__ import annotations
+
+
+class CoeffDiffError(Exception):
+    """Base of all; its message is written for the person at the command line."""
+
+    exit_code = 2
+
+
+class ConfigError(CoeffDiffError):
+    pass
+
+
+class ShapeError(CoeffDiffError, ValueError):
+    pass
+
+
+class PhotoError(CoeffDiffError):
+    pass
+
+
+class ModelError(CoeffDiffError):
+    pass
+
+
+class InjectionError(CoeffDiffError):
+    pass
+
+
+class AdapterError(CoeffDiffError):
+    pass
+
+
+class AdapterMismatch(AdapterError):  # noqa: N818  (reads as a sentence: "AdapterMismatch: ...")
+    pass
+
+
+class LaunchError(CoeffDiffError):
+    pass
+
+
+class TrainingError(CoeffDiffError):
+    pass
+
+
+class NonFiniteLoss(TrainingError):  # noqa: N818
+    pass
+
+
+class ResumeError(TrainingError):
+    pass
+
+
+class Interrupted(CoeffDiffError):  # noqa: N818
+    exit_code = 130

@@ -1,0 +1,322 @@
+"""The adapter folder: written whole or not at all, checked before use, and seen to have been applied.
+
+coeff.safetensors                 alpha per layer and the header that makes the folder self-describing
+pytorch_lora_weights.safetensors  with LoRA only, in diffusers' stock layout
+README.md                         a model card
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from coeffdiff.errors import AdapterError, AdapterMismatch
+from coeffdiff.method.coefficients import Coefficients, Form
+from coeffdiff.method.injection import (
+    attention_layers,
+    coefficients_of,
+    eject,
+    inject,
+    set_scale,
+    unwrapped,
+    verify,
+)
+from coeffdiff.method.lora import LORA_FILE, load_lora, remove_lora, save_lora, set_lora_scale
+
+COEFF_FILE = "coeff.safetensors"
+FORMAT_VERSION = 1
+_KEY = "coeffdiff"  # the one metadata entry that is ours
+_LARGEST = {
+    COEFF_FILE: 64 * 2**20,
+    LORA_FILE: 8 * 2**30,
+}  # bytes; SDXL needs 0.2 MB and at most 6 GB (rank 1024)
+
+
+class LoraHeader(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    rank: int = Field(ge=1, le=1024)
+    alpha: float = Field(gt=0)
+    dora: bool = False
+
+
+class AdapterHeader(BaseModel):
+    """What an adapter says of itself. Text is bounded and printable, since it comes from files of others."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    format_version: int
+    kind: Literal["coeff", "lora", "coeff+lora"]
+    base_model: str = Field(max_length=1000)
+    token: str = Field(min_length=1, max_length=200)
+    class_word: str | None = Field(None, max_length=200)
+    templates: tuple[str, ...] = Field((), max_length=1000)
+    form: Form = "residual"
+    heads: dict[str, int] = Field({}, max_length=10_000)  # layer name -> heads
+    lora: LoraHeader | None = None
+    trained_steps: int = Field(ge=0)
+    resolution: int = Field(ge=1)
+    recommended_scale: float = 1.0
+    versions: dict[str, str] = Field({}, max_length=100)
+
+    @field_validator("base_model", "token", "class_word", "templates", "heads", "versions")
+    @classmethod
+    def _printable(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else list(value or ())
+        if isinstance(value, dict):
+            parts += list(value.values())
+        if not all(part.isprintable() for part in parts if isinstance(part, str)):
+            raise ValueError("text with control characters")
+        return value
+
+
+class Adapter:
+    """An adapter that has been applied to a pipeline: switch it with set_scale, take it off with remove."""
+
+    def __init__(self, unet: nn.Module, name: str, path: Path, header: AdapterHeader) -> None:
+        self.header, self.path, self.name = header, path, name
+        self.scale = 1.0
+        self._unet = unwrapped(unet)
+
+    def set_scale(self, scale: float) -> None:
+        """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded)."""
+        if not math.isfinite(scale):
+            raise AdapterError(f"The scale of {self.path} must be a finite number, not {scale}.")
+        self._check_loaded()
+        set_scale(self._unet, scale, self.name)
+        if self.header.lora:
+            set_lora_scale(self._unet, self.name, scale)
+        self.scale = scale
+
+    def remove(self) -> None:
+        """Take alpha and LoRA off; the UNet runs its original processors and modules again."""
+        self._check_loaded()
+        eject(self._unet, self.name)
+        remove_lora(self._unet, self.name)
+        del _loaded(self._unet)[self.name]
+
+    def verify(self) -> None:
+        """Raises: InjectionError if something has displaced alpha since (attention slicing, an IP-Adapter...)."""
+        self._check_loaded()
+        verify(self._unet)
+
+    def _check_loaded(self) -> None:
+        if _loaded(self._unet).get(self.name) is not self:
+            raise AdapterError(f"{self.path} has been removed from this pipeline; load it again.")
+
+
+def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Adapter:
+    """Apply an adapter (alpha and LoRA) to a StableDiffusionXLPipeline.
+
+    Args:
+        pipe: anything with an SDXL `unet`.
+        path: a run folder or an adapter folder.
+        scale: how strongly it is applied; by default what the adapter recommends.
+    Returns: the applied adapter. Several may be loaded; their alphas and LoRAs add up.
+    Raises: AdapterError if the files are missing, damaged or hostile, or the token is taken by a loaded adapter;
+        AdapterMismatch if they are sound but belong to another architecture. The pipeline is then as before.
+    """
+    folder = find_adapter(path)
+    header, alphas = read_coefficients(folder)
+    lora = read_lora(folder, header)
+    unet = unwrapped(pipe.unet)
+    _check_against(unet, header, folder)
+    others = _loaded(unet)
+    for other in others.values():
+        if other.header.token.lower() == header.token.lower():
+            raise AdapterError(
+                f"{folder} and {other.path} both use the token {header.token!r}; a prompt could not tell them apart. "
+                "Train one of them with another --token."
+            )
+    name = next(f"coeffdiff_{n}" for n in range(len(others) + 1) if f"coeffdiff_{n}" not in others)
+    adapter = Adapter(unet, name, folder, header)
+    try:
+        if alphas:
+            fill_alphas(inject(unet, name, layers=list(header.heads), form=header.form), alphas)
+        if header.lora:
+            load_lora(unet, lora, name, **header.lora.model_dump(), origin=str(folder / LORA_FILE))
+        others[name] = adapter
+        adapter.set_scale(header.recommended_scale if scale is None else scale)
+    except BaseException:
+        eject(unet, name)
+        remove_lora(unet, name)
+        others.pop(name, None)
+        raise
+    return adapter
+
+
+def loaded_adapters(pipe: Any) -> list[Adapter]:
+    """The adapters that load_adapter put on this pipeline, in order."""
+    return list(_loaded(unwrapped(pipe.unet)).values())
+
+
+def save_adapter(
+    folder: Path, unet: nn.Module, header: AdapterHeader, card: str, name: str = "default"
+) -> None:
+    """Write the adapter folder under a temporary name beside it, then rename: it is there whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        save_file(
+            alphas_of(coefficients_of(unet, name)),
+            temporary / COEFF_FILE,
+            metadata={"format": "pt", _KEY: header.model_dump_json()},
+        )
+        if header.lora:
+            save_lora(unet, temporary, name)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        old = folder.with_name(temporary.name + "-old")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def alphas_of(layers: dict[str, Coefficients]) -> dict[str, Tensor]:
+    """What a file holds of these layers: {"<layer>.alpha": [H, H] float32 on the CPU}."""
+    return {f"{layer}.alpha": c.alpha.detach().float().cpu().contiguous() for layer, c in layers.items()}
+
+
+@torch.no_grad()
+def fill_alphas(layers: dict[str, Coefficients], alphas: dict[str, Tensor]) -> None:
+    """Copy alphas into their layers. Raises: AdapterError if one of either side has no counterpart."""
+    unmatched = {f"{layer}.alpha" for layer in layers} ^ set(alphas)
+    if unmatched:
+        raise AdapterError(f"{sorted(unmatched)[0]} has no counterpart ({len(unmatched)} in all).")
+    for layer, coefficients in layers.items():
+        coefficients.alpha.copy_(alphas[f"{layer}.alpha"])
+
+
+def find_adapter(path: str | Path) -> Path:
+    """The adapter folder that a run or adapter folder means. Raises: AdapterError if there is none."""
+    path = Path(path)
+    for folder in (path, path / "adapter"):
+        if (folder / COEFF_FILE).is_file():
+            return folder
+    if not path.exists():
+        raise AdapterError(f"There is no adapter {path}.")
+    if (path / "config.yaml").is_file():
+        raise AdapterError(
+            f"The run {path} has no adapter yet: it has not finished. Continue it with train --resume."
+        )
+    if (path / LORA_FILE).is_file():
+        raise AdapterError(
+            f"{path} holds a plain LoRA without {COEFF_FILE}; load it with diffusers' load_lora_weights."
+        )
+    raise AdapterError(
+        f"{path} is no adapter: it has no {COEFF_FILE}. Name a run folder or its adapter folder."
+    )
+
+
+def read_header(folder: Path) -> AdapterHeader:
+    """The header alone, without reading the tensors. Raises: AdapterError."""
+    return read_coefficients(folder, tensors=False)[0]
+
+
+def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader, dict[str, Tensor]]:
+    """Header and alphas of an adapter folder, every size checked before it is used. Raises: AdapterError."""
+    file = folder / COEFF_FILE
+    metadata, shapes, values = _read_safetensors(file, tensors)
+    if _KEY not in metadata:
+        raise AdapterError(f"{file} was not written by coeffdiff: its header has no {_KEY!r} entry.")
+    try:
+        raw = json.loads(metadata[_KEY])
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise AdapterError(
+                f"{file} has format {version}; this coeffdiff reads up to {FORMAT_VERSION}. Update it."
+            )
+        header = AdapterHeader.model_validate(raw)
+    except (ValidationError, ValueError, RecursionError) as error:
+        where = (
+            ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else "its JSON"
+        )
+        raise AdapterError(f"{file} has a damaged header ({where or 'its structure'}).") from None
+    if ("coeff" in header.kind) != bool(header.heads) or ("lora" in header.kind) != bool(header.lora):
+        raise AdapterError(
+            f"{file} says it is of kind {header.kind}, but its header describes something else."
+        )
+    expected = {f"{layer}.alpha": (heads, heads) for layer, heads in header.heads.items()}
+    if shapes != expected:
+        odd = sorted(set(shapes.items()) ^ set(expected.items()))[0][0]
+        raise AdapterError(
+            f"{file} does not hold what its header says: {odd} is missing, foreign or of another shape."
+        )
+    for key, tensor in values.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise AdapterError(f"{file}: {key} is not finite float32.")
+    return header, values
+
+
+def read_lora(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
+    """The LoRA tensors that the header promises, or none. Raises: AdapterError if they are missing or not finite."""
+    file = folder / LORA_FILE
+    if not header.lora:
+        if file.exists():
+            raise AdapterError(
+                f"{file} does not belong here: {COEFF_FILE} says that this adapter has no LoRA."
+            )
+        return {}
+    if not file.is_file():
+        raise AdapterError(f"{folder} is incomplete: {LORA_FILE} is missing.")
+    _, _, values = _read_safetensors(file, tensors=True)
+    for key, tensor in values.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise AdapterError(f"{file}: {key} holds something that is not a finite number.")
+    return values
+
+
+def _read_safetensors(
+    file: Path, tensors: bool
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    try:
+        size = file.stat().st_size
+        if size > _LARGEST[file.name]:
+            raise AdapterError(f"{file} has {size / 2**20:.0f} MiB; no {file.name} is that large.")
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            names = list(opened.keys())
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            values = {name: opened.get_tensor(name) for name in names} if tensors else {}
+            return dict(opened.metadata() or {}), shapes, values
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+        TypeError,
+        UnicodeError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AdapterError(
+            f"{file} cannot be read; it is damaged or not a safetensors file ({reason})."
+        ) from None
+
+
+def _check_against(unet: nn.Module, header: AdapterHeader, folder: Path) -> None:
+    layers = attention_layers(unet)
+    for name, heads in header.heads.items():
+        found = layers[name].heads if name in layers else None
+        if found != heads:
+            there = f"this UNet has {found} heads there" if found else "this UNet has no such layer"
+            raise AdapterMismatch(
+                f"{folder} has {heads} x {heads} coefficients for {name}, but {there}. The adapter was trained on "
+                f"{header.base_model}; use that, or a fine-tune of it, as the model."
+            )
+
+
+def _loaded(unet: Any) -> dict[str, Adapter]:
+    if not hasattr(unet, "_coeffdiff_adapters"):
+        unet._coeffdiff_adapters = {}
+    registry: dict[str, Adapter] = unet._coeffdiff_adapters
+    return registry

@@ -1,0 +1,172 @@
+"""LoRA and DoRA on the same UNet, through PEFT; written and read in diffusers' stock layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError
+from coeffdiff.method.injection import attention_layers, unwrapped
+from coeffdiff.seeding import stable_seed
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def add_lora(
+    unet: nn.Module,
+    name: str = "default",
+    *,
+    rank: int,
+    alpha: float,
+    targets: Iterable[str] = ("to_q", "to_k", "to_v", "to_out.0"),
+    dora: bool = False,
+    seed: int = 0,
+) -> dict[str, nn.Parameter]:
+    """Put a trainable LoRA on the attention projections whose names end in `targets`.
+
+    Returns its parameters by name. PEFT freezes everything else, alpha included: set requires_grad after this.
+    Raises: ConfigError if a target names no projection.
+    """
+    bare = unwrapped(unet)
+    targets = list(targets)
+    for target in targets:
+        if not any(isinstance(_child(layer, target), nn.Linear) for layer in attention_layers(bare).values()):
+            raise ConfigError(
+                f"method.lora.targets: no attention layer has a linear {target!r}; SDXL has to_q, to_k, "
+                "to_v and to_out.0."
+            )
+    # Full names, or a short target would reach projections of the same name outside the attention layers.
+    full = [f"{layer}.{target}" for layer in attention_layers(bare) for target in targets]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed("lora", seed))  # PEFT draws its A matrices from the global generator
+        bare.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=full, use_dora=dora, init_lora_weights=True),
+            name,
+        )
+    return lora_parameters(bare, name)
+
+
+def lora_parameters(unet: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
+    """The parameters of one LoRA by their name in the UNet."""
+    return {
+        key: p for key, p in unwrapped(unet).named_parameters() if "lora_" in key and f".{name}." in key + "."
+    }
+
+
+def save_lora(unet: nn.Module, folder: Path, name: str = "default") -> None:
+    """Write LORA_FILE into `folder`, with the metadata from which a plain load recovers rank, alpha and DoRA."""
+    bare = unwrapped(unet)
+    config = bare.peft_config[name]
+    StableDiffusionXLPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(bare, adapter_name=name)),
+        unet_lora_adapter_metadata=_plain_config(
+            config.r, config.lora_alpha, config.use_dora, sorted(config.target_modules)
+        ),
+    )
+
+
+def load_lora(
+    unet: nn.Module,
+    tensors: dict[str, Tensor],
+    name: str,
+    *,
+    rank: int,
+    alpha: float,
+    dora: bool,
+    origin: str,
+) -> None:
+    """Put the tensors of a LORA_FILE on the UNet as adapter `name`, and see that every one arrived.
+
+    The rank, alpha and dora that the adapter's header promises are used, never free text out of the file.
+    Raises: AdapterError for tensors that are no LoRA of this shape, AdapterMismatch for another UNet's.
+    """
+    bare = unwrapped(unet)
+    tensors = {_peft_key(key): tensor for key, tensor in tensors.items()}
+    modules = _check_tensors(bare, tensors, rank, dora, origin)
+    bare.load_lora_adapter(
+        tensors,
+        prefix="unet",
+        adapter_name=name,
+        metadata={f"unet.{key}": value for key, value in _plain_config(rank, alpha, dora, modules).items()},
+    )
+    applied = get_peft_model_state_dict(bare, adapter_name=name)
+    for key, tensor in tensors.items():
+        there = applied.get(key.removeprefix("unet."))
+        if there is None or not torch.equal(there.cpu(), tensor.to(there.dtype)):
+            remove_lora(bare, name)
+            raise AdapterError(f"{origin}: {key} did not reach the UNet; diffusers or PEFT left it out.")
+
+
+def set_lora_scale(unet: nn.Module, name: str, scale: float) -> None:
+    """Multiply LoRA `name` by `scale`; at 0 it is inactive, so that its layers run as if it were not there."""
+    for module in unwrapped(unet).modules():
+        if isinstance(module, BaseTunerLayer):
+            active = [other for other in module.active_adapters if other != name]
+            module.set_adapter([*active, name] if scale else active, inference_mode=True)
+            if name in getattr(module, "scaling", {}):
+                module.set_scale(name, scale or 1.0)
+
+
+def remove_lora(unet: nn.Module, name: str) -> None:
+    """Take one LoRA off; after the last one the UNet has its own modules back."""
+    bare = unwrapped(unet)
+    if name in getattr(bare, "peft_config", {}):
+        bare.delete_adapters(name)
+        if not getattr(bare, "peft_config", None):
+            bare.unload_lora()  # without any adapter PEFT's shells around the layers go as well
+
+
+def _plain_config(rank: int, alpha: float, dora: bool, modules: list[str]) -> dict[str, Any]:
+    return {"r": rank, "lora_alpha": alpha, "use_dora": dora, "target_modules": modules}
+
+
+def _peft_key(key: str) -> str:
+    """diffusers' stock layout names the two matrices down and up; PEFT names them A and B."""
+    return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
+
+
+def _check_tensors(unet: Any, tensors: dict[str, Tensor], rank: int, dora: bool, origin: str) -> list[str]:
+    """The adapted modules, after every tensor's name and shape has been checked against the UNet's own."""
+    own = {f"unet.{name}": module for name, module in unet.named_modules()}
+    expected: dict[str, tuple[int, ...]] = {}
+    modules = []
+    for key in tensors:
+        if not key.endswith(".lora_A.weight"):
+            continue
+        module = own.get(key.removesuffix(".lora_A.weight"))
+        linear = module.base_layer if isinstance(module, BaseTunerLayer) else module
+        if not isinstance(linear, nn.Linear):
+            raise AdapterMismatch(
+                f"{origin} adapts {key.removesuffix('.lora_A.weight')}, which is no linear layer of this UNet. "
+                "The adapter belongs to another model."
+            )
+        stem = key.removesuffix("lora_A.weight")
+        modules.append(stem.removeprefix("unet.").removesuffix("."))
+        expected[f"{stem}lora_A.weight"] = (rank, linear.in_features)
+        expected[f"{stem}lora_B.weight"] = (linear.out_features, rank)
+        if dora:
+            expected[f"{stem}lora_magnitude_vector"] = (linear.out_features,)
+    odd = sorted(set(tensors) ^ set(expected))
+    if odd or not tensors:
+        raise AdapterError(f"{origin} is not a LoRA of this layout: {odd[0] if odd else 'it is empty'}.")
+    for key, shape in expected.items():
+        if tuple(tensors[key].shape) != shape:
+            raise AdapterMismatch(
+                f"{origin}: {key} is {tuple(tensors[key].shape)}, but this UNet needs {shape}."
+            )
+    return sorted(modules)
+
+
+def _child(layer: nn.Module, dotted: str) -> nn.Module | None:
+    for part in dotted.split("."):
+        layer = getattr(layer, part, None)
+    return layer

@@ -1,0 +1,469 @@
+"""Files to checked, upright, captioned photos, and how each is shown to the model; encoding is left to latents.py.
+
+    read_photos(folder) -> PhotoSet: photos, what was left out and why
+    view_of(photo, ...) -> View: size, crop and flip, decided without pixels
+    render(photo.open(), view) -> the picture the VAE encodes
+
+Reading writes, renames and deletes nothing. Between calls only paths, sizes and digests stay in memory, no pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import re
+import stat
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, UnidentifiedImageError
+
+from coeffdiff.config import PLACEHOLDER
+from coeffdiff.errors import ConfigError, PhotoError, ShapeError
+from coeffdiff.seeding import stable_seed
+
+Crop = Literal["none", "center", "random"]
+
+KINDS = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF and BMP"
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".hif"}
+    | {".tif", ".tiff", ".gif", ".bmp"}
+)
+MASK_SUFFIX = ".mask.png"  # photo.mask.png beside photo.jpg marks its subject and is no photo
+SYSTEM_FILE = "a hidden or system file"  # the one reason that an error need not repeat
+MAX_PIXELS = 150_000_000  # 450 MB decoded; above Pillow's warning (90 MP), below its refusal (179 MP)
+MAX_BYTES = 2**30
+MAX_ASPECT = 4
+
+# Only these decoders see a file's bytes; Pillow knows others, one of which starts Ghostscript. MPO comes with JPEG.
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP")
+_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+_TO_UPRIGHT = {  # EXIF orientation -> the transposition that undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that was decoded once without complaint; its pixels stay on disk.
+
+    digest is the sha256 (hex) of the file's bytes; width and height are upright, in pixels; caption is the
+    text of photo.txt beside it, on one line, its placeholders not yet filled.
+    """
+
+    path: Path
+    digest: str
+    width: int
+    height: int
+    caption: str | None = None
+
+    def open(self) -> Image.Image:
+        """The picture: RGB, 8 bits, sRGB, upright, transparent parts on white, an animation's first frame.
+
+        Raises: PhotoError if the file vanished or changed since it was checked.
+        """
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            raise PhotoError(f"{self.path} was checked, but can no longer be read ({reason}).") from None
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise PhotoError(f"{self.path} has changed since it was checked; start again with the new file.")
+        try:
+            return _decode(data)
+        except PhotoError as error:  # out of memory, for one
+            raise PhotoError(f"{self.path} was checked, but can no longer be decoded: {error}.") from None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """photos are sorted by file name; notes are sentences on what was read otherwise than one would expect."""
+
+    photos: tuple[Photo, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """One way a photo is shown to the model: resized, mirrored if flipped, then cropped; decided without pixels.
+
+    size and resized are (width, height), as Pillow counts; crop_top_left and original_size are (top, left) and
+    (height, width), as SDXL counts. The crop is measured in the picture that the model sees, so in a flipped
+    view left counts from what was the photo's right edge.
+    """
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    crop_top_left: tuple[int, int]
+    original_size: tuple[int, int]
+    flipped: bool
+
+    @property
+    def target_size(self) -> tuple[int, int]:
+        """(height, width) of the result."""
+        return self.size[1], self.size[0]
+
+    @property
+    def time_ids(self) -> tuple[int, int, int, int, int, int]:
+        """SDXL's micro-conditioning: original height and width, crop top and left, target height and width."""
+        return (*self.original_size, *self.crop_top_left, *self.target_size)
+
+
+def read_photos(folder: Path) -> PhotoSet:
+    """Every usable photo of a folder, sorted by name; the rest is left out by name and reason, never touched.
+
+    Each file is decoded in full, so that a truncated one is found now and not in the middle of a run.
+    Subfolders are not entered; links to photos are followed.
+
+    Raises: PhotoError if there is no such folder, it cannot be listed, or it holds no usable photo.
+    """
+    folder = Path(folder)
+    entries = _entries(folder)
+    captions = {path.stem: path for path in entries if path.suffix.lower() == ".txt"}
+    stems = {path.stem for path in entries if path.suffix.lower() in SUFFIXES and not _is_mask(path)}
+    photos: dict[str, Photo] = {}
+    skipped: list[Skipped] = []
+    notes: list[str] = []
+    for path in entries:
+        if _companion_of(path) in stems:
+            continue
+        try:
+            data = _read(path)
+            digest = hashlib.sha256(data).hexdigest()
+            if digest in photos:
+                raise PhotoError(f"same picture as {_shown(photos[digest].path)}")
+            width, height = _decode(data).size
+        except PhotoError as reason:
+            skipped.append(Skipped(path, str(reason)))
+            continue
+        caption = None
+        if path.stem in captions:
+            try:
+                caption = _read_caption(captions[path.stem])
+            except PhotoError as reason:
+                name = _shown(captions[path.stem])
+                notes.append(f"{name} {reason}; {_shown(path)} is captioned from the templates.")
+        photos[digest] = Photo(path, digest, width, height, caption)
+    if not photos:
+        raise PhotoError(_nothing_usable(folder, skipped))
+    return PhotoSet(tuple(photos.values()), tuple(skipped), tuple(notes))
+
+
+def fill(template: str, token: str, class_word: str | None) -> str:
+    """A template with {token}, {class_word} and <V> (the token) filled in, on one line without double blanks.
+
+    Without a class word its blank goes too, so that "a {token} {class_word}, seen" becomes "a sks, seen".
+    Braces around anything but a name are ordinary text.
+
+    Raises: ConfigError, naming it, for a {placeholder} that does not exist.
+    """
+    text, class_word = template, (class_word or "").strip()
+    if not class_word:
+        # The blank before it goes if blank, punctuation or the end follows; otherwise the blank after it.
+        text = re.sub(r"\s+\{class_word\}(?=$|[\s,.;:!?)\]])|\{class_word\}\s*", "", text)
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None or name == "token":
+            return token
+        if name == "class_word":
+            return class_word
+        raise ConfigError(
+            f"There is no placeholder {match[0]} (in {template!r}); "
+            f"{{token}} and {{class_word}} are filled in, and {PLACEHOLDER} stands for the token."
+        )
+
+    # One pass: braces inside the token or the class word stay what they are.
+    filled = re.sub(rf"\{{([A-Za-z_][\w-]*)\}}|{re.escape(PLACEHOLDER)}", value, text)
+    return " ".join(filled.split())
+
+
+def captions_for(
+    photo: Photo, templates: Sequence[str], token: str, class_word: str | None
+) -> tuple[str, ...]:
+    """The captions to draw from for a photo: its own alone if it has one, else every template, filled.
+
+    Raises: ConfigError for a {placeholder} that does not exist.
+    """
+    if photo.caption is None:
+        return tuple(fill(template, token, class_word) for template in templates)
+    try:
+        return (fill(photo.caption, token, class_word),)
+    except ConfigError as error:
+        raise ConfigError(f"The caption of {_shown(photo.path)}: {error}") from None
+
+
+def bucket(width: int, height: int, resolution: int, step: int) -> tuple[int, int]:
+    """The (width, height) at which a photo of this size is trained, when the whole of it is to be kept.
+
+    Both are multiples of step, their product is at most resolution**2, and neither is more than MAX_ASPECT
+    times the other. Among those it is the one with the greatest (share of the photo kept)**2 * area: at 1024
+    and 64 this finds SDXL's own 1344 x 768 for 16:9, 1216 x 832 for 3:2 and 1152 x 896 for 4:3.
+
+    Raises: ConfigError if the resolution is smaller than one step.
+    """
+    most = resolution**2 // step**2  # cells of step x step
+    if most < 1:
+        raise ConfigError(f"A resolution of {resolution} is too small: this model needs {step} or more.")
+    best, best_score = (1, 1), -1.0
+    for across in range(1, 2 * resolution // step + 1):  # at 4:1 the long side is twice the resolution
+        low, high = -(-across // MAX_ASPECT), min(across * MAX_ASPECT, most // across)
+        # For a given width the score rises up to the photo's own aspect and falls beyond it.
+        below = across * height // width
+        for down in (below, below + 1):
+            down = min(max(down, low), high)
+            if low <= down <= high:
+                cells = (across * height, down * width)
+                score = (min(cells) / max(cells)) ** 2 * (across * down)
+                if score > best_score:
+                    best, best_score = (across, down), score
+    return best[0] * step, best[1] * step
+
+
+def view_of(
+    photo: Photo, *, resolution: int, step: int, crop: Crop, flip: bool, seed: int, augmentation: int
+) -> View:
+    """How a photo is shown in one of its augmentations; crop and flip depend on seed, digest and augmentation only.
+
+    none keeps the whole photo but for the rows or columns that its bucket has no room for, cut evenly on both
+    sides; center and random cut a square of side `resolution` (rounded down to a multiple of step) from the
+    photo, whose shorter side is resized to it. With flip every other augmentation is mirrored, the first one
+    or the second by chance.
+
+    Raises: ConfigError if the resolution is smaller than one step.
+    """
+    shape = (photo.width, photo.height) if crop == "none" else (1, 1)
+    size = bucket(*shape, resolution, step)
+    # The size that covers the bucket: one of the two is the bucket's own, the other at least that.
+    resized = (
+        max(size[0], round(photo.width * size[1] / photo.height)),
+        max(size[1], round(photo.height * size[0] / photo.width)),
+    )
+    spare = (resized[1] - size[1], resized[0] - size[0])  # rows, columns
+    if crop == "random":
+        draw = random.Random(stable_seed("crop", seed, photo.digest, augmentation))
+        crop_top_left = (draw.randint(0, spare[0]), draw.randint(0, spare[1]))
+    else:
+        crop_top_left = (spare[0] // 2, spare[1] // 2)
+    # Alternating, not a coin each time: a coin leaves one photo in 128 with eight augmentations on one side.
+    flipped = flip and (stable_seed("flip", seed, photo.digest) + augmentation) % 2 == 1
+    return View(size, resized, crop_top_left, (photo.height, photo.width), flipped)
+
+
+def render(photo_image: Image.Image, view: View) -> Image.Image:
+    """The picture that a view describes, RGB of view.size, from what Photo.open returned.
+
+    Raises: ShapeError if the picture is not of the size that the view was made for.
+    """
+    if (photo_image.height, photo_image.width) != view.original_size:
+        raise ShapeError(
+            f"The view is of a photo of (height, width) {view.original_size}, "
+            f"this one has {(photo_image.height, photo_image.width)}."
+        )
+    (width, height), (top, left) = view.size, view.crop_top_left
+    if view.flipped:
+        left = view.resized[0] - width - left  # the same columns, counted before the mirroring
+    # Crop and resize at once: the same pixels, but a 6000 x 1 photo's cover of a bucket is never built.
+    box = (
+        left * photo_image.width / view.resized[0],
+        top * photo_image.height / view.resized[1],
+        (left + width) * photo_image.width / view.resized[0],
+        (top + height) * photo_image.height / view.resized[1],
+    )
+    # reducing_gap: averages whole pixels first where a photo is several times too large; as good, and faster.
+    shown = photo_image.resize(view.size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flipped else shown
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir(), key=lambda path: path.name)
+    except FileNotFoundError:
+        raise PhotoError(f"There is no folder {folder}; give the one that holds the photos.") from None
+    except NotADirectoryError:
+        raise PhotoError(f"{folder} is a file; give the folder that holds the photos.") from None
+    except OSError as error:
+        raise PhotoError(f"The folder {folder} cannot be read ({error.strerror or error}).") from None
+
+
+def _is_mask(path: Path) -> bool:
+    return path.name.lower().endswith(MASK_SUFFIX)
+
+
+def _companion_of(path: Path) -> str | None:
+    """The stem of the photo that a caption or a mask belongs to; None for any other file."""
+    if _is_mask(path):
+        return path.name[: -len(MASK_SUFFIX)]
+    return path.stem if path.suffix.lower() == ".txt" else None
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of what may be a picture. Raises: PhotoError, a reason without the name, for anything else."""
+    suffix = path.suffix.lower()
+    if path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES:
+        raise PhotoError(SYSTEM_FILE)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise PhotoError("a subfolder, and subfolders are not read")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait forever
+            raise PhotoError("not an ordinary file")
+        if _is_mask(path):
+            raise PhotoError("a mask without a photo of that name")
+        if suffix == ".txt":
+            raise PhotoError("a text without a photo of that name")
+        if suffix not in SUFFIXES:
+            raise PhotoError(f"{suffix or 'a name without suffix'} is not among {KINDS}")
+        if status.st_size == 0:
+            raise PhotoError("empty, 0 bytes")
+        if status.st_size > MAX_BYTES:
+            raise PhotoError("larger than 1 GiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PhotoError("a link that leads nowhere" if path.is_symlink() else "vanished") from None
+    except OSError as error:
+        raise PhotoError(f"cannot be read: {error.strerror or error}") from None
+
+
+def _read_caption(path: Path) -> str | None:
+    """A caption on one line, or None if it is blank. Raises: PhotoError, the end of a sentence on the file."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise PhotoError(f"cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise PhotoError("is not UTF-8 text") from None
+    if "\0" in text:  # UTF-16 without a byte order mark
+        raise PhotoError("is not UTF-8 text")
+    return " ".join(text.split()) or None
+
+
+def _decode(data: bytes) -> Image.Image:
+    """A file's bytes as an upright RGB picture. Raises: PhotoError, a reason without the name."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    try:
+        # Ignored: warnings on sizes (checked here), odd EXIF and odd palettes; none of them is for a person.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            orientation = _orientation(image)  # after load: TIFF's decoder has turned the picture by then
+            image = _rgb(image)
+        return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
+    except Image.DecompressionBombError:
+        raise PhotoError(
+            f"more than {MAX_PIXELS // 10**6} megapixels, a decompression bomb or a picture to shrink first"
+        ) from None
+    except UnidentifiedImageError:
+        known = re.match(rb"\xff\xd8|\x89PNG|GIF8|BM|II|MM|RIFF|....ftyp", data, re.DOTALL)
+        reason = "damaged or cut off, it cannot be opened" if known else f"its content is none of {KINDS}"
+        raise PhotoError(reason) from None
+    except MemoryError:
+        raise PhotoError("too large for this machine's memory") from None
+    except Exception as error:  # on damaged files decoders raise anything from SyntaxError to struct.error
+        detail = " ".join(str(error).split()) or type(error).__name__
+        cut = re.search("truncated|end of file", detail, re.IGNORECASE)
+        raise PhotoError("cut off, its end is missing" if cut else f"damaged ({detail})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a mangled EXIF block is no reason to lose the photo
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit sRGB from any mode that Pillow decodes to; transparent parts show white."""
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGB")
+    if profile:
+        image = _srgb(image, profile)
+    if image.mode == "RGBA":
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or more bits as 8; Pillow's own convert would cut off everything above 255.
+
+    32-bit and float pictures do not say what white is: the smallest of the usual values that the brightness
+    (its 99th percentile, for overshoot) stays below; if there is none, that brightness itself.
+    """
+    import numpy as np
+
+    values = np.array(image, dtype=np.float32)  # changed in place from here on: it may hold 600 MB
+    np.nan_to_num(values, copy=False)
+    white = 65535.0
+    if not image.mode.startswith("I;16"):
+        bright = float(np.quantile(values.ravel()[:: values.size // 10**6 + 1], 0.99))
+        usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+        white = next((value for value in usual if bright <= value), bright)
+    values *= 255 / white
+    return Image.fromarray(np.clip(np.round(values, out=values), 0, 255, out=values).astype(np.uint8))
+
+
+def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """From the photo's own colour space (phones: Display P3; print: CMYK); as it is if the profile is unusable."""
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, ValueError, ImportError):
+        return image
+    return converted or image
+
+
+def _nothing_usable(folder: Path, skipped: Iterable[Skipped]) -> str:
+    named = [s for s in skipped if s.reason != SYSTEM_FILE]
+    if not named:
+        return f"There are no photos in {folder}; put three to six of the subject there ({KINDS})."
+    sentence = f"{folder} holds no usable photo; left out: "
+    sentence += ", ".join(f"{_shown(s.path)} ({s.reason})" for s in named[:5])
+    sentence += f" and {len(named) - 5} more." if len(named) > 5 else "."
+    below = next((s.path for s in named if _holds_pictures(s.path)), None)
+    return f"{sentence} There are pictures in {below}: give that folder." if below else sentence
+
+
+def _holds_pictures(folder: Path) -> bool:
+    try:
+        return any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in folder.iterdir())
+    except OSError:  # not a folder, or one that may not be read
+        return False
+
+
+def _shown(path: Path) -> str:
+    """A file's name, printable on any terminal even if it holds control characters or is no valid text."""
+    return path.name if path.name.isprintable() else ascii(path.name)[1:-1]

@@ -69,7 +69,7 @@ class PhotoSettings(Section):
     )
     augmentations: int | Auto = Field(
         "auto",
-        description="how many crops and flips each photo is encoded in; auto: 8 if crop or flip varies, else 1",
+        description="views that each photo is encoded in; auto: 8 for random crops, 2 for flips alone, else 1",
     )
     cache: Path | Auto = Field("auto", description="folder of encoded photos; auto: ~/.cache/coeffdiff")
 
@@ -268,6 +268,14 @@ def as_tree(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
+def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
+    """A copy with other values, by dotted name."""
+    tree = as_tree(settings)
+    for name, value in values.items():
+        _put(tree, name, value)
+    return settings_from(tree, "the settings")
+
+
 def differences(old: Settings, new: Settings, ignore: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, with both values."""
     skipped = set(ignore)
@@ -302,12 +310,12 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     """
     large = facts.is_large
     half = ("bf16" if facts.bf16 else "fp16") if facts.device_type == "cuda" else "no"
-    varied = settings.photos.flip or settings.photos.crop == "random"
+    crops = 8 if settings.photos.crop == "random" else 1
     lora_rate = settings.method.lora.learning_rate
     if lora_rate == "auto":
         lora_rate = 1e-4 if large else 1e-3
     choices = {
-        "photos.augmentations": 8 if varied else 1,
+        "photos.augmentations": max(crops, 2 if settings.photos.flip else 1),
         "method.lora.learning_rate": lora_rate,
         "method.coeff.learning_rate": 1e-3 if large else 1e-2,
         "training.steps": 500 if large else 300,
@@ -317,12 +325,9 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         "training.precision": half,
         "training.gradient_checkpointing": large,
     }
-    tree, flat, chosen = as_tree(settings), _flatten(as_tree(settings)), {}
-    for name, value in choices.items():
-        if flat[name] == "auto":
-            _put(tree, name, value)
-            chosen[name] = value
-    return settings_from(tree, "the resolved settings"), chosen
+    flat = _flatten(as_tree(settings))
+    chosen = {name: value for name, value in choices.items() if flat[name] == "auto"}
+    return with_values(settings, chosen), chosen
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
+from coeffdiff.files import appearing
 from coeffdiff.method.coefficients import Coefficients, Form
 from coeffdiff.method.injection import (
     attention_layers,
@@ -159,27 +159,24 @@ def loaded_adapters(pipe: Any) -> list[Adapter]:
 
 
 def save_adapter(
-    folder: Path, unet: nn.Module, header: AdapterHeader, card: str, name: str = "default"
+    folder: Path,
+    unet: nn.Module,
+    header: AdapterHeader,
+    extras: Mapping[str, bytes] | None = None,
+    name: str = "default",
 ) -> None:
-    """Write the adapter folder under a temporary name beside it, then rename: it is there whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-        save_file(
-            alphas_of(coefficients_of(unet, name)),
-            temporary / COEFF_FILE,
-            metadata={"format": "pt", _KEY: header.model_dump_json()},
-        )
+    """Write the adapter folder under a temporary name beside it, then rename: it is there whole or not at all.
+
+    extras: further files by name, such as the model card and its pictures.
+    """
+    with appearing(folder) as temporary:
+        temporary.mkdir()
+        alphas = alphas_of(coefficients_of(unet, name))
+        save_file(alphas, temporary / COEFF_FILE, metadata={"format": "pt", _KEY: header.model_dump_json()})
         if header.lora:
             save_lora(unet, temporary, name)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        old = folder.with_name(temporary.name + "-old")
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for file, content in (extras or {}).items():
+            (temporary / file).write_bytes(content)
 
 
 def alphas_of(layers: dict[str, Coefficients]) -> dict[str, Tensor]:

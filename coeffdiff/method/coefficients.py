@@ -51,9 +51,9 @@ class Coefficients(nn.Module):
         return self.scale * (kept if self.form == "residual" else kept - self.identity)
 
     @torch.no_grad()
-    def moved(self) -> Tensor:
-        """Mean absolute distance from ordinary attention at scale 1: mean |alpha| in the residual form. Scalar."""
-        return (self.alpha if self.form == "residual" else self.alpha - self.identity).abs().mean()
+    def displacement(self) -> Tensor:
+        """How far each entry is from ordinary attention at scale 1, [H, H]: |alpha| in the residual form."""
+        return (self.alpha if self.form == "residual" else self.alpha - self.identity).abs()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # unet.half() and pipe.to(torch.bfloat16) move alpha but never narrow it: 1 + 0.0039 is 1 in bfloat16.

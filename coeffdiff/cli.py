@@ -1,0 +1,303 @@
+"""The command line: options in, one function call, one answer out. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coeffdiff import __version__
+from coeffdiff.console import duration, is_main_process, progress, say
+from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Teach SDXL a subject from a few photos by recombining its attention maps across heads (Coeff-Tuning).",
+)
+
+
+class Method(str, Enum):
+    coeff = "coeff"
+    lora = "lora"
+    both = "coeff+lora"
+
+
+class Precision(str, Enum):
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Offload(str, Enum):
+    none = "none"
+    model = "model"
+    sequential = "sequential"
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m coeffdiff`."""
+    for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(library, "error")
+    if not sys.warnoptions:
+        warnings.simplefilter(
+            "ignore"
+        )  # libraries' deprecations are no news to the person at the command line
+    app()
+
+
+def _answers(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a person's mistakes into one sentence on stderr and an exit code; defects keep their traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except CoeffDiffError as error:
+            say(f"{type(error).__name__}: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            say("Interrupted: stopped at once; what had been saved before is untouched.")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            say(
+                "OutOfMemoryError: the GPU has too little memory for this. In this order: training.batch_size=1, "
+                "training.gradient_checkpointing=true, training.precision=bf16, a lower --resolution; "
+                "for sampling --offload model."
+            )
+            raise typer.Exit(2) from None
+
+    return run
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"coeffdiff {__version__}")
+        raise typer.Exit
+
+
+def _list_settings(wanted: bool) -> None:
+    if wanted:
+        from coeffdiff.config import documented_settings
+
+        for setting in documented_settings():
+            print(f"{setting.name}  [{json.dumps(setting.default, default=str)}]\n    {setting.description}")
+        raise typer.Exit
+
+
+@app.command()
+@_answers
+def train(
+    images: Annotated[Path | None, typer.Option(help="Folder with the photos.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The word that will mean the subject, such as sks.")
+    ] = None,
+    class_word: Annotated[
+        str | None, typer.Option(help='What the subject is, such as "stuffed animal".')
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Hub id, diffusers folder or .safetensors file. (default: SDXL base 1.0)"),
+    ] = None,
+    method: Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run folder. (default: runs/TOKEN, or the next free)")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")] = None,
+    resolution: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn. (default: 0)")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run (--output, or the newest).")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    list_settings: Annotated[
+        bool,
+        typer.Option("--list-settings", is_eager=True, callback=_list_settings, help="Print every setting."),
+    ] = False,
+) -> None:
+    """Learn a subject from a folder of photos; the adapter lands in the run folder."""
+    from coeffdiff.config import load_settings
+
+    flags = {
+        "subject.images": str(images) if images else None,
+        "subject.token": token,
+        "subject.class_word": class_word,
+        "model.name": model,
+        "method.kind": method.value if method else None,
+        "training.steps": steps,
+        "training.resolution": resolution,
+        "training.seed": seed,
+        "output": str(output) if output else None,
+    }
+    settings = load_settings(config, flags, set_ or ())
+    run = None
+    if resume:
+        from coeffdiff.training.state import run_to_resume, settings_to_resume
+
+        run = run_to_resume(settings.output, settings.subject.token)
+        settings = settings_to_resume(run, config, flags, set_ or ())
+    from coeffdiff.training.loop import train as run_training
+
+    result = run_training(settings, resume=run)
+    if not is_main_process():
+        return
+    if as_json:
+        print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
+    else:
+        say(f"done in {duration(result.seconds)}, last loss {result.loss:.4f}")
+        print(result.adapter)
+
+
+@app.command()
+@_answers
+def sample(
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt; <V> stands for the token. Repeatable.")
+    ] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR[:SCALE]",
+            help="Run or adapter folder; repeatable, adapters add up; none for the bare model. (default: newest run)",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance; 1 or less: none.")] = 5.0,
+    negative_prompt: Annotated[str | None, typer.Option(help="What should not be seen.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Any of diffusers', such as ddim or unipc.")] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")
+    ] = Precision.auto,
+    offload: Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")] = Offload.none,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made at a time.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Folder for the pictures. (default: samples/N)")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)")] = None,
+    model_config: Annotated[
+        str | None, typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was written as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Make pictures with an adapter; every PNG carries its own recipe."""
+    from coeffdiff.config import SDXL_BASE, ModelSettings
+
+    prompts = [*(prompt or ()), *_read_prompts(prompts_file)]
+    if not prompts:
+        raise ConfigError(
+            'There is nothing to draw: pass --prompt "a photo of sks dog in the snow" or --prompts-file.'
+        )
+    wanted = _adapters(adapter)
+
+    from coeffdiff import backbone, sampling
+    from coeffdiff.method.adapter import load_adapter, read_header
+
+    headers = [read_header(folder) for folder, _ in wanted]
+    name = model or (headers[0].base_model if headers else SDXL_BASE)
+    base = backbone.find_backbone(ModelSettings(name=name, config=model_config))
+    device, dtype = sampling.choose_device(precision.value)
+    say(f"model    {base.name} on {device}, {str(dtype).removeprefix('torch.')}")
+    pipe = backbone.load_pipeline(base, dtype=dtype)
+    adapters = []
+    for (folder, scale), header in zip(wanted, headers, strict=True):
+        adapters.append(load_adapter(pipe, folder, scale))
+        what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
+        say(f"adapter  {folder} at scale {adapters[-1].scale:g} ({what})")
+    if scheduler:
+        sampling.set_scheduler(pipe, scheduler)
+    prompts = [sampling.fill_prompt(text, adapters) for text in prompts]
+    for warning in sampling.warnings_for(prompts, adapters, pipe):
+        say(f"hint     {warning}")
+    options = sampling.Options(
+        steps=steps,
+        guidance=guidance,
+        negative_prompt=negative_prompt or "",
+        width=width,
+        height=height,
+        batch_size=batch_size,
+    )
+    requests = [sampling.Request(text, seed + i) for text in prompts for i in range(count)]
+    sampling.prepare_device(pipe, device, offload.value)
+    seconds = sampling.expected_seconds(pipe, options, len(requests), device)
+    if seconds > 60:
+        say(f"expect   about {duration(seconds)} on this {device.type}")
+    folder = output or _next_folder(Path("samples"))
+    with progress("sampling", len(requests)) as bar:
+        files = sampling.write_pictures(
+            pipe, requests, options, folder, details={"model": base.name}, on_progress=lambda done: bar(done)
+        )
+    if as_json:
+        print(json.dumps({"folder": str(folder), "files": [str(file) for file in files]}))
+    else:
+        for file in files:
+            print(file)
+
+
+def _read_prompts(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"The prompts file {file} cannot be read: {reason}.") from None
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _adapters(given: list[str] | None) -> list[tuple[Path, float | None]]:
+    """Folders and scales; without any, the newest finished run."""
+    from coeffdiff.sampling import find_newest_run
+
+    if given == ["none"]:
+        return []
+    if not given:
+        run = find_newest_run(Path("runs"))
+        say(f"run      {run} (the newest finished one)")
+        return [(run / "adapter", None)]
+    from coeffdiff.method.adapter import find_adapter
+
+    return [(find_adapter(folder), scale) for folder, scale in map(_folder_and_scale, given)]
+
+
+def _folder_and_scale(text: str) -> tuple[str, float | None]:
+    folder, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, None
+    try:
+        return folder, float(scale)
+    except ValueError:
+        if Path(folder).exists():
+            raise AdapterError(f"--adapter {text}: the scale {scale!r} is not a number.") from None
+        return text, None
+
+
+def _next_folder(parent: Path) -> Path:
+    number = 1
+    while (parent / f"{number:03d}").exists():
+        number += 1
+    return parent / f"{number:03d}"

@@ -1,0 +1,87 @@
+"""What a person is told while something runs: on standard error, once, however many processes take part."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+QUIET_SECONDS = 10.0  # where no bar can be drawn, at most one line in this time
+
+
+class Bar(Protocol):
+    def __call__(self, done: float, status: str = "") -> None: ...
+
+
+def is_main_process() -> bool:
+    """Known from the launcher's environment, so that it holds before torch is loaded."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """One line to the person. Text of files is printed as it is: no markup is read out of it."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: float) -> Iterator[Bar]:
+    """A bar on a terminal, an occasional line elsewhere; the yielded function takes what is done and a status."""
+    if not is_main_process():
+        yield lambda done, status="": None
+        return
+    if not sys.stderr.isatty():
+        yield _lines(title, total)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(title, total=total, status="")
+        yield lambda done, status="": bars.update(task, completed=done, status=status)
+
+
+def _lines(title: str, total: float) -> Bar:
+    begun = last = time.monotonic()
+    first: float | None = None
+
+    def show(done: float, status: str = "") -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = done if first is None else first
+        if done < total and now - last < QUIET_SECONDS:
+            return
+        last = now
+        rate = (done - first) / (now - begun) if done > first else 0
+        left = f"  {duration((total - done) / rate)} left" if rate and done < total else ""
+        print(f"{title} {done:g}/{total:g}  {status}{left}".rstrip(), file=sys.stderr, flush=True)
+
+    return show
+
+
+def duration(seconds: float) -> str:
+    """75 -> '1 min 15 s': as a person would say it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,254 @@
+"""Photos and captions -> what the UNet trains on: encoded once, cached by content, drawn deterministically.
+
+Letters: B batch, C latent channels, h x w latent size, T text tokens, W text width, P pooled width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from coeffdiff.config import PhotoSettings
+from coeffdiff.data.photos import Photo, View, render, view_of
+from coeffdiff.errors import ModelError
+from coeffdiff.files import appearing
+from coeffdiff.seeding import generator_for, stable_seed
+
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EncodedView:
+    """One photo as the VAE sees it. mean, std: [C, h, w] float32, before the VAE's scaling factor."""
+
+    mean: Tensor
+    std: Tensor
+    time_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EncodedPhoto:
+    """A photo in all its augmentations, which share one latent size, and the captions that may go with it."""
+
+    views: tuple[EncodedView, ...]
+    captions: tuple[str, ...]
+
+    @property
+    def bucket(self) -> tuple[int, ...]:
+        return tuple(self.views[0].mean.shape)
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One caption for SDXL: embeds [T, W] of both text encoders side by side, pooled [P] of the second."""
+
+    embeds: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the training device, float32 but for the long timesteps."""
+
+    latents: Tensor  # [B, C, h, w], scaled for the UNet
+    noise: Tensor  # [B, C, h, w]
+    timesteps: Tensor  # [B]
+    embeds: Tensor  # [B, T, W]
+    pooled: Tensor  # [B, P]
+    time_ids: Tensor  # [B, 6]
+
+
+@dataclass(frozen=True)
+class LatentData:
+    """Everything that training draws from, on the CPU. It knows nothing of batches, ranks or accumulation."""
+
+    photos: tuple[EncodedPhoto, ...]
+    texts: Mapping[str, EncodedText]
+    scale: Callable[[Tensor], Tensor]  # the VAE's own latents -> the UNet's
+    timesteps: int  # timesteps run from 0 to this, exclusive
+    seed: int
+
+    def bucket(self, step: int) -> list[EncodedPhoto]:
+        """The photos of one step: all of one latent size, drawn in proportion to how many photos have it."""
+        sizes = [photo.bucket for photo in self.photos]
+        size = random.Random(stable_seed(self.seed, "bucket", step)).choice(sizes)
+        return [photo for photo in self.photos if photo.bucket == size]
+
+    def batch(self, step: int, samples: Iterable[int], device: torch.device | str = "cpu") -> Batch:
+        """The samples with these global indices of one optimizer step.
+
+        Photo, augmentation, caption, posterior sample, noise and timestep of sample i come from (seed, step, i),
+        so that batch size, accumulation and processes only decide who computes it.
+        """
+        photos = self.bucket(step)
+        drawn = [self._sample(photos, step, index) for index in samples]
+        columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
+        return Batch(*(column.to(device) for column in columns))
+
+    def _sample(self, photos: Sequence[EncodedPhoto], step: int, index: int) -> tuple[Tensor, ...]:
+        pick = random.Random(stable_seed(self.seed, "sample", step, index))
+        photo = pick.choice(photos)
+        view = pick.choice(photo.views)
+        text = self.texts[pick.choice(photo.captions)]
+        generator = generator_for(self.seed, "noise", step, index)
+        latents = view.mean + view.std * torch.randn(view.mean.shape, generator=generator)
+        noise = torch.randn(view.mean.shape, generator=generator)
+        timestep = torch.randint(self.timesteps, (), generator=generator)
+        time_ids = torch.tensor(view.time_ids, dtype=torch.float32)
+        return self.scale(latents), noise, timestep, text.embeds, text.pooled, time_ids
+
+
+def share_of(count: int, batch_size: int, micro: int, rank: int, processes: int) -> range:
+    """The global sample indices of one process's micro-batch, of `count` samples that a step has in all."""
+    start = (micro * processes + rank) * batch_size
+    if start + batch_size > count:
+        raise IndexError(f"micro-batch {micro} of rank {rank} lies beyond the step's {count} samples")
+    return range(start, start + batch_size)
+
+
+@torch.no_grad()
+def encode_photos(
+    photos: Sequence[Photo],
+    captions: Sequence[tuple[str, ...]],
+    vae: Any,
+    settings: PhotoSettings,
+    *,
+    resolution: int,
+    step: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    on_photo: Callable[[Photo, bool], None] = lambda photo, cached: None,
+) -> tuple[EncodedPhoto, ...]:
+    """Run every photo through the VAE in each of its augmentations, or read it from the cache.
+
+    Args:
+        captions: the possible captions of each photo.
+        vae: an AutoencoderKL; it is moved to `device` at the first photo that is not cached and stays there.
+        settings: photos.* with augmentations resolved.
+        resolution, step: side of the square with a bucket's area, and what bucket sides are multiples of; pixels.
+        on_photo: called after each photo; cached is True if nothing had to be computed.
+    Raises: ModelError if the VAE gives values that are not finite; PhotoError if a photo has changed since.
+    """
+    cache = cache_folder(settings)
+    fingerprint = vae_fingerprint(vae)
+    result = []
+    for photo, texts in zip(photos, captions, strict=True):
+        views, image = [], None
+        for augmentation in range(int(settings.augmentations)):
+            view = view_of(
+                photo,
+                resolution=resolution,
+                step=step,
+                crop=settings.crop,
+                flip=settings.flip,
+                seed=seed,
+                augmentation=augmentation,
+            )
+            file = cache / f"{_cache_key(photo, view, fingerprint, torch.device(device).type)}.safetensors"
+            stored = _read_cache(file)
+            if stored is None:
+                image = image or photo.open()
+                stored = _encode(vae.to(device), render(image, view), device)
+                _write_cache(file, stored)
+            views.append(EncodedView(stored["mean"], stored["std"], view.time_ids))
+        result.append(EncodedPhoto(tuple(views), texts))
+        on_photo(photo, image is None)
+    return tuple(result)
+
+
+@torch.no_grad()
+def encode_texts(
+    pipe: Any, captions: Iterable[str], device: torch.device | str = "cpu"
+) -> dict[str, EncodedText]:
+    """Each distinct caption through both text encoders, which must be on `device`; results on the CPU, float32."""
+    encoded = {}
+    for caption in dict.fromkeys(captions):
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            caption, device=torch.device(device), num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        encoded[caption] = EncodedText(embeds[0].float().cpu(), pooled[0].float().cpu())
+    return encoded
+
+
+def latent_scaling(vae: Any) -> Callable[[Tensor], Tensor]:
+    """From the VAE's latents to the UNet's: the scaling factor and, where a model has them, mean and deviation."""
+    config = vae.config
+    factor, mean, std = config.scaling_factor, config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return lambda latents: latents * factor
+    shape = (len(mean), 1, 1)
+    centre, width = torch.tensor(mean).view(shape), torch.tensor(std).view(shape)
+    return lambda latents: (latents - centre) * factor / width
+
+
+def cache_folder(settings: PhotoSettings) -> Path:
+    if settings.cache != "auto":
+        return Path(settings.cache).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "coeffdiff" / "latents"
+
+
+def vae_fingerprint(vae: Any) -> str:
+    """A hash of everything that decides what a VAE makes of a picture: its config, weights and their dtype."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(sorted((k, v) for k, v in vae.config.items() if not k.startswith("_"))).encode())
+    for name, tensor in vae.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _cache_key(photo: Photo, view: View, fingerprint: str, device_type: str) -> str:
+    # The view holds all that was decided about crop and size, so settings that change no pixel change no key.
+    what = (
+        CACHE_VERSION,
+        photo.digest,
+        fingerprint,
+        device_type,
+        view.size,
+        view.resized,
+        view.crop_top_left,
+    )
+    return hashlib.sha256(repr((*what, view.flipped)).encode()).hexdigest()
+
+
+def _encode(vae: Any, image: Image.Image, device: torch.device | str) -> dict[str, Tensor]:
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+    posterior = vae.encode(pixels[None].to(device, vae.dtype)).latent_dist
+    encoded = {
+        "mean": posterior.mean[0].float().cpu().contiguous(),
+        "std": posterior.std[0].float().cpu().contiguous(),
+    }
+    if not all(tensor.isfinite().all() for tensor in encoded.values()):
+        raise ModelError(
+            f"The VAE gives values that are not finite in {vae.dtype}. SDXL's own VAE overflows in half precision: "
+            "use --set model.vae=madebyollin/sdxl-vae-fp16-fix, or a VAE whose config says force_upcast."
+        )
+    return encoded
+
+
+def _read_cache(file: Path) -> dict[str, Tensor] | None:
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError):  # absent, or damaged: then it is simply made again
+        return None
+    return stored if set(stored) == {"mean", "std"} else None
+
+
+def _write_cache(file: Path, tensors: dict[str, Tensor]) -> None:
+    # A full or read-only disk costs time at the next run, nothing else.
+    with suppress(OSError, SafetensorError), appearing(file) as temporary:
+        save_file(tensors, temporary)

@@ -1,0 +1,76 @@
+"""The adapter's README.md: a model card that says what it is, how to use it and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from coeffdiff.config import Settings
+from coeffdiff.method.adapter import AdapterHeader
+from coeffdiff.method.lora import LORA_FILE
+
+
+def model_card(header: AdapterHeader, settings: Settings, loss: float, pictures: Iterable[str]) -> str:
+    """Markdown with the front matter that model hubs read. pictures are file names beside the card."""
+    subject = " ".join(filter(None, (header.token, header.class_word)))
+    alphas = sum(heads * heads for heads in header.heads.values())
+    training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
+    parts = []
+    if header.heads:
+        parts.append(f"alpha: {len(header.heads)} attention layers, {alphas:,} numbers ({header.form} form)")
+    if header.lora:
+        name = "DoRA" if header.lora.dora else "LoRA"
+        parts.append(f"{name}: rank {header.lora.rank}, alpha {header.lora.alpha:g}")
+    rates = [f"alpha {coeff.learning_rate:g}"] if header.heads else []
+    rates += [f"LoRA {lora.learning_rate:g}"] if header.lora else []
+    plain = (
+        f"The LoRA part alone also loads with diffusers' `load_lora_weights` ({LORA_FILE}); alpha cannot be merged "
+        "into weights and needs coeffdiff."
+        if header.lora and header.heads
+        else f"It also loads with diffusers' `load_lora_weights` ({LORA_FILE})."
+        if header.lora
+        else "Mixing attention maps is no change of weights, so alpha cannot be merged or loaded elsewhere."
+    )
+    gallery = "".join(f"![{_plain(name)}]({name})\n" for name in pictures)
+    return f"""---
+library_name: coeffdiff
+base_model: {_quoted(header.base_model)}
+tags: [text-to-image, stable-diffusion-xl, coeff-tuning{", lora" if header.lora else ""}]
+instance_prompt: {_quoted(f"a photo of {subject}")}
+---
+
+# {_plain(subject)}
+
+An adapter for `{_plain(header.base_model)}`, trained with coeffdiff ({header.kind}).
+
+{gallery}
+In prompts the subject is called **{_plain(subject)}**.
+
+    coeffdiff sample --adapter . --prompt {_quoted(f"a photo of {subject} in the snow")}
+
+```python
+adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
+```
+
+{plain}
+
+| | |
+|---|---|
+| holds | {"; ".join(parts)} |
+| trained | {header.trained_steps} steps, batch {training.batch_size} x {training.accumulate} a process, \
+{training.resolution} px, {training.precision} precision |
+| learning rates | {", ".join(rates)} |
+| last loss | {loss:.4f} |
+| seed | {training.seed} |
+| versions | {", ".join(f"{name} {version}" for name, version in header.versions.items())} |
+"""
+
+
+def _quoted(text: str) -> str:
+    """A YAML and shell safe double-quoted string of text that came from a person."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in text)

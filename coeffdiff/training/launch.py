@@ -1,0 +1,64 @@
+"""Start Accelerate, and refuse launches that are not what they look like."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+from coeffdiff.errors import LaunchError
+
+# Rank 0 may encode 200 photos while the others wait; the launcher still ends them all when one dies.
+PATIENCE = timedelta(days=1)
+
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+_SUPPORTED = {
+    DistributedType.NO,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_CPU,
+}
+
+
+def start_processes(environ: Mapping[str, str] = os.environ) -> PartialState:
+    """The process group of this launch. Raises: LaunchError if it would shard the model or only looks parallel."""
+    for variable, name in _SHARDED.items():
+        if environ.get(variable, "false").lower() in ("1", "true", "yes"):
+            raise LaunchError(
+                f"{name} shards the UNet, and coeffdiff's adapters are too small to need it: "
+                "use plain data parallelism (accelerate launch --multi_gpu, or configs/accelerate/)."
+            )
+    state = PartialState(timeout=PATIENCE)
+    refuse_lonely_processes(state.num_processes, environ)
+    if state.distributed_type not in _SUPPORTED:
+        raise LaunchError(
+            f"{state.distributed_type.value} is not supported; use plain data parallelism (DDP)."
+        )
+    return state
+
+
+def refuse_lonely_processes(processes: int, environ: Mapping[str, str]) -> None:
+    """Raise LaunchError if several copies each believe to be alone, or several were asked for and one runs.
+
+    processes is what Accelerate found; what was asked for is in the environment.
+    """
+    if processes > 1:
+        return
+    world_size = int(environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        raise LaunchError(
+            f"The launcher started {world_size} processes, but each of them believes to be alone and would write "
+            "the same run. Without GPUs, set ACCELERATE_USE_CPU=true before accelerate launch --multi_gpu."
+        )
+    on_cpu = environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if on_cpu and "MASTER_PORT" in environ and "WORLD_SIZE" not in environ:
+        raise LaunchError(
+            "accelerate launch --cpu starts one process whatever --num_processes says. For several, use "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m coeffdiff train ..."
+        )

@@ -1,0 +1,282 @@
+"""The run folder: claimed once, written atomically, exact to resume.
+
+config.yaml                     everything resolved
+log.jsonl                       one line a step
+checkpoints/step-000250/        trainables.safetensors, optimizer.pt, state.json
+samples/step-000250/*.png       validation pictures
+adapter/                        the result
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from coeffdiff.config import Settings, differences, load_settings, save_settings, with_values
+from coeffdiff.errors import ConfigError, ResumeError, TrainingError
+from coeffdiff.files import appearing
+
+RUNS = Path("runs")
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a step leaves behind. tensors: the trainables by name, float32; the rest are state_dicts."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    photos: list[str]  # digests, in order: other photos would be another run
+    loss: float
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def samples(self, step: int) -> Path:
+        return self.path / "samples" / f"step-{step:06d}"
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, newest first."""
+        found = [(int(m[1]), p) for p in self.path.glob("checkpoints/*") if (m := _STEP.fullmatch(p.name))]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    @property
+    def finished(self) -> bool:
+        return self.adapter.is_dir()
+
+    def settings(self) -> Settings:
+        return load_settings(self.config)
+
+
+def new_run(output: Path | Literal["auto"], token: str) -> RunFolder:
+    """Where a new run will go; nothing is created yet. Raises: ConfigError if `output` holds something already."""
+    if output != "auto":
+        path = Path(output)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            held = (
+                "holds a run; continue it with --resume"
+                if (path / "config.yaml").exists()
+                else "is not empty"
+            )
+            raise ConfigError(f"{path} {held}, or name another --output. Nothing was changed.")
+        return RunFolder(path)
+    names = _names(token)
+    return RunFolder(
+        next(path for path in names if not path.exists() or (path.is_dir() and not any(path.iterdir())))
+    )
+
+
+def claim(run: RunFolder, settings: Settings) -> None:
+    """Create the folder and its config.yaml. Raises: ConfigError if another process was faster, or the disk refuses."""
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        (run.path / "checkpoints").mkdir()  # exclusive: of two runs that chose the same name, one fails here
+        with appearing(run.config) as temporary:
+            save_settings(settings, temporary)
+    except FileExistsError:
+        raise ConfigError(
+            f"{run.path} has just been taken by another run; start again or name an --output."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"The run folder {run.path} cannot be written: {error.strerror}.") from None
+
+
+def run_to_resume(output: Path | Literal["auto"], token: str | None) -> RunFolder:
+    """The run that --resume means: `output`, or else the newest unfinished one (of this token).
+
+    Raises: ResumeError if there is none.
+    """
+    if output != "auto":
+        run = RunFolder(Path(output))
+        if not run.config.is_file():
+            raise ResumeError(f"{run.path} holds no run to resume (it has no config.yaml).")
+        return run
+    paths = _existing(token) if token else [p for p in sorted(RUNS.glob("*")) if p.is_dir()]
+    runs = [RunFolder(path) for path in paths if (path / "config.yaml").is_file()]
+    if not runs:
+        raise ResumeError(f"There is no run to resume under {RUNS}/{_folder_name(token) if token else ''}.")
+    unfinished = [run for run in runs if not run.finished]
+    return max(unfinished or runs, key=lambda run: run.config.stat().st_mtime)
+
+
+# What may differ between a run and its continuation: none of it changes what a step computes.
+_FREE = ("output", "training.checkpoint_every", "training.keep_checkpoints", "validation.every")
+
+
+def settings_to_resume(
+    run: RunFolder, file: Path | None, flags: dict[str, Any], assignments: Iterable[str]
+) -> Settings:
+    """The run's own settings with what was asked for on top.
+
+    More steps are fine as long as the learning rate does not depend on how many there are.
+    Raises: ResumeError naming the settings that would make it another run, with both values.
+    """
+    stored, asked = run.settings(), load_settings(file, flags, assignments)
+    given = differences(Settings(), asked)
+    changed = {name: pair for name, pair in differences(stored, asked, _FREE).items() if name in given}
+    wanted = {name: new for name, (_, new) in differences(stored, asked).items() if name in given}
+    if stored.training.lr_schedule in ("constant", "constant_with_warmup"):
+        changed.pop("training.steps", None)
+    if changed:
+        shown = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
+        raise ResumeError(f"{run.path} began with other settings: {shown}. Drop them, or start a new run.")
+    wanted.pop("output", None)
+    return with_values(stored, wanted)
+
+
+def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write under a temporary name, flush to the disk, rename, and drop all but the newest `keep`.
+
+    Raises: TrainingError if the disk refuses; the checkpoints before it are untouched.
+    """
+    final = run.checkpoint(checkpoint.step)
+    rest = {name: getattr(checkpoint, name) for name in ("step", "schedule", "photos", "loss")}
+    try:
+        with appearing(final, durable=True) as temporary:
+            temporary.mkdir()
+            save_file(checkpoint.tensors, temporary / "trainables.safetensors")
+            torch.save(
+                {"optimizer": checkpoint.optimizer, "scaler": checkpoint.scaler}, temporary / "optimizer.pt"
+            )
+            (temporary / "state.json").write_text(json.dumps(rest), encoding="utf-8")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        last = next(iter(run.checkpoints()), None)
+        kept = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
+        raise TrainingError(
+            f"The checkpoint of step {checkpoint.step} cannot be written to {final.parent} "
+            f"({str(error).splitlines()[0]}). {kept} Make room, then continue with train --resume."
+        ) from None
+    for old in run.checkpoints()[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    for litter in final.parent.glob(".*"):  # what a kill left half-written
+        shutil.rmtree(litter, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(run: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint that reads back whole, or None. Nothing in it is ever unpickled freely."""
+    for folder in run.checkpoints():
+        try:
+            rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "trainables.safetensors")
+            states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            return Checkpoint(tensors=tensors, **states, **rest)
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            SafetensorError,
+            pickle.UnpicklingError,
+        ):
+            continue
+    return None
+
+
+class StepLog:
+    """log.jsonl: one line a step, on the disk as soon as it is written; lines beyond a resumed step are dropped.
+
+    Only the main process writes; elsewhere `writes` is False and nothing happens.
+    """
+
+    def __init__(self, file: Path, begun_at: int, writes: bool = True) -> None:
+        self._file = None
+        if not writes:
+            return
+        kept = [json.dumps(line) + "\n" for line in _lines(file) if line["step"] <= begun_at]
+        with appearing(file) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._file = file.open("a", encoding="utf-8")
+
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Numbers that are not finite become null, as JSON has none. Raises: TrainingError if the disk is full."""
+        if self._file:
+            with disk_errors(f"The log {self._file.name}"):
+                self._file.write(json.dumps(_finite(line)) + "\n")
+                self._file.flush()
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn a disk that is full or read-only into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"{what} cannot be written: {error.strerror or error}.") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.is_file():
+        return
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # the line that a kill cut short
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            yield line
+
+
+def _folder_name(token: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", token).strip(".-") or "subject"
+
+
+def _names(token: str) -> Iterator[Path]:
+    """runs/sks, runs/sks-2, runs/sks-3, ..."""
+    name, number = _folder_name(token), 1
+    while True:
+        yield RUNS / (name if number == 1 else f"{name}-{number}")
+        number += 1
+
+
+def _existing(token: str) -> list[Path]:
+    pattern = re.compile(re.escape(_folder_name(token)) + r"(-\d+)?")
+    return [path for path in sorted(RUNS.glob("*")) if path.is_dir() and pattern.fullmatch(path.name)]

@@ -1,0 +1,90 @@
+"""The denoising loss, in numbers that can be worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from coeffdiff.training.objective import denoising_loss, min_snr_weights, signal_to_noise
+
+
+def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        prediction_type=prediction_type,
+    )
+
+
+def test_a_perfect_prediction_costs_nothing():
+    """Whoever returns the noise pays 0; whoever returns noise + 2 pays 4."""
+    latents, noise = torch.randn(3, 4, 5, 7), torch.randn(3, 4, 5, 7)
+    timesteps = torch.tensor([0, 500, 999])
+    for error, cost in ((0.0, 0.0), (2.0, 4.0)):
+        loss = denoising_loss(
+            lambda x, t, e=error: noise + e, latents, noise, timesteps, scheduler(), snr_gamma=None
+        )
+        torch.testing.assert_close(loss, torch.tensor(cost))
+
+
+def test_v_prediction_aims_at_the_velocity():
+    """v = sqrt(a) noise - sqrt(1 - a) latents, and its weight is min(SNR, 5) / (SNR + 1)."""
+    latents, noise = torch.full((1, 4, 2, 2), 3.0), torch.full((1, 4, 2, 2), 5.0)
+    kept = scheduler().alphas_cumprod[700]
+    velocity = kept.sqrt() * 5 - (1 - kept).sqrt() * 3
+    timesteps = torch.tensor([700])
+    exact = denoising_loss(
+        lambda x, t: velocity.expand_as(x), latents, noise, timesteps, scheduler("v_prediction"), None
+    )
+    torch.testing.assert_close(exact, torch.tensor(0.0), atol=1e-10, rtol=0)
+    off = denoising_loss(
+        lambda x, t: (velocity + 1).expand_as(x), latents, noise, timesteps, scheduler("v_prediction"), 5.0
+    )
+    snr = kept / (1 - kept)
+    torch.testing.assert_close(off, torch.clamp(snr, max=5) / (snr + 1))
+
+
+def test_what_the_model_sees_is_the_noised_latent():
+    """sqrt(a) latents + sqrt(1 - a) noise, and the timesteps untouched."""
+    seen = {}
+    latents, noise = torch.full((2, 4, 2, 2), 2.0), torch.full((2, 4, 2, 2), -1.0)
+    timesteps = torch.tensor([10, 990])
+
+    def predict(noisy, given):
+        seen.update(noisy=noisy, timesteps=given)
+        return noise
+
+    denoising_loss(predict, latents, noise, timesteps, scheduler())
+    kept = scheduler().alphas_cumprod[timesteps].view(2, 1, 1, 1)
+    torch.testing.assert_close(seen["noisy"], kept.sqrt() * latents + (1 - kept).sqrt() * noise)
+    assert seen["timesteps"].tolist() == [10, 990]
+
+
+@pytest.mark.parametrize(
+    ("snr", "velocity", "weight"),
+    [(20.0, False, 0.25), (2.0, False, 1.0), (19.0, True, 0.25), (1.0, True, 0.5)],
+)
+def test_min_snr_caps_the_easy_timesteps(snr, velocity, weight):
+    """With gamma 5: SNR 20 weighs 5/20, SNR 2 weighs 1; for v, SNR 19 weighs 5/20 and SNR 1 weighs 1/2."""
+    torch.testing.assert_close(min_snr_weights(torch.tensor([snr]), 5.0, velocity), torch.tensor([weight]))
+
+
+def test_each_sample_has_its_own_weight():
+    """A batch costs the mean of what its samples cost alone: weights are per sample, not per batch."""
+    latents, noise = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
+    timesteps = torch.tensor([5, 800])
+
+    def loss(rows: slice) -> torch.Tensor:
+        return denoising_loss(lambda x, t: 0 * x, latents[rows], noise[rows], timesteps[rows], scheduler())
+
+    torch.testing.assert_close(loss(slice(0, 2)), (loss(slice(0, 1)) + loss(slice(1, 2))) / 2)
+
+
+def test_signal_to_noise_falls_with_time():
+    """alpha_bar / (1 - alpha_bar): one where signal and noise are equal, falling in t."""
+    torch.testing.assert_close(
+        signal_to_noise(torch.tensor([0.9, 0.5, 0.2]), torch.arange(3)), torch.tensor([9.0, 1.0, 0.25])
+    )

@@ -1,0 +1,253 @@
+"""The run folder: claimed once, written atomically, exact to resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coeffdiff.config import Settings, load_settings
+from coeffdiff.errors import ConfigError, ResumeError, TrainingError
+from coeffdiff.files import appearing
+from coeffdiff.training import state
+from coeffdiff.training.state import (
+    Checkpoint,
+    RunFolder,
+    StepLog,
+    claim,
+    load_checkpoint,
+    new_run,
+    run_to_resume,
+    save_checkpoint,
+    settings_to_resume,
+)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def checkpoint(step: int) -> Checkpoint:
+    """A checkpoint whose every number tells its step."""
+    parameter = torch.nn.Parameter(torch.full((3,), float(step)))
+    optimizer = torch.optim.AdamW([parameter], lr=step / 1000)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    return Checkpoint(
+        step, {"a": parameter.detach()}, optimizer.state_dict(), {"last_epoch": step}, {}, ["digest"], step / 10
+    )
+
+
+def begun(path: Path, **values) -> RunFolder:
+    run = RunFolder(path)
+    claim(run, load_settings(None, {"subject.token": "sks", **values}))
+    return run
+
+
+def test_runs_are_named_after_the_token_and_nothing_is_overwritten():
+    """runs/sks, then runs/sks-2 and runs/sks-3; an empty folder is free."""
+    assert new_run("auto", "sks").path == Path("runs/sks")
+    begun(Path("runs/sks"))
+    assert new_run("auto", "sks").path == Path("runs/sks-2")
+    Path("runs/sks-2").mkdir()
+    assert new_run("auto", "sks").path == Path("runs/sks-2")
+    begun(Path("runs/sks-2"))
+    assert new_run("auto", "sks").path == Path("runs/sks-3")
+
+
+def test_an_output_that_holds_something_is_refused():
+    """A run is to be resumed, anything else is left alone."""
+    begun(Path("mine"))
+    with pytest.raises(ConfigError, match=r"mine holds a run; continue it with --resume"):
+        new_run(Path("mine"), "sks")
+    Path("other").mkdir()
+    Path("other/notes.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="other is not empty"):
+        new_run(Path("other"), "sks")
+    assert new_run(Path("fresh"), "sks").path == Path("fresh")
+
+
+@given(st.text(min_size=1))
+def test_any_token_gives_a_folder_below_runs(token):
+    """No token climbs out of runs/, whatever slashes and dots it holds."""
+    path = new_run("auto", token).path
+    assert path.parent == Path("runs")
+    assert path.name not in ("", ".", "..")
+
+
+def test_of_two_runs_with_one_name_the_second_fails():
+    """Both chose runs/sks; whoever claims it second is told so."""
+    first, second = new_run("auto", "sks"), new_run("auto", "sks")
+    claim(first, Settings())
+    with pytest.raises(ConfigError, match="has just been taken by another run"):
+        claim(second, Settings())
+
+
+def test_a_checkpoint_reads_back_exactly():
+    """Tensors, optimizer, schedule, photos and loss: every one as it was."""
+    run = begun(Path("run"))
+    saved = checkpoint(7)
+    save_checkpoint(run, saved, keep=2)
+    loaded = load_checkpoint(run)
+    assert loaded is not None
+    assert torch.equal(loaded.tensors["a"], saved.tensors["a"])
+    assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
+    assert loaded.optimizer["param_groups"] == saved.optimizer["param_groups"]
+    assert (loaded.step, loaded.schedule, loaded.photos, loaded.loss) == (7, {"last_epoch": 7}, ["digest"], 0.7)
+
+
+def test_only_the_newest_checkpoints_are_kept():
+    """Of steps 1 to 5 with keep=2, 5 and 4 remain."""
+    run = begun(Path("run"))
+    for step in range(1, 6):
+        save_checkpoint(run, checkpoint(step), keep=2)
+    assert [path.name for path in run.checkpoints()] == ["step-000005", "step-000004"]
+
+
+@pytest.mark.parametrize("file", ["trainables.safetensors", "optimizer.pt", "state.json"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(file):
+    """Truncate any file of step 2: step 1 is loaded."""
+    run = begun(Path("run"))
+    for step in (1, 2):
+        save_checkpoint(run, checkpoint(step), keep=2)
+    damaged = run.checkpoint(2) / file
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    loaded = load_checkpoint(run)
+    assert loaded is not None
+    assert loaded.step == 1
+
+
+def test_what_a_kill_left_half_written_is_neither_used_nor_kept():
+    """A temporary folder of a killed writer is no checkpoint, and the next save clears it away."""
+    run = begun(Path("run"))
+    litter = run.path / "checkpoints" / ".step-000009.0badcafe"
+    litter.mkdir()
+    (litter / "state.json").write_text('{"step": 9}')
+    assert load_checkpoint(run) is None
+    save_checkpoint(run, checkpoint(1), keep=2)
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step-000001"]
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    """A pickle with a payload in place of optimizer.pt is not executed; the checkpoint counts as damaged."""
+    run = begun(Path("run"))
+    save_checkpoint(run, checkpoint(1), keep=2)
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"optimizer": Payload(), "scaler": {}}, run.checkpoint(1) / "optimizer.pt")
+    assert load_checkpoint(run) is None
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_harms_no_older_checkpoint(monkeypatch):
+    """The write of step 2 fails half-way: step 1 is whole, no litter is left, the sentence names step 1."""
+    run = begun(Path("run"))
+    save_checkpoint(run, checkpoint(1), keep=2)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state.torch, "save", full)
+    with pytest.raises(TrainingError, match=r"step 2 cannot be written.*No space left.*last good checkpoint.*000001"):
+        save_checkpoint(run, checkpoint(2), keep=2)
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-000001"]
+    loaded = load_checkpoint(run)
+    assert loaded is not None
+    assert loaded.step == 1
+
+
+def test_the_log_has_one_line_a_step_and_forgets_what_a_resume_repeats():
+    """Steps 1 to 5 logged, a kill, resumed after 3: steps 4 and 5 are written once, a torn line is dropped."""
+    file = Path("log.jsonl")
+    with StepLog(file, 0) as log:
+        for step in range(1, 6):
+            log.write({"step": step, "loss": math.inf if step == 2 else 0.5, "grad_norm": {"coeff": math.nan}})
+    with file.open("a") as torn:
+        torn.write('{"step": 6, "lo')
+    with StepLog(file, 3) as log:
+        log.write({"step": 4, "loss": 0.25})
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[1]["loss"] is None
+    assert lines[0]["grad_norm"] == {"coeff": None}
+
+
+def test_other_processes_write_no_log():
+    """With writes=False nothing appears."""
+    with StepLog(Path("log.jsonl"), 0, writes=False) as log:
+        log.write({"step": 1})
+    assert not Path("log.jsonl").exists()
+
+
+def test_resume_finds_the_newest_unfinished_run_of_the_token():
+    """sks finished, sks-2 not, sks-3 not but newer, cat not: --token sks means sks-3."""
+    for i, name in enumerate(("sks", "sks-2", "sks-3", "cat")):
+        run = begun(Path("runs") / name)
+        os.utime(run.config, (time.time() + i, time.time() + i))
+    Path("runs/sks/adapter").mkdir()
+    assert run_to_resume("auto", "sks").path == Path("runs/sks-3")
+    assert run_to_resume("auto", None).path == Path("runs/cat")
+    assert run_to_resume(Path("runs/sks"), None).path == Path("runs/sks")
+
+
+def test_nothing_to_resume_is_said():
+    """No run of that token, or a folder without a run."""
+    with pytest.raises(ResumeError, match="There is no run to resume under runs/sks"):
+        run_to_resume("auto", "sks")
+    with pytest.raises(ResumeError, match="elsewhere holds no run to resume"):
+        run_to_resume(Path("elsewhere"), None)
+
+
+def test_a_resume_takes_the_runs_settings_and_allows_more_steps():
+    """Nothing need be repeated; a longer run with a constant rate is the same run."""
+    run = begun(Path("run"), **{"training.steps": 10, "training.seed": 3})
+    settings = settings_to_resume(run, None, {"training.steps": 20, "output": "run"}, ["validation.every=5"])
+    assert (settings.training.steps, settings.training.seed, settings.validation.every) == (20, 3, 5)
+    assert settings.subject.token == "sks"
+
+
+def test_a_resume_with_other_settings_is_refused_with_the_difference():
+    """Another seed is another run; so are more steps where the rate depends on their number."""
+    run = begun(Path("run"), **{"training.steps": 10, "training.lr_schedule": "cosine"})
+    with pytest.raises(ResumeError, match=r"training.seed was 0, now 5"):
+        settings_to_resume(run, None, {"training.seed": 5}, [])
+    with pytest.raises(ResumeError, match=r"training.steps was 10, now 20"):
+        settings_to_resume(run, None, {}, ["training.steps=20"])
+    same = settings_to_resume(run, None, {"training.steps": 10}, [])
+    assert same == run.settings()
+
+
+def test_a_file_appears_whole_or_not_at_all():
+    """A failure inside leaves the old content and no litter; success replaces it."""
+    file = Path("folder/file.txt")
+    with appearing(file) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), appearing(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "old"
+    with appearing(file, durable=True) as temporary:
+        temporary.write_text("new")
+    assert file.read_text() == "new"
+    assert [path.name for path in file.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_takes_the_place_of_an_older_one():
+    """Files of the old folder do not linger in the new one."""
+    for name in ("old", "new"):
+        with appearing(Path("adapter")) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [path.name for path in Path("adapter").iterdir()] == ["new"]
+    assert [path.name for path in Path().iterdir() if path.name.startswith(".adapter")] == []

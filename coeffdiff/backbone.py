@@ -129,7 +129,8 @@ def find_backbone(model: ModelSettings) -> Backbone:
             _, files = _weights(backbone, network, half=True)
             source, _ = _place(backbone, network)
             for file in sorted(source.here().intersection(files)):
-                _header(source.folder / file)
+                if file.endswith(".safetensors"):
+                    _header(source.folder / file)
     return backbone
 
 
@@ -169,8 +170,8 @@ def load_pipeline(
         networks: dict[str, Any] = dict.fromkeys(_NETWORKS)
         for name, (variant, files) in chosen.items():
             networks[name] = _load_network(backbone, name, variant, files, _dtype(backbone, name, dtype))
-        if from_file:
-            networks.update(_load_single_file(backbone, from_file, dtype))
+        for name in from_file:
+            networks[name] = _load_from_single_file(backbone, name, _dtype(backbone, name, dtype))
         for network in networks.values():
             if network is not None:
                 _own_memory(network)
@@ -622,40 +623,33 @@ def _load_network(
     return loaded
 
 
-def _load_single_file(backbone: Backbone, networks: list[str], dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
     assert backbone.file is not None
     file, configs = str(backbone.file), str(backbone.source.folder)
-    header = _header(backbone.file)
-    what = f"{file} with the configs of {backbone.source.name}"
-    loaded: dict[str, Any] = {}
-    with _said(what):
-        if "vae" in networks:  # by itself, because its precision is its own
-            loaded["vae"] = AutoencoderKL.from_single_file(
-                file,
-                config=configs,
-                subfolder="vae",
-                local_files_only=True,
-                dtype=_dtype(backbone, "vae", dtype),
-            )
-        rest = [network for network in networks if network != "vae"]
-        if rest:
-            absent = {network: None for network in _NETWORKS if network not in rest}
-            pipe = StableDiffusionXLPipeline.from_single_file(
-                file, config=configs, local_files_only=True, dtype=dtype, **absent
-            )
-            loaded.update({network: getattr(pipe, network) for network in rest})
-    for network, module in loaded.items():
-        unfilled = [name for name, weight in module.named_parameters() if weight.is_meta]
-        if unfilled:
-            raise ModelError(f"{what} lacks {len(unfilled)} tensors of its {network}, such as {unfilled[0]}.")
-    if "unet" in loaded:
-        held = sum(key.startswith(_FILE_PREFIXES["UNet"]) for key in header)
-        taken = len(loaded["unet"].state_dict())
-        if held != taken:
+    what = f"The {network} of {file} with the configs of {backbone.source.name}"
+    options = {"config": configs, "local_files_only": True, "dtype": dtype}
+    filled = False
+    # diffusers leaves what the file did not fill without memory, and then stumbles over it.
+    with _said(what), contextlib.suppress(NotImplementedError):
+        if network == "vae":
+            loaded = AutoencoderKL.from_single_file(file, subfolder=network, **options)
+        elif network == "unet":
+            loaded = UNet2DConditionModel.from_single_file(file, subfolder=network, **options)
+        else:  # only the pipeline knows how to convert them
+            others = dict.fromkeys((*_NETWORKS, *_TOKENIZERS, "scheduler"))
+            del others[network]
+            loaded = getattr(StableDiffusionXLPipeline.from_single_file(file, **options, **others), network)
+        filled = not any(weight.is_meta for weight in loaded.parameters())
+    if not filled:
+        raise ModelError(f"{what} lacks tensors that the config needs; another model.config may fit.")
+    if network == "unet":
+        held = sum(key.startswith(_FILE_PREFIXES["UNet"]) for key in _header(backbone.file))
+        taken = len(loaded.state_dict())
+        if held != taken:  # what the config has no place for would be dropped without a word
             raise ModelError(
-                f"{what} does not fit: it holds {held} tensors of a UNet, and the config takes {taken}."
+                f"{what} holds {held} tensors where the config has place for {taken}; another model.config may fit."
             )
     return loaded
 

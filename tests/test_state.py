@@ -42,7 +42,13 @@ def checkpoint(step: int) -> Checkpoint:
     parameter.grad = torch.ones(3)
     optimizer.step()
     return Checkpoint(
-        step, {"a": parameter.detach()}, optimizer.state_dict(), {"last_epoch": step}, {}, ["digest"], step / 10
+        step,
+        {"a": parameter.detach()},
+        optimizer.state_dict(),
+        {"last_epoch": step},
+        {},
+        ["digest"],
+        step / 10,
     )
 
 
@@ -101,7 +107,12 @@ def test_a_checkpoint_reads_back_exactly():
     assert torch.equal(loaded.tensors["a"], saved.tensors["a"])
     assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
     assert loaded.optimizer["param_groups"] == saved.optimizer["param_groups"]
-    assert (loaded.step, loaded.schedule, loaded.photos, loaded.loss) == (7, {"last_epoch": 7}, ["digest"], 0.7)
+    assert (loaded.step, loaded.schedule, loaded.photos, loaded.loss) == (
+        7,
+        {"last_epoch": 7},
+        ["digest"],
+        0.7,
+    )
 
 
 def test_only_the_newest_checkpoints_are_kept():
@@ -159,7 +170,9 @@ def test_a_full_disk_is_one_sentence_and_harms_no_older_checkpoint(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(state.torch, "save", full)
-    with pytest.raises(TrainingError, match=r"step 2 cannot be written.*No space left.*last good checkpoint.*000001"):
+    with pytest.raises(
+        TrainingError, match=r"step 2 cannot be written.*No space left.*last good checkpoint.*000001"
+    ):
         save_checkpoint(run, checkpoint(2), keep=2)
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-000001"]
     loaded = load_checkpoint(run)
@@ -172,7 +185,9 @@ def test_the_log_has_one_line_a_step_and_forgets_what_a_resume_repeats():
     file = Path("log.jsonl")
     with StepLog(file, 0) as log:
         for step in range(1, 6):
-            log.write({"step": step, "loss": math.inf if step == 2 else 0.5, "grad_norm": {"coeff": math.nan}})
+            log.write(
+                {"step": step, "loss": math.inf if step == 2 else 0.5, "grad_norm": {"coeff": math.nan}}
+            )
     with file.open("a") as torn:
         torn.write('{"step": 6, "lo')
     with StepLog(file, 3) as log:

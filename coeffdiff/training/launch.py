@@ -29,12 +29,12 @@ _SUPPORTED = {
 def start_processes(environ: Mapping[str, str] = os.environ) -> PartialState:
     """The process group of this launch. Raises: LaunchError if it would shard the model or only looks parallel."""
     for variable, name in _SHARDED.items():
-        if environ.get(variable, "false").lower() in ("1", "true", "yes"):
+        if _is_on(environ, variable):
             raise LaunchError(
                 f"{name} shards the UNet, and coeffdiff's adapters are too small to need it: "
                 "use plain data parallelism (accelerate launch --multi_gpu, or configs/accelerate/)."
             )
-    state = PartialState(timeout=PATIENCE)
+    state = PartialState(cpu=_is_on(environ, "ACCELERATE_USE_CPU"), timeout=PATIENCE)
     refuse_lonely_processes(state.num_processes, environ)
     if state.distributed_type not in _SUPPORTED:
         raise LaunchError(
@@ -56,9 +56,12 @@ def refuse_lonely_processes(processes: int, environ: Mapping[str, str]) -> None:
             f"The launcher started {world_size} processes, but each of them believes to be alone and would write "
             "the same run. Without GPUs, set ACCELERATE_USE_CPU=true before accelerate launch --multi_gpu."
         )
-    on_cpu = environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if on_cpu and "MASTER_PORT" in environ and "WORLD_SIZE" not in environ:
+    if _is_on(environ, "ACCELERATE_USE_CPU") and "MASTER_PORT" in environ and "WORLD_SIZE" not in environ:
         raise LaunchError(
             "accelerate launch --cpu starts one process whatever --num_processes says. For several, use "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m coeffdiff train ..."
         )
+
+
+def _is_on(environ: Mapping[str, str], variable: str) -> bool:
+    return environ.get(variable, "").lower() in ("1", "true", "yes", "y", "on", "t")

@@ -21,6 +21,7 @@ import peft
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from diffusers.optimization import get_scheduler
@@ -147,6 +148,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     schedule = get_scheduler(
         training.lr_schedule, adamw, num_warmup_steps=training.warmup_steps, num_training_steps=steps
     )
+    AcceleratorState._reset_state()  # or a second train() in one process could not choose its own precision
     accelerator = Accelerator(
         mixed_precision=training.precision,
         gradient_accumulation_steps=accumulate,
@@ -323,7 +325,7 @@ def _introduce(
     )
     if chosen:
         say("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
-    say(f"run      {run.path} on {state.device}, precision {training.precision}")
+    say(f"run      {run.path} on {state.device.type}, precision {training.precision}")
 
 
 def _encode(

@@ -1,0 +1,25 @@
+"""Runs the command line and keeps the gradients that the first optimizer step sees: GRADIENTS.pt ARGUMENTS..."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch.optim import Optimizer
+
+from coeffdiff.cli import main
+
+
+def keep_first_gradients(file: str) -> None:
+    def before_step(optimizer: Optimizer, *_: object) -> None:
+        gradients = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+        if os.environ.get("RANK", "0") == "0" and not os.path.exists(file):  # noqa: PTH110
+            torch.save(dict(enumerate(gradients)), file)
+
+    torch.optim.optimizer.register_optimizer_step_pre_hook(before_step)
+
+
+if __name__ == "__main__":
+    keep_first_gradients(sys.argv.pop(1))
+    main()

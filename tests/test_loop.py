@@ -1,0 +1,387 @@
+"""train(): what it leaves, that it can be broken off anywhere, and that it does not matter who does the work."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from coeffdiff import backbone
+from coeffdiff.config import load_settings
+from coeffdiff.errors import ConfigError, NonFiniteLoss, ResumeError
+from coeffdiff.method.adapter import read_header
+from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.pocket.model import save_random
+from coeffdiff.training import loop
+from coeffdiff.training.state import RunFolder, settings_to_resume
+
+METHODS = ("coeff", "lora", "coeff+lora")
+WORKER = Path(__file__).with_name("ddp_worker.py")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    return save_random("tiny", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A folder with three photos of two shapes; runs and caches stay in it."""
+    (tmp_path / "photos").mkdir()
+    for i, size in enumerate(((90, 80), (64, 64), (50, 110))):
+        Image.radial_gradient("L").resize(size).convert("RGB").rotate(30 * i).save(
+            tmp_path / f"photos/{i}.png"
+        )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def settings_for(model: Path, output: str, **values):
+    values = {
+        "model.name": str(model),
+        "subject.images": "photos",
+        "subject.token": "sks",
+        "subject.class_word": "ball",
+        "output": output,
+        "training.steps": 6,
+        "training.batch_size": 2,
+        "method.lora.rank": 3,
+        "validation.prompts": [],
+        **values,
+    }
+    return load_settings(None, values)
+
+
+def command_line(model: Path, output: str, *more: str) -> list[str]:
+    values = {"training.batch_size": 2, "method.lora.rank": 3, "validation.prompts": "[]"}
+    extra = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+    subject = ["--images", "photos", "--token", "sks", "--class-word", "ball"]
+    return ["train", "--model", str(model), *subject, "--output", output, *extra, *more]
+
+
+def weights(run: str | Path) -> dict[str, torch.Tensor]:
+    adapter = Path(run) / "adapter"
+    return {k: t for file in sorted(adapter.glob("*.safetensors")) for k, t in load_file(file).items()}
+
+
+def assert_same(one: str | Path, other: str | Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert torch.equal(tensor, second[key]), key
+
+
+def assert_close(one: str | Path, other: str | Path) -> None:
+    """Alpha within 1e-3 of max |alpha|, losses within 1e-4. LoRA's entries are not held one by one: where a
+    gradient is rounding alone, Adam makes a full step of its sign."""
+    first, second = (load_file(f"{run}/adapter/coeff.safetensors") for run in (one, other))
+    largest = max(float(alpha.abs().max()) for alpha in first.values())
+    assert largest > 0.01
+    assert max(float((first[k] - second[k]).abs().max()) for k in first) < 1e-3 * largest
+    losses = [[line["loss"] for line in logged(run)] for run in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def logged(run: str | Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_what_the_contract_says(tiny_folder, method):
+    """Settings resolved, one log line a step, a checkpoint, and an adapter that describes itself."""
+    result = loop.train(
+        settings_for(tiny_folder, "run", **{"method.kind": method, "training.checkpoint_every": 4})
+    )
+    assert result.adapter == Path("run/adapter")
+    assert load_settings(Path("run/config.yaml")).training.resolution == 64
+    lines = logged("run")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "lr", "alpha", "grad_norm", "seconds", "peak_gib", "skipped"} <= lines[0].keys()
+    assert [path.name for path in RunFolder(Path("run")).checkpoints()] == ["step-000006", "step-000004"]
+    header = read_header(Path("run/adapter"))
+    assert (header.token, header.class_word, header.kind, header.trained_steps) == ("sks", "ball", method, 6)
+    assert header.base_model == str(tiny_folder.resolve())
+    assert (header.lora is not None) == ("lora" in method)
+    if "coeff" in method:
+        assert len(header.heads) == 34
+        assert 0 < lines[0]["alpha"] < lines[-1]["alpha"]
+        alphas = load_file("run/adapter/coeff.safetensors")
+        mean = torch.cat([alpha.flatten() for alpha in alphas.values()]).abs().mean()
+        assert lines[-1]["alpha"] == pytest.approx(mean.item(), rel=1e-5)
+    else:
+        assert lines[-1]["alpha"] is None
+        assert load_file("run/adapter/coeff.safetensors") == {}
+    assert "instance_prompt" in Path("run/adapter/README.md").read_text()
+    assert not list(Path("run").rglob(".*"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, method):
+    """3 steps, then 3 more after a resume: the adapter and every logged loss of 6 steps, dropout on alpha included."""
+    values = {
+        "method.kind": method,
+        "method.coeff.dropout": 0.3,
+        "training.lr_schedule": "constant_with_warmup",
+    }
+    values |= {"training.warmup_steps": 4}
+    loop.train(settings_for(tiny_folder, "whole", **values))
+    loop.train(settings_for(tiny_folder, "broken", **values, **{"training.steps": 3}))
+    run = RunFolder(Path("broken"))
+    loop.train(settings_to_resume(run, None, {"training.steps": 6}, []), resume=run)
+    assert_same("whole", "broken")
+    assert [line["loss"] for line in logged("whole")] == [line["loss"] for line in logged("broken")]
+    assert [line["lr"] for line in logged("whole")] == [line["lr"] for line in logged("broken")]
+
+
+def wait_for_step(process: subprocess.Popen, run: str, step: int) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        log = Path(run) / "log.jsonl"
+        if log.is_file() and log.read_text().count("\n") >= step:
+            return
+        assert process.poll() is None, "ended before it was to be broken off"
+        time.sleep(0.01)
+    pytest.fail(f"step {step} did not come")
+
+
+def test_kill_9_at_any_moment_leaves_a_run_that_continues_exactly(tiny_folder):
+    """Killed while it checkpoints at every step, twice over; the adapter is that of a run left alone."""
+    loop.train(settings_for(tiny_folder, "whole", **{"training.steps": 12}))
+    more = ("--steps", "12", "--set", "training.checkpoint_every=1")
+    for kill_at, again in ((3, ()), (7, ("--resume",))):
+        line = [sys.executable, "-m", "coeffdiff", *command_line(tiny_folder, "killed", *more), *again]
+        process = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL)
+        wait_for_step(process, "killed", kill_at)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not Path("killed/adapter").exists()
+    run = RunFolder(Path("killed"))
+    loop.train(run.settings(), resume=run)
+    assert_same("whole", "killed")
+    assert [line["step"] for line in logged("killed")] == list(range(1, 13))
+
+
+def test_ctrl_c_saves_says_where_and_exits_130(tiny_folder):
+    """SIGINT in the middle: a checkpoint of that step, one sentence with the command to go on, exit code 130."""
+    line = [sys.executable, "-m", "coeffdiff", *command_line(tiny_folder, "run", "--steps", "400")]
+    process = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_step(process, "run", 2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    step = logged("run")[-1]["step"]
+    assert f"Stopped after step {step}, saved in run/checkpoints/step-{step:06d}" in said
+    assert "coeffdiff train --resume --output run" in said
+    run = RunFolder(Path("run"))
+    result = loop.train(settings_to_resume(run, None, {"training.steps": step + 1}, []), resume=run)
+    assert result.steps == step + 1
+
+
+def test_batch_size_and_accumulation_only_partition_the_work(tiny_folder):
+    """4 at once, 2 x 2 and 1 x 4 train the same adapter up to rounding."""
+    values = {"training.batch_size": 4}
+    loop.train(settings_for(tiny_folder, "four", **values))
+    for batch_size, accumulate in ((2, 2), (1, 4)):
+        values = {"training.batch_size": batch_size, "training.accumulate": accumulate}
+        loop.train(settings_for(tiny_folder, f"split-{batch_size}", **values))
+        assert_close("four", f"split-{batch_size}")
+
+
+def test_two_processes_train_the_adapter_of_one(tiny_folder):
+    """Two gloo ranks against one process, the same global batch of 4: gradients of step 1 within 1e-5, alpha after
+    6 steps within 1e-3 of max |alpha|. The ranks are started as a person would start them."""
+    values = ("--method", "coeff+lora", "--steps", "6", "--set", "training.batch_size=")
+    lonely = command_line(tiny_folder, "one")
+    lonely = [*lonely, *values[:-1], "training.batch_size=4"]
+    subprocess.run(
+        [sys.executable, str(WORKER), "one.pt", *lonely], env=environment(), check=True, capture_output=True
+    )
+    paired = [*command_line(tiny_folder, "two"), *values[:-1], "training.batch_size=1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", str(WORKER), "two.pt"]
+    env = environment() | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*launch, *paired, "--set", "training.accumulate=2"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr
+    one, two = torch.load("one.pt"), torch.load("two.pt")
+    assert one.keys() == two.keys()
+    norm = torch.stack([g.norm() for g in one.values()]).norm()
+    difference = torch.stack([(one[k] - two[k]).norm() for k in one]).norm()
+    assert difference / norm < 1e-5
+    assert_close("one", "two")
+    assert [line["step"] for line in logged("two")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_folder, monkeypatch):
+    """NaN at step 4: the sentence names step, likely cause and the last good checkpoint, which is whole."""
+    real, calls = loop.denoising_loss, []
+
+    def poisoned(*args):
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(loop, "denoising_loss", poisoned)
+    settings = settings_for(tiny_folder, "run", **{"training.checkpoint_every": 1})
+    with pytest.raises(
+        NonFiniteLoss, match=r"not finite at step 4; the learning rate.*run/checkpoints/step-000003"
+    ):
+        loop.train(settings)
+    assert not Path("run/adapter").exists()
+    monkeypatch.setattr(loop, "denoising_loss", real)
+    run = RunFolder(Path("run"))
+    loop.train(run.settings(), resume=run)
+    loop.train(settings_for(tiny_folder, "unpoisoned"))
+    assert_same("run", "unpoisoned")
+
+
+def test_other_photos_are_another_run(tiny_folder):
+    """A photo that was added since the run began is noticed at --resume."""
+    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
+    Image.new("RGB", (64, 64), "red").save("photos/new.png")
+    run = RunFolder(Path("run"))
+    with pytest.raises(ResumeError, match="The photos have changed since run began"):
+        loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
+
+
+def test_a_finished_run_is_not_resumed_by_accident(tiny_folder):
+    """--resume of a run that has all its steps says so."""
+    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
+    run = RunFolder(Path("run"))
+    with pytest.raises(ResumeError, match="run has finished its 2 steps; ask for more with --steps"):
+        loop.train(run.settings(), resume=run)
+
+
+def test_a_run_killed_before_its_adapter_was_written_gets_it_at_resume(tiny_folder):
+    """All steps done, no adapter: the resume trains nothing and writes the adapter."""
+    loop.train(settings_for(tiny_folder, "run"))
+    before = weights("run")
+    for file in Path("run/adapter").iterdir():
+        file.unlink()
+    Path("run/adapter").rmdir()
+    run = RunFolder(Path("run"))
+    loop.train(run.settings(), resume=run)
+    after = weights("run")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_text_encoders_leave_memory_before_the_unet_comes(tiny_folder, monkeypatch):
+    """When the UNet is loaded, no text encoder of this run is alive any more."""
+    real, alive = backbone.load_pipeline, {}
+
+    def spy(base, *, dtype, parts):
+        if parts == {"unet"}:
+            gc.collect()
+            alive["before unet"] = sum(isinstance(o, CLIPTextModel) for o in gc.get_objects())
+        else:
+            alive["at start"] = sum(isinstance(o, CLIPTextModel) for o in gc.get_objects())
+        return real(base, dtype=dtype, parts=parts)
+
+    monkeypatch.setattr(loop.backbone, "load_pipeline", spy)
+    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 1}))
+    assert alive["before unet"] == alive["at start"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"training.gradient_checkpointing": True},
+        {"method.coeff.backend": "reference"},
+    ],
+    ids=["gradient checkpointing", "the definition"],
+)
+def test_what_only_saves_memory_changes_no_result(tiny_folder, values):
+    """Recomputed activations and stored maps train the same adapter up to rounding."""
+    loop.train(settings_for(tiny_folder, "plain", **{"method.coeff.dropout": 0.2}))
+    loop.train(settings_for(tiny_folder, "other", **{"method.coeff.dropout": 0.2}, **values))
+    assert_close("plain", "other")
+
+
+def test_bf16_trains_float32_alphas(tiny_folder):
+    """With the network in bfloat16 what learns stays float32, and moves."""
+    result = loop.train(settings_for(tiny_folder, "run", **{"training.precision": "bf16"}))
+    assert all(tensor.dtype == torch.float32 for tensor in weights("run").values())
+    assert logged("run")[-1]["alpha"] > 0.01
+    assert result.loss > 0
+
+
+def test_fp16_without_a_gpu_is_refused(tiny_folder):
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA GPU"):
+        loop.train(settings_for(tiny_folder, "run", **{"training.precision": "fp16"}))
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("missing", ["subject.images", "subject.token"])
+def test_training_needs_photos_and_a_token(tiny_folder, missing):
+    with pytest.raises(ConfigError, match="Training needs --"):
+        loop.train(settings_for(tiny_folder, "run", **{missing: None}).model_copy(deep=True))
+    assert not Path("run").exists()
+
+
+def test_v_prediction_models_train(tmp_path):
+    """A base whose scheduler says v_prediction is trained on the velocity: its losses differ from epsilon's."""
+    for prediction in ("epsilon", "v_prediction"):
+        model = save_random("tiny", tmp_path / prediction, prediction_type=prediction)
+        loop.train(settings_for(model, f"run-{prediction}", **{"training.steps": 2}))
+    first, second = logged("run-epsilon"), logged("run-v_prediction")
+    assert first[0]["loss"] != second[0]["loss"]
+
+
+def test_the_learning_rate_moves_once_per_optimizer_step(tiny_folder):
+    """Cosine over 6 steps with 3 micro-batches each: the rate of step n is that of n - 1 completed steps."""
+    values = {"training.lr_schedule": "cosine", "training.accumulate": 3, "method.kind": "coeff"}
+    loop.train(settings_for(tiny_folder, "run", **values))
+    rates = [line["lr"][0] for line in logged("run")]
+    expected = [0.5e-2 * (1 + torch.cos(torch.tensor(torch.pi * n / 6)).item()) for n in range(6)]
+    assert rates == pytest.approx(expected, rel=1e-5)
+
+
+def test_alpha_and_lora_are_clipped_apart(tiny_folder):
+    """A huge LoRA gradient leaves alpha's as it is; each is brought down to its own limit."""
+    settings = settings_for(tiny_folder, "run", **{"training.clip_coeff": 1.0, "training.clip_lora": 2.0})
+    coefficients = {"layer": Coefficients(2)}
+    coefficients["layer"].alpha.grad = torch.full((2, 2), 0.25)  # norm 0.5: below its limit
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.full((4,), 50.0)  # norm 100
+    norms = loop._clip(loop.Accelerator(), loop.Trainables(coefficients, {"lora": parameter}), settings)
+    assert norms == pytest.approx({"coeff": 0.5, "lora": 100.0})
+    torch.testing.assert_close(coefficients["layer"].alpha.grad, torch.full((2, 2), 0.25))
+    torch.testing.assert_close(parameter.grad.norm(), torch.tensor(2.0), rtol=1e-4, atol=0)
+
+
+def test_validation_pictures_come_on_time_and_disturb_nothing(tiny_folder):
+    """Pictures at steps 2, 4 and 6; the adapter is bit for bit that of a run without any."""
+    loop.train(settings_for(tiny_folder, "without"))
+    values = {
+        "validation.prompts": ["a photo of {token} {class_word}", "<V> at night"],
+        "validation.every": 2,
+    }
+    values |= {"validation.steps": 2, "validation.seeds": [7]}
+    loop.train(settings_for(tiny_folder, "with", **values))
+    assert_same("without", "with")
+    for step in (2, 4, 6):
+        pictures = sorted(Path(f"with/samples/step-{step:06d}").glob("*.png"))
+        assert len(pictures) == 3  # two prompts and their grid
+    card = Path("with/adapter/README.md").read_text()
+    for picture in Path("with/adapter").glob("*.png"):
+        assert f"({picture.name})" in card
+        Image.open(picture).load()
+    assert len(list(Path("with/adapter").glob("*.png"))) == 3

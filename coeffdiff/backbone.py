@@ -49,9 +49,9 @@ _FILE_PREFIXES = {
 }
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_SECONDS = (
-    10.0  # the longest wait for a first answer; a name server that drops packets has no time limit of its own
-)
+# The longest wait for a first answer. Looking a name up has no time limit of its own where packets are dropped.
+_HUB_SECONDS = 10.0
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
@@ -111,12 +111,10 @@ def find_backbone(model: ModelSettings) -> Backbone:
     else:
         repo = _hub_id(model.name)
         variant = model.variant or None
-        source = _from_hub(
-            repo, [INDEX], _SMALL_FILES, lambda found: _is_here(found, variant, model.vae is None)
-        )
+        source = _from_hub(repo, [INDEX], _SMALL_FILES, lambda found: _is_here(found, variant, not model.vae))
         backbone = Backbone(repo, "hub", source, variant)
     _check_configs(backbone.source)
-    if model.vae is not None:
+    if model.vae:
         backbone = replace(backbone, vae=_find_vae(model.vae))
     latents = _vae_config(backbone).get("latent_channels", 4)
     if latents != 4:
@@ -177,7 +175,7 @@ def load_pipeline(
                 _own_memory(network)
                 network.requires_grad_(False).eval()
         with _said(f"{backbone.name}: its tokenizers or scheduler"):
-            return diffusers.StableDiffusionXLPipeline(
+            pipe = diffusers.StableDiffusionXLPipeline(
                 **networks,
                 **_load_tokenizers(backbone.source),
                 scheduler=_load_scheduler(backbone),
@@ -187,11 +185,22 @@ def load_pipeline(
                 # Otherwise diffusers changes the pictures wherever a watermarking package happens to be installed.
                 add_watermarker=False,
             )
+        # Where the UNet or the VAE is left out, diffusers takes SDXL's own.
+        pipe.default_sample_size = native_resolution(backbone) // vae_factor(backbone)
+        pipe.vae_scale_factor = vae_factor(backbone)
+        return pipe
 
 
 def prediction_type(pipe: Any) -> Literal["epsilon", "v_prediction"]:
     """What the UNet was trained to predict, from the scheduler's config. Raises: ModelError for anything else."""
     return _prediction_type(type(pipe.scheduler).__name__, pipe.scheduler.config, "This model")
+
+
+def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
+    """The variant that load_pipeline takes for the UNet, to be shown; None: files without one, or a single file."""
+    import torch
+
+    return None if backbone.file else _weights(backbone, "unet", half=dtype != torch.float32)[0]
 
 
 def unet_config(backbone: Backbone) -> dict[str, Any]:
@@ -447,14 +456,8 @@ def _header(path: Path) -> dict[str, Any]:
             if not 2 <= size <= _LARGEST_HEADER:
                 raise ValueError("no safetensors header")
             header = json.loads(file.read(size))
-        end = (
-            8
-            + size
-            + max(
-                (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"),
-                default=0,
-            )
-        )
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        end = 8 + size + max(ends, default=0)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -614,9 +617,9 @@ def _load_network(
     if missing:  # the library fills them with noise and goes on
         raise ModelError(f"{what} lacks {len(missing)} tensors that its config needs, such as {missing[0]}.")
     extra = sorted(report["unexpected_keys"])
-    if (
-        extra and network == "unet"
-    ):  # the config is of a smaller model, and what it leaves out would be dropped
+    # Then the config is of a smaller model, and the rest would be dropped without a word. Text encoders and VAEs may
+    # hold leftovers of older libraries.
+    if extra and network == "unet":
         raise ModelError(
             f"{what} holds {len(extra)} tensors that its config has no place for, such as {extra[0]}."
         )
@@ -740,12 +743,7 @@ def _hub_said(repo: str) -> Iterator[None]:
             "with `hf auth login` if it is private."
         ) from error
     except Exception as error:  # the HTTP library's own exceptions have changed their home more than once
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-        ):
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             raise ModelError(
                 f"{repo} cannot be written to the cache {constants.HF_HUB_CACHE}: {error.strerror}; "
                 "HF_HOME moves the cache to another disk."

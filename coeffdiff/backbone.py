@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from coeffdiff.config import SDXL_BASE, ModelSettings
+from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ModelError
 
 if TYPE_CHECKING:
@@ -160,8 +161,6 @@ def load_pipeline(
     for source, together in needed.items():
         _fetch(source, together)
 
-    from coeffdiff.pocket.model import quiet_libraries
-
     with quiet_libraries():
         import diffusers
 
@@ -210,8 +209,6 @@ def unet_config(backbone: Backbone) -> dict[str, Any]:
 
 def unet_parameters(backbone: Backbone) -> int:
     """How many numbers the UNet holds, counted on the meta device: no weights are read. SDXL: 2,567,463,684."""
-    from coeffdiff.pocket.model import quiet_libraries
-
     with quiet_libraries(), _said(f"{backbone.name}: its UNet's config"):
         import torch
         from diffusers import UNet2DConditionModel

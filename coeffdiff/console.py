@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 QUIET_SECONDS = 10.0  # where no bar can be drawn, at most one line in this time
 
@@ -85,3 +86,27 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No progress bars and no messages from diffusers and transformers inside; afterwards all is as it was.
+
+    Their notes on loading and saving are about their own defaults, and a person at the command line reads them as
+    faults of the model or of the installation. What goes wrong is raised all the same.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggers: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    before = [(logger, logger.get_verbosity(), logger.is_progress_bar_enabled()) for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.set_verbosity(logging.CRITICAL)
+            logger.disable_progress_bar()
+        yield
+    finally:
+        for logger, verbosity, bars in before:
+            logger.set_verbosity(verbosity)
+            if bars:
+                logger.enable_progress_bar()

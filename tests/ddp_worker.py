@@ -7,6 +7,7 @@ import sys
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from coeffdiff.cli import main
 
@@ -17,7 +18,7 @@ def keep_first_gradients(file: str) -> None:
         if os.environ.get("RANK", "0") == "0" and not os.path.exists(file):  # noqa: PTH110
             torch.save(dict(enumerate(gradients)), file)
 
-    torch.optim.optimizer.register_optimizer_step_pre_hook(before_step)
+    register_optimizer_step_pre_hook(before_step)
 
 
 if __name__ == "__main__":

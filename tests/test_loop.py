@@ -361,7 +361,9 @@ def test_alpha_and_lora_are_clipped_apart(tiny_folder):
     coefficients["layer"].alpha.grad = torch.full((2, 2), 0.25)  # norm 0.5: below its limit
     parameter = torch.nn.Parameter(torch.zeros(4))
     parameter.grad = torch.full((4,), 50.0)  # norm 100
-    norms = loop._clip(loop.Accelerator(), loop.Trainables(coefficients, {"lora": parameter}), settings)
+    norms = loop.clip_gradients(
+        loop.Accelerator(), loop.Trainables(coefficients, {"lora": parameter}), settings
+    )
     assert norms == pytest.approx({"coeff": 0.5, "lora": 100.0})
     torch.testing.assert_close(coefficients["layer"].alpha.grad, torch.full((2, 2), 0.25))
     torch.testing.assert_close(parameter.grad.norm(), torch.tensor(2.0), rtol=1e-4, atol=0)
@@ -379,6 +381,7 @@ def test_validation_pictures_come_on_time_and_disturb_nothing(tiny_folder):
     assert_same("without", "with")
     for step in (2, 4, 6):
         pictures = sorted(Path(f"with/samples/step-{step:06d}").glob("*.png"))
+        assert {picture.name for picture in pictures} >= {"grid.png"}
         assert len(pictures) == 3  # two prompts and their grid
     card = Path("with/adapter/README.md").read_text()
     for picture in Path("with/adapter").glob("*.png"):

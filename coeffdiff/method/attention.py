@@ -146,8 +146,9 @@ def _backward(
     with _no_autocast(q):
         wide = lse.dtype
         keys, values, c = k.to(wide), v.to(wide), coeff.to(wide)
-        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-        dk, dv, dcoeff = torch.zeros_like(keys), torch.zeros_like(values), torch.zeros_like(c)
+        contiguous = torch.contiguous_format  # as the fake below says, whatever the strides of the inputs
+        dq = torch.empty_like(q, memory_format=contiguous)
+        dk, dv, dcoeff = (torch.zeros_like(x, memory_format=contiguous) for x in (keys, values, c))
         for rows in _chunks(q, k):
             queries, d_out = q[:, :, rows].to(wide), grad[:, :, rows].to(wide)
             scores = _scores(queries, keys.transpose(-1, -2), mask, rows, scale)

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -106,6 +105,7 @@ def select_layers(
     Raises: ConfigError if a block matches no attention layer or nothing is left.
     """
     layers = attention_layers(unet)
+    blocks = None if blocks is None else list(blocks)
     for block in blocks or ():
         if not any(_below(name, block) for name in layers):
             known = sorted({".".join(name.split(".")[:depth]) for name in layers for depth in (1, 2, 4)})
@@ -208,14 +208,15 @@ def verify(unet: nn.Module) -> None:
     registry = _registry(bare)
     if not registry:
         return
-    layers = attention_layers(bare)
-    lost = [name for name, processor in registry.items() if layers[name].processor is not processor]
+    # One look-up per layer, not a walk over all modules: torch.compile traces this too, and cheaply
+    now = {name: bare.get_submodule(name).processor for name in registry}
+    lost = [name for name, processor in registry.items() if now[name] is not processor]
     if lost:
-        now = type(layers[lost[0]].processor).__name__
-        culprit = next((text for key, text in _CULPRITS.items() if key in now), "another attention processor")
+        found = type(now[lost[0]]).__name__
+        culprit = next((text for key, text in _CULPRITS.items() if key in found), "another attention processor")
         raise InjectionError(
             f"alpha is gone from {len(lost)} of {len(registry)} attention layers ({lost[0]}, ...): "
-            f"{culprit} put {now} in its place. Undo that, or load the adapter again without it."
+            f"{culprit} put {found} in its place. Undo that, or load the adapter again without it."
         )
 
 
@@ -231,8 +232,8 @@ def unwrapped(unet: nn.Module) -> Any:
 
 
 def _guard(unet: nn.Module, _inputs: Any) -> None:
-    if not torch.compiler.is_compiling():  # a check of Python objects that would only burden the graph
-        verify(unet)
+    # Under torch.compile as well: it traces this check, and a displaced processor makes it trace again
+    verify(unet)
 
 
 def _registry(bare: nn.Module) -> dict[str, MixedAttnProcessor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +40,23 @@ def add_lora(
     bare = unwrapped(unet)
     targets = list(targets)
     for target in targets:
-        if not any(isinstance(_child(layer, target), nn.Linear) for layer in attention_layers(bare).values()):
+        if not any(_is_linear(_child(layer, target)) for layer in attention_layers(bare).values()):
             raise ConfigError(
                 f"method.lora.targets: no attention layer has a linear {target!r}; SDXL has to_q, to_k, "
                 "to_v and to_out.0."
             )
     # Full names, or a short target would reach projections of the same name outside the attention layers.
     full = [f"{layer}.{target}" for layer in attention_layers(bare) for target in targets]
-    with torch.random.fork_rng(devices=[]):
+    with _others_stay(bare, name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("lora", seed))  # PEFT draws its A matrices from the global generator
         bare.add_adapter(
             LoraConfig(r=rank, lora_alpha=alpha, target_modules=full, use_dora=dora, init_lora_weights=True),
             name,
         )
-    return lora_parameters(bare, name)
+    parameters = lora_parameters(bare, name)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return parameters
 
 
 def lora_parameters(unet: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
@@ -92,12 +97,13 @@ def load_lora(
     bare = unwrapped(unet)
     tensors = {_peft_key(key): tensor for key, tensor in tensors.items()}
     modules = _check_tensors(bare, tensors, rank, dora, origin)
-    bare.load_lora_adapter(
-        tensors,
-        prefix="unet",
-        adapter_name=name,
-        metadata={f"unet.{key}": value for key, value in _plain_config(rank, alpha, dora, modules).items()},
-    )
+    with _others_stay(bare, name):
+        bare.load_lora_adapter(
+            tensors,
+            prefix="unet",
+            adapter_name=name,
+            metadata={f"unet.{key}": value for key, value in _plain_config(rank, alpha, dora, modules).items()},
+        )
     applied = get_peft_model_state_dict(bare, adapter_name=name)
     for key, tensor in tensors.items():
         there = applied.get(key.removeprefix("unet."))
@@ -120,9 +126,25 @@ def remove_lora(unet: nn.Module, name: str) -> None:
     """Take one LoRA off; after the last one the UNet has its own modules back."""
     bare = unwrapped(unet)
     if name in getattr(bare, "peft_config", {}):
+        set_lora_scale(bare, name, 0.0)  # deleting an active LoRA makes PEFT activate another, one at scale 0 too
         bare.delete_adapters(name)
         if not getattr(bare, "peft_config", None):
             bare.unload_lora()  # without any adapter PEFT's shells around the layers go as well
+
+
+@contextmanager
+def _others_stay(unet: nn.Module, name: str) -> Iterator[None]:
+    """PEFT activates a new LoRA alone and warns of company; here every LoRA that was active stays so, frozen."""
+    before = [(module, module.active_adapters) for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    added: list[str] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            yield
+        added = [name]
+    finally:
+        for module, active in before:
+            module.set_adapter([*active, *added], inference_mode=True)
 
 
 def _plain_config(rank: int, alpha: float, dora: bool, modules: list[str]) -> dict[str, Any]:
@@ -164,6 +186,10 @@ def _check_tensors(unet: Any, tensors: dict[str, Tensor], rank: int, dora: bool,
                 f"{origin}: {key} is {tuple(tensors[key].shape)}, but this UNet needs {shape}."
             )
     return sorted(modules)
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    return isinstance(module.base_layer if isinstance(module, BaseTunerLayer) else module, nn.Linear)
 
 
 def _child(layer: nn.Module, dotted: str) -> nn.Module | None:

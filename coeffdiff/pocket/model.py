@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ConfigError
+from coeffdiff.files import appearing
 from coeffdiff.seeding import generator_for
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """No progress bars and no messages from diffusers and transformers inside; afterwards all is as it was.
-
-    Their notes on loading and saving are about their own defaults, and a person at the command line reads them as
-    faults of the model or of the installation. What goes wrong is raised all the same.
-    """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    loggers: tuple[Any, ...] = (diffusers_logging, transformers_logging)
-    before = [(logger, logger.get_verbosity(), logger.is_progress_bar_enabled()) for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.set_verbosity(logging.CRITICAL)
-            logger.disable_progress_bar()
-        yield
-    finally:
-        for logger, verbosity, bars in before:
-            logger.set_verbosity(verbosity)
-            if bars:
-                logger.enable_progress_bar()
-
 
 with quiet_libraries():  # already the import says what is not installed
     from diffusers import (
@@ -301,9 +274,15 @@ def save_random(
     """
     folder = Path(folder)
     size_named(size), _scheduler(prediction_type)  # refused before minutes of drawing
-    with _appearing(folder) as unfinished, quiet_libraries():
-        pipe = build_pipeline(size, seed=seed, dtype=dtype, prediction_type=prediction_type)
-        pipe.save_pretrained(unfinished, safe_serialization=True, variant=variant, max_shard_size=_SHARD)
+    refuse_existing(folder)
+    try:
+        with appearing(folder) as unfinished, quiet_libraries():
+            unfinished.mkdir()
+            pipe = build_pipeline(size, seed=seed, dtype=dtype, prediction_type=prediction_type)
+            pipe.save_pretrained(unfinished, safe_serialization=True, variant=variant, max_shard_size=_SHARD)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise ConfigError(f"{folder} cannot be written: {error.strerror or error}{where}.") from error
     return folder
 
 
@@ -311,23 +290,6 @@ def refuse_existing(folder: Path) -> None:
     """Raises: ConfigError if there is anything at this path."""
     if os.path.lexists(folder):
         raise ConfigError(f"{folder} already exists; nothing is overwritten, so give a folder that does not.")
-
-
-@contextlib.contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes its name at the end, or is gone if anything fails."""
-    refuse_existing(folder)
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.mkdir()
-        yield unfinished
-        unfinished.rename(folder)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise ConfigError(f"{folder} cannot be written: {error.strerror or error}{where}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _scheduler(prediction_type: str) -> EulerDiscreteScheduler:

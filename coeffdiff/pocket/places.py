@@ -675,6 +675,7 @@ class Place:
     elevation: degrees from which the camera looks down; low where the backdrop matters.
     key, sky: linear colour and strength of the key light and of the light from above; bounce: from below.
     afloat: share of the object's height under water.
+    foreground: what is in front of the object: View -> colour [3, ...] and cover [n, h, w].
     """
 
     phrase: str

@@ -308,8 +308,10 @@ def _march(
         near = d / radius
         closer = (near < best) & (t <= t_end)
         best, best_t = torch.where(closer, near, best), torch.where(closer, t, best_t)
-        t = t + (d - (0.75 * tolerance) * radius).clamp(min=0.0) + 0.2 * tolerance * radius
         going = (near > tolerance) & (t < t_end)
+        # Rays that are done stand still until they are taken out: when that is depends on the batch.
+        step_on = (d - (0.75 * tolerance) * radius).clamp(min=0.0) + 0.2 * tolerance * radius
+        t = torch.where(going, t + step_on, t)
         last = step == steps - 1
         count = len(t) if step % 2 == 0 and not last else int(going.sum())
         if last or count < 0.8 * len(t):
@@ -436,7 +438,9 @@ def _wood(own: Tensor, x: Tensor, y: Tensor, z: Tensor, width: Tensor, tilt: Ten
     fibre = torch.sin(away * 150.0 + torch.sin(y * 2.3) * 3.0) * torch.sin(x * 83.0 - z * 71.0 + y * 4.0)
     tone = 1.05 - 0.85 * late + 0.10 * fibre
     stain = torch.tensor([[0.10], [0.045], [0.015]], device=x.device)
-    return mix(own * tone.clamp(0.15, 1.2), stain, 0.20 + 0.30 * late)
+    # Dark stains would hide the grain, so there the early wood is lighter instead.
+    early = (0.10 - own.mean(0)).clamp(min=0.0) * 0.9 * (1.0 - 1.2 * late).clamp(min=0.0)
+    return mix(own * tone.clamp(0.15, 1.2) + early, stain, 0.10 + 0.35 * late)
 
 
 def _mark_weight(

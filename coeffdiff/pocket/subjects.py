@@ -11,7 +11,7 @@ from __future__ import annotations
 import colorsys
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +45,13 @@ PHOTO_SETTINGS = tuple(s for s in SETTINGS if s not in ("floating on top of wate
 
 _PALE: RGB = (0.93, 0.88, 0.79)
 _INK: RGB = (0.08, 0.07, 0.08)
+_NEUTRAL: dict[str, RGB] = {
+    "accent": (0.80, 0.66, 0.30),
+    "pale": _PALE,
+    "dark": _INK,
+    "metal": (0.68, 0.69, 0.72),
+    "glow": (1.0, 0.84, 0.45),
+}
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,6 @@ class Subject:
     width: float = 0.5
     tilt: float = 0.2
     phase: float = 0.3
-    _known: Mapping[str, RGB] = field(
-        default_factory=lambda: {
-            "accent": (0.80, 0.66, 0.30),
-            "pale": _PALE,
-            "dark": _INK,
-            "metal": (0.68, 0.69, 0.72),
-            "glow": (1.0, 0.84, 0.45),
-        },
-        repr=False,
-    )
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -105,7 +102,7 @@ class Subject:
 
     @property
     def look(self) -> Look:
-        return Look({**self._known, **self.colours}, self.second, self.width, self.tilt, self.phase)
+        return Look({**_NEUTRAL, **self.colours}, self.second, self.width, self.tilt, self.phase)
 
     @property
     def proportions(self) -> dict[str, float]:
@@ -393,8 +390,8 @@ SUBJECTS: dict[str, Subject] = {subject.name: subject for subject in (*DEV, *EVA
 
 def _surface(
     kind: str, shape: Mapping[str, float], height: float, aside: float, towards: tuple[float, float]
-) -> tuple:
-    """The point that one meets looking at the object against `towards` (x, z), `height` up and `aside`; or None."""
+) -> tuple[float, float, float] | None:
+    """What one meets looking at the object against `towards` (x, z), `height` up and `aside` of its axis."""
     q = SimpleNamespace(**{name: torch.tensor([value]) for name, value in shape.items()})
     x0, z0 = towards[1] * aside, -towards[0] * aside
     t = 2.5
@@ -406,7 +403,7 @@ def _surface(
         t -= d
         if t < -2.5:
             break
-    return ()
+    return None
 
 
 def fresh_subject(seed: int) -> Subject:

@@ -32,7 +32,7 @@ from coeffdiff.seeding import stable_seed
 
 __all__ = [
     "COLOURS", "KINDS", "PATTERNS", "SETTINGS", "Camera", "Light", "Look", "Mark", "Scene", "article", "caption",
-    "render", "sample_scene", "vocabulary",
+    "in_ranges", "render", "sample_scene", "vocabulary",
 ]  # fmt: skip
 
 SETTINGS = tuple(PLACES)

@@ -132,7 +132,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     # 3. The UNet, frozen, and what learns on it
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"unet"})
     unet, noise_scheduler = pipe.unet.to(state.device), DDPMScheduler.from_config(pipe.scheduler.config)
-    trainables = _make_trainable(unet, settings)
+    trainables = make_trainable(unet, settings)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
@@ -221,7 +221,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
                     accelerator.backward(micro_loss)
                     losses.append(micro_loss.detach())
                     if accelerator.sync_gradients:
-                        norms = _clip(accelerator, trainables, settings)
+                        norms = clip_gradients(accelerator, trainables, settings)
                         loss, stop = _agree(torch.stack(losses).mean(), interrupted(), state)
                         _check_finite(loss, norms, step, run, training.precision)
                     optimizer.step()
@@ -383,7 +383,7 @@ def _bucket_step(base: Any, resolution: int) -> int:
     return min(64, backbone.vae_factor(base) * 2 ** (levels - 1)) if resolution < 512 else 64
 
 
-def _make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
+def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
     """LoRA first: PEFT freezes everything that is there when it comes. What learns is float32."""
     method, seed = settings.method, settings.training.seed
     unet.requires_grad_(False)
@@ -432,7 +432,7 @@ def _restore(
     return checkpoint.step, checkpoint.loss
 
 
-def _clip(accelerator: Accelerator, trainables: Trainables, settings: Settings) -> dict[str, float]:
+def clip_gradients(accelerator: Accelerator, trainables: Trainables, settings: Settings) -> dict[str, float]:
     """Clip alpha and LoRA apart, so that the many do not drown the few; returns their norms before clipping."""
     accelerator.unscale_gradients()
     limits = settings.training.clip_coeff, settings.training.clip_lora

@@ -1,0 +1,970 @@
+"""Adapter + prompt + seed -> pictures that carry their recipe; loading the model and the adapter is done before."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import importlib.util
+import inspect
+import json
+import math
+import re
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+import transformers
+from diffusers.models.attention_processor import Attention
+from diffusers.utils import DummyObject
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from coeffdiff import __version__
+from coeffdiff.config import PLACEHOLDER
+from coeffdiff.console import quiet_libraries
+from coeffdiff.errors import AdapterError, ConfigError, ModelError
+from coeffdiff.files import appearing
+from coeffdiff.method.adapter import COEFF_FILE, Adapter, loaded_adapters
+from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.injection import unwrapped, verify
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Offload = Literal["none", "model", "sequential"]
+OnProgress = Callable[[float], None]  # how many pictures are done, a started one counted by its steps
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+GRID_FILE = "grid.png"
+_KEY = "coeffdiff"  # the text chunk with the recipe as JSON
+_LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture; <V> in the prompt has been filled in."""
+
+    prompt: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ConfigError(f"The seed {self.seed} must lie between 0 and {_LARGEST_SEED}.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all pictures of a call share. width and height in pixels; None: the model's own.
+
+    guidance of 1 or less switches classifier-free guidance off. An empty negative prompt is the model's own idea
+    of none (in SDXL embeddings of zeros, not those of an empty text). batch_size changes speed and memory, and a
+    picture by no more than 2/255.
+    """
+
+    steps: int = 30
+    guidance: float = 5.0
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ConfigError(f"guidance must be a finite number from 0 on, not {self.guidance}.")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt's embeddings, on the CPU: text [77, C], pooled [P]; the same of the negative prompt with guidance."""
+
+    text: Tensor
+    pooled: Tensor
+    negative_text: Tensor | None
+    negative_pooled: Tensor | None
+    negative_prompt: str
+
+
+# --- the pipeline before the first picture ---------------------------------------------------------------------
+
+
+def choose_device(precision: Precision = "auto") -> tuple[torch.device, torch.dtype]:
+    """The fastest device here, and the dtype for it: with "auto" bfloat16 or float16 on CUDA, float32 elsewhere."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    else:
+        device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        half = torch.float32
+    return device, half if precision == "auto" else DTYPES[precision]
+
+
+def prepare_device(pipe: Any, device: torch.device | str, offload: Offload = "none") -> None:
+    """Move the pipeline, or let diffusers bring its parts to the device when they are needed.
+
+    Load adapters before: under sequential offload the UNet has no weights that one could be compared with.
+
+    Raises: ConfigError for offload without a GPU.
+    """
+    device = torch.device(device)
+    if offload not in ("none", "model", "sequential"):
+        raise ConfigError(f"offload is none, model or sequential, not {offload!r}.")
+    if offload == "none":
+        pipe.to(device)
+    elif device.type == "cpu":
+        raise ConfigError(
+            f"--offload {offload} keeps parts of the model off a GPU, and no GPU is used here; leave it out."
+        )
+    elif offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        _offload_sequentially(pipe, device)
+
+
+def _offload_sequentially(pipe: Any, device: torch.device) -> None:
+    if _overflows(pipe.vae):  # once offloaded it cannot be cast any more
+        _cast(pipe.vae, torch.float32)
+    pipe.enable_sequential_cpu_offload(device=device)
+    from accelerate.hooks import remove_hook_from_module
+
+    # The hooks bring weights when a module's forward is called. Nobody calls that of a coefficient matrix, so alpha
+    # would stay behind on the meta device; all alphas of SDXL together are 200 KB.
+    for module in unwrapped(pipe.unet).modules():
+        if isinstance(module, Coefficients):
+            remove_hook_from_module(module)
+            module.to(device)
+
+
+def set_scheduler(pipe: Any, name: str) -> None:
+    """Give the pipeline a scheduler of diffusers by name, on the noise schedule that the model was trained with.
+
+    Args:
+        name: a class name in any case, with or without "Scheduler" and "Discrete", or a beginning that only one
+            has: euler, EulerAncestralDiscreteScheduler, euler-a, unipc, ddim, dpmsolver_multistep.
+    Raises: ConfigError for a name that is none or more than one, and for a scheduler that cannot be used.
+    """
+    choices = schedulers(pipe)
+    wanted = _scheduler_key(name)
+    found = [key for key in choices if key == wanted] or [
+        key for key in choices if wanted and key.startswith(wanted)
+    ]
+    if len(found) != 1:
+        usable = ", ".join(sorted(_scheduler_label(cls) for cls, lacks in choices.values() if not lacks))
+        if found:
+            several = " or ".join(sorted(_scheduler_label(choices[key][0]) for key in found))
+            raise ConfigError(f"The scheduler {name!r} may be {several}. There are {usable}.")
+        near = difflib.get_close_matches(wanted, choices, 1, 0.4)
+        hint = f" Did you mean {_scheduler_label(choices[near[0]][0])}?" if near else ""
+        raise ConfigError(f"diffusers has no scheduler {name!r} for this model.{hint} There are {usable}.")
+    cls, lacks = choices[found[0]]
+    if lacks:
+        raise ConfigError(f"{cls.__name__} cannot be used: {lacks}.")
+    accepted = inspect.signature(cls.__init__).parameters
+    fixed = {
+        # Defaults made for pixels between -1 and 1; latents go far beyond.
+        "clip_sample": False,
+        # SDXL's own values, lacking where its config was written by a scheduler that does not have them. Without
+        # the first PNDM needs steps by the dozen.
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+        # What this one falls back to anyway, with a message on every call.
+        "lower_order_final": True,
+    }
+    overrides = _noise_schedule(pipe.scheduler) | fixed
+    # Spelled out, because from_config forgets values that were the old class's defaults.
+    pipe.scheduler = cls.from_config(
+        pipe.scheduler.config, **{key: value for key, value in overrides.items() if key in accepted}
+    )
+
+
+def schedulers(pipe: Any) -> dict[str, tuple[Any, str]]:
+    """What set_scheduler knows: short name -> class, and why it cannot be used here ("" if it can)."""
+    known = {*pipe.scheduler.compatibles, type(pipe.scheduler)}
+    return {_scheduler_key(cls.__name__): (cls, _why_not(cls, pipe.scheduler)) for cls in known}
+
+
+def _why_not(cls: Any, current: Any) -> str:
+    if isinstance(cls, DummyObject):
+        missing = [name for name in cls._backends if importlib.util.find_spec(name) is None]
+        return f"it needs {' and '.join(missing)} (pip install {' '.join(missing)})"
+    accepted = inspect.signature(cls.__init__).parameters
+    lost = [key for key, value in _noise_schedule(current).items() if value and key not in accepted]
+    return f"it knows nothing of this model's {', '.join(lost)}" if lost else ""
+
+
+def _noise_schedule(scheduler: Any) -> dict[str, Any]:
+    """The part of a scheduler's config that the model was trained with."""
+    trained_with = (
+        *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+        *("prediction_type", "rescale_betas_zero_snr"),
+    )
+    return {key: scheduler.config[key] for key in trained_with if key in scheduler.config}
+
+
+def _scheduler_key(name: str) -> str:
+    return re.sub(r"scheduler$|[^a-z0-9]", "", name.strip().lower()).replace("discrete", "")
+
+
+def _scheduler_label(cls: type) -> str:
+    return cls.__name__.removesuffix("Scheduler").replace("Discrete", "")
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------
+
+
+def fill_prompt(prompt: str, adapters: Sequence[Adapter]) -> str:
+    """The prompt with the adapter's token in place of <V>. Raises: ConfigError unless one adapter is meant."""
+    if PLACEHOLDER not in prompt:
+        return prompt
+    tokens = [adapter.header.token for adapter in adapters]
+    if len(tokens) != 1:
+        why = f"may mean {' or '.join(tokens)}" if tokens else "has no meaning without an adapter"
+        raise ConfigError(
+            f"{PLACEHOLDER} in the prompt {_short(prompt)} {why}; write the word itself instead."
+        )
+    return prompt.replace(PLACEHOLDER, tokens[0])
+
+
+def warnings_for(
+    prompts: Iterable[str], adapters: Sequence[Adapter], pipe: Any, options: Options | None = None
+) -> list[str]:
+    """A line for each thing about the prompts that the person may not have meant; pictures are made all the same."""
+    lines = []
+    for prompt in dict.fromkeys(prompts):
+        for adapter in adapters:
+            header = adapter.header
+            if not re.search(rf"(?<!\w){re.escape(header.token)}(?!\w)", prompt, re.IGNORECASE):
+                subject = " ".join(filter(None, (header.token, header.class_word)))
+                lines.append(
+                    f"The prompt {_short(prompt)} lacks {header.token}, the token of {adapter.path}; "
+                    f'write for instance "a photo of {subject}".'
+                )
+        lines += length_warnings(prompt, pipe)
+    if options and options.negative_prompt:
+        if options.guidance <= 1:
+            lines.append(
+                f"The negative prompt has no effect without guidance, and {options.guidance:g} is none."
+            )
+        else:
+            lines += length_warnings(options.negative_prompt, pipe)
+    return lines
+
+
+def length_warnings(text: str, pipe: Any) -> list[str]:
+    """One line if the model does not read all of the text, or none: how long it is, and what is not read."""
+    cuts = [
+        cut
+        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)
+        if tokenizer is not None
+        for cut in [_cut(text, tokenizer)]
+        if cut
+    ]
+    if not cuts:
+        return []
+    tokens, limit, start = min(cuts, key=lambda cut: cut[2])
+    return [
+        f"{_short(text)} has {tokens} tokens, begin and end included, and the model reads {limit}; "
+        f"it will not see {_short(text[start:], 200)}."
+    ]
+
+
+def _cut(text: str, tokenizer: Any) -> tuple[int, int, int] | None:
+    """Tokens with begin and end, the limit, and where in the text the first word begins that is not read whole."""
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    room = tokenizer.model_max_length - 2
+    if len(found.input_ids) <= room:
+        return None
+    start = found.offset_mapping[room][0]
+    word = re.search(r"\S{0,30}$", text[:start])  # longer runs are a script without blanks
+    return len(found.input_ids) + 2, tokenizer.model_max_length, word.start() if word else start
+
+
+def _short(text: str, width: int = 60) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) > width:
+        line = textwrap.shorten(line, width, placeholder="...")
+        line = line if len(line) > 3 else text[: width - 3] + "..."
+    return f'"{line}"'
+
+
+def encode_prompts(
+    pipe: Any, prompts: Iterable[str], *, negative_prompt: str = "", guidance: float = Options.guidance
+) -> dict[str, Encoded]:
+    """Each distinct prompt's embeddings, so that the text encoders may leave memory before `generate`.
+
+    One prompt at a time, so that no embedding depends on its neighbours.
+    """
+    prompts = list(dict.fromkeys(prompts))
+    if prompts and (pipe.tokenizer_2 is None or pipe.text_encoder_2 is None):
+        raise ConfigError(
+            "This pipeline has no text encoders, so it needs prompts that encode_prompts has encoded before."
+        )
+    result: dict[str, Encoded] = {}
+    negative: tuple[Tensor | None, Tensor | None] = (None, None)
+    for prompt in prompts:
+        with torch.no_grad(), quiet_libraries():  # length_warnings says better what is cut off
+            embeddings = pipe.encode_prompt(
+                prompt,
+                do_classifier_free_guidance=guidance > 1,
+                negative_prompt=(negative_prompt or None) if negative[0] is None else None,
+                negative_prompt_embeds=negative[0],
+                negative_pooled_prompt_embeds=negative[1],
+            )
+        text, negative_text, pooled, negative_pooled = embeddings
+        negative = (negative_text, negative_pooled)
+        parts = [None if t is None else t[0].cpu() for t in (text, pooled, *negative)]
+        assert parts[0] is not None and parts[1] is not None
+        result[prompt] = Encoded(parts[0], parts[1], parts[2], parts[3], negative_prompt)
+    return result
+
+
+# --- pictures --------------------------------------------------------------------------------------------------
+
+
+def generate(
+    pipe: Any,
+    requests: Iterable[Request],
+    options: Options = Options(),
+    *,
+    encoded: Mapping[str, Encoded] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Iterator[tuple[Request, Image.Image]]:
+    """Pictures in the order of their requests, each made as it is asked for.
+
+    A picture's noise comes from its own seed only: it is drawn in float32 on the CPU, so that device, precision
+    and batch do not change it. In float32 on a CPU a picture changes by at most 2/255 with the batch that it is
+    made in, and in a batch of one it is what diffusers itself makes of this seed.
+
+    Args:
+        pipe: a StableDiffusionXLPipeline, in eval mode; text encoders may be None with `encoded`.
+        encoded: from encode_prompts, for this negative prompt and guidance; by default encoded here, at once.
+    Raises: ConfigError for a size that the model cannot make; InjectionError if an adapter has lost its alpha.
+        While iterating: ModelError for a picture that is not finite.
+    """
+    requests = list(requests)
+    size = picture_size(pipe, options)
+    for adapter in loaded_adapters(pipe):
+        adapter.verify()
+    verify(pipe.unet)  # alphas in training belong to no loaded adapter
+    if any(isinstance(m, Coefficients) and m.alpha.is_meta for m in unwrapped(pipe.unet).modules()):
+        raise ConfigError(
+            "An adapter was loaded after prepare_device had offloaded the UNet; load it before."
+        )
+    if encoded is None:
+        prompts = [request.prompt for request in requests]
+        encoded = encode_prompts(
+            pipe, prompts, negative_prompt=options.negative_prompt, guidance=options.guidance
+        )
+    embeddings = [_embedding_of(request, encoded, options) for request in requests]
+    return _generate(pipe, requests, embeddings, options, size, on_progress)
+
+
+def picture_size(pipe: Any, options: Options) -> tuple[int, int]:
+    """Width and height in pixels. Raises: ConfigError, with the nearest that is possible."""
+    native = pipe.default_sample_size
+    height, width = native if isinstance(native, list | tuple) else (native, native)
+    step = math.lcm(8, pipe.vae_scale_factor)  # 8: diffusers asks for it, whatever the VAE
+    sizes = []
+    for name, asked, own in (("width", options.width, width), ("height", options.height, height)):
+        pixels = own * pipe.vae_scale_factor if asked is None else asked
+        nearest = max(step, step * round(pixels / step))
+        if pixels != nearest:
+            raise ConfigError(f"A {name} of {pixels} pixels is no multiple of {step}; {nearest} is.")
+        sizes.append(pixels)
+    return sizes[0], sizes[1]
+
+
+def _embedding_of(request: Request, encoded: Mapping[str, Encoded], options: Options) -> Encoded:
+    found = encoded.get(request.prompt)
+    if found is None:
+        raise ConfigError(f"The prompt {_short(request.prompt)} is not among those that were encoded.")
+    if options.guidance > 1 and found.negative_text is None:
+        raise ConfigError(f"The prompts were encoded without guidance, and {options.guidance:g} needs it.")
+    if options.guidance > 1 and found.negative_prompt != options.negative_prompt:
+        raise ConfigError(
+            f"The prompts were encoded with the negative prompt {_short(found.negative_prompt)}, "
+            f"not {_short(options.negative_prompt)}."
+        )
+    return found
+
+
+def _generate(
+    pipe: Any,
+    requests: list[Request],
+    embeddings: list[Encoded],
+    options: Options,
+    size: tuple[int, int],
+    on_progress: OnProgress | None,
+) -> Iterator[tuple[Request, Image.Image]]:
+    for done in range(0, len(requests), options.batch_size):
+        batch = slice(done, done + options.batch_size)
+
+        def denoised(part: float, done: int = done, count: int = len(requests[batch])) -> None:
+            if on_progress:
+                on_progress(done + part * count)
+
+        latents = _denoise(pipe, requests[batch], embeddings[batch], options, size, denoised)
+        for request, latent in zip(requests[batch], latents, strict=True):
+            yield request, _decode(pipe, latent, request)
+        pipe.maybe_free_model_hooks()
+
+
+def _denoise(
+    pipe: Any,
+    requests: list[Request],
+    embeddings: list[Encoded],
+    options: Options,
+    size: tuple[int, int],
+    denoised: OnProgress,
+) -> Tensor:
+    """Latents [B, C, h, w] after all steps."""
+    width, height = size
+    dtype, device = pipe.unet.dtype, pipe._execution_device
+    shape = (
+        pipe.unet.config.in_channels,
+        height // pipe.vae_scale_factor,
+        width // pipe.vae_scale_factor,
+    )
+    # Each draws its initial noise, and then whatever its scheduler adds on the way.
+    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    if hasattr(pipe.scheduler, "noise_sampler_seed"):  # DPMSolverSDE has a generator of its own
+        pipe.scheduler.noise_sampler_seed = [request.seed for request in requests]
+
+    def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        present = [t for t in tensors if t is not None]
+        return torch.stack(present).to(device, dtype) if present else None
+
+    guided = options.guidance > 1
+
+    def after_step(_pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+        denoised((step + 1) / pipe.num_timesteps)
+        return {}
+
+    with _without_bar(pipe):
+        latents: Tensor = pipe(
+            prompt_embeds=stacked([e.text for e in embeddings]),
+            pooled_prompt_embeds=stacked([e.pooled for e in embeddings]),
+            negative_prompt_embeds=stacked([e.negative_text for e in embeddings]) if guided else None,
+            negative_pooled_prompt_embeds=stacked([e.negative_pooled for e in embeddings])
+            if guided
+            else None,
+            guidance_scale=options.guidance,
+            num_inference_steps=options.steps,
+            width=width,
+            height=height,
+            latents=noise.to(dtype),
+            generator=generators,
+            callback_on_step_end=after_step,
+            output_type="latent",  # diffusers' own decoding fails with a float32 VAE beside a half-precision UNet
+        ).images
+    return latents
+
+
+@torch.no_grad()
+def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
+    """One picture at a time: the VAE's activations are the peak of memory, and its batch would change pictures."""
+    vae = pipe.vae
+    _check_finite(latent, request, f"the UNet in {_dtype_name(pipe.unet)}", pipe)
+    upcast = _overflows(vae) and not next(vae.parameters()).is_meta
+    try:
+        if upcast:
+            _cast(vae, torch.float32)
+        scaled = latent[None].to(vae.dtype)
+        if vae.config.get("latents_mean") is not None and vae.config.get("latents_std") is not None:
+            mean, std = (
+                torch.tensor(vae.config[key]).view(1, -1, 1, 1).to(scaled)
+                for key in ("latents_mean", "latents_std")
+            )
+            scaled = scaled * std / vae.config.scaling_factor + mean
+        else:
+            scaled = scaled / vae.config.scaling_factor
+        decoded = vae.decode(scaled, return_dict=False)[0]
+        _check_finite(decoded, request, f"the VAE in {_dtype_name(vae)}", pipe)
+    finally:
+        if upcast:
+            _cast(vae, torch.float16)
+    if pipe.watermark is not None:
+        decoded = pipe.watermark.apply_watermark(decoded)
+    image: Image.Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+    return image
+
+
+def _overflows(vae: Any) -> bool:
+    """Whether the VAE says of itself that float16, in which it is, is too narrow."""
+    return vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+
+
+def _cast(vae: Any, dtype: torch.dtype) -> None:
+    torch.nn.Module.to(vae, dtype)  # diffusers' own method warns about every cast
+
+
+def _check_finite(tensor: Tensor, request: Request, source: str, pipe: Any) -> None:
+    if tensor.isfinite().all():
+        return
+    cures = ["sample in another precision (--precision bf16 or fp32)"] if "16" in source else []
+    if "VAE" in source and "float16" in source:
+        cures.append("use a VAE that stands float16 (madebyollin/sdxl-vae-fp16-fix)")
+    if loaded_adapters(pipe):
+        cures.append("lower the adapter's scale")
+    cures.append("try another scheduler or more steps")
+    raise ModelError(
+        f"The picture for {_short(request.prompt)}, seed {request.seed}, is not finite: {source} made NaN or "
+        f"infinite numbers. To cure it, {', or '.join(cures)}."
+    )
+
+
+@contextmanager
+def _without_bar(pipe: Any) -> Iterator[None]:
+    """diffusers' progress bar off for this pipeline while it runs; the caller shows one."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**(before or {}))
+
+
+def _dtype_name(network: Any) -> str:
+    return str(network.dtype).removeprefix("torch.")
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def write_pictures(
+    pipe: Any,
+    requests: Iterable[Request],
+    options: Options,
+    folder: Path,
+    *,
+    encoded: Mapping[str, Encoded] | None = None,
+    details: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> list[Path]:
+    """Write each picture as soon as it is made, then all of them as one labelled grid, folder/GRID_FILE.
+
+    Args:
+        details: goes into the recipes: the model's name and whatever else it takes to repeat a picture.
+        overwrite: replace files of the same name; otherwise the new ones take the next free names.
+    Returns: the pictures' files in the order of the requests, without the grid's.
+    Raises: ConfigError if the folder cannot be written; and what generate raises.
+    """
+    requests = list(requests)
+    seeds = list(dict.fromkeys(request.seed for request in requests))
+    cell = max(96, min(256, 2048 // max(1, len(seeds))))
+    thumbnails: dict[tuple[str, int], Image.Image] = {}
+    files = []
+    pictures = generate(pipe, requests, options, encoded=encoded, on_progress=on_progress)
+    for number, (request, image) in enumerate(pictures, 1):
+        slug = re.sub(r"\W+", "-", request.prompt)[:40].strip("-") or "picture"
+        file = folder / f"{number:03d}-{slug}-seed{request.seed}.png"
+        files.append(file if overwrite else _free_name(file))
+        save_png(image, files[-1], recipe(pipe, request, options, details))
+        thumbnails[request.prompt, request.seed] = _fitted(image, cell)
+    if files:
+        rows = [
+            (prompt, [thumbnails.get((prompt, seed)) for seed in seeds])
+            for prompt in dict.fromkeys(request.prompt for request in requests)
+        ]
+        grid = labelled_grid(rows, [f"seed {seed}" for seed in seeds], cell=cell)
+        save_png(grid, folder / GRID_FILE if overwrite else _free_name(folder / GRID_FILE))
+    return files
+
+
+def _free_name(file: Path) -> Path:
+    number, free = 1, file
+    while free.exists():
+        number += 1
+        free = file.with_name(f"{file.stem}-{number}{file.suffix}")
+    return free
+
+
+def recipe(
+    pipe: Any, request: Request, options: Options, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything that it takes to make this picture again, as plain values."""
+    width, height = picture_size(pipe, options)
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": options.negative_prompt,
+        "seed": request.seed,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "scheduler": type(pipe.scheduler).__name__,
+        "prediction_type": pipe.scheduler.config.get("prediction_type"),
+        "width": width,
+        "height": height,
+        "batch_size": options.batch_size,
+        "model": str(pipe.config.get("_name_or_path") or "unknown"),
+        "precision": _dtype_name(pipe.unet),
+        "vae_precision": "float32" if _overflows(pipe.vae) else _dtype_name(pipe.vae),
+        "device": pipe._execution_device.type,
+        "adapters": [
+            {
+                "path": str(adapter.path),
+                "scale": adapter.scale,
+                "kind": adapter.header.kind,
+                "token": adapter.header.token,
+                "trained_steps": adapter.header.trained_steps,
+            }
+            for adapter in loaded_adapters(pipe)
+        ],
+        "versions": {
+            "coeffdiff": __version__,
+            "torch": str(torch.__version__),
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+        **(details or {}),
+    }
+
+
+def save_png(image: Image.Image, file: Path, recipe: Mapping[str, Any] | None = None) -> None:
+    """Write a picture whole or not at all, with its recipe in two text chunks: JSON, and the form of A1111's web UI.
+
+    Raises: ConfigError if it cannot be written.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        # Escaped to ASCII, so that whatever a prompt may hold comes back exactly, lone surrogates included.
+        chunks.add_itxt(_KEY, json.dumps(recipe, default=str))
+        chunks.add_text("parameters", _parameters(recipe))
+    try:
+        with appearing(file) as temporary:
+            image.save(temporary, format="PNG", pnginfo=chunks)
+    except OSError as error:
+        raise ConfigError(f"The picture {file} cannot be written: {error.strerror or error}.") from None
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """What save_png wrote. Raises: ConfigError if the file is no PNG or carries no recipe of ours."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            text = image.text.get(_KEY)  # type: ignore[attr-defined]  # PNGs have it
+        found = None if text is None else json.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"There is no picture {file}.") from None
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:
+        raise ConfigError(f"{file} is not a PNG with a readable recipe ({type(error).__name__}).") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} carries no recipe of coeffdiff.")
+    return found
+
+
+def _parameters(recipe: Mapping[str, Any]) -> str:
+    """The recipe for people and for the many tools that read this form; no chunk may hold a zero byte."""
+    settings = {
+        "Steps": recipe.get("steps"),
+        "Sampler": str(recipe.get("scheduler")).removesuffix("Scheduler"),
+        "CFG scale": recipe.get("guidance"),
+        "Seed": recipe.get("seed"),
+        "Size": f"{recipe.get('width')}x{recipe.get('height')}",
+        "Model": recipe.get("model"),
+        "Adapters": "; ".join(f"{a['path']} at {a['scale']:g}" for a in recipe.get("adapters", ())) or None,
+        "Version": f"coeffdiff {__version__}",
+    }
+
+    def quoted(value: Any) -> str:
+        return json.dumps(value) if isinstance(value, str) and re.search(r'[,:\n"]', value) else str(value)
+
+    lines = [str(recipe.get("prompt", ""))]
+    if recipe.get("negative_prompt"):
+        lines.append(f"Negative prompt: {recipe['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {quoted(value)}" for key, value in settings.items() if value is not None))
+    return "\n".join(lines).replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+
+
+# --- grids -----------------------------------------------------------------------------------------------------
+
+_GAP = 8  # pixels between everything
+_INK, _PAPER, _EMPTY = (34, 34, 34), (255, 255, 255), (236, 236, 236)
+
+
+def labelled_grid(
+    rows: Sequence[tuple[str, Sequence[Image.Image | None]]],
+    columns: Sequence[str] = (),
+    *,
+    title: str = "",
+    cell: int = 256,
+) -> Image.Image:
+    """Pictures in rows, each row's label on its left and the columns' labels on top.
+
+    Args:
+        rows: label and pictures; None, or a row that ends early, leaves a grey cell.
+        cell: side in pixels of the square that each picture is fitted into.
+    """
+    count = max([len(columns), *(len(pictures) for _, pictures in rows)], default=0)
+    points = max(13, cell // 16)
+    line = round(points * 1.35)
+    margin = max(150, round(cell * 0.8)) if any(label.strip() for label, _ in rows) else 0
+    left = margin + _GAP if margin else 0
+    right = left + count * (cell + _GAP)
+    heads = [_wrapped(text, points, cell, 3) for text in columns]
+    head = max((len(lines) for lines in heads), default=0) * line
+    titles = _wrapped(title, round(points * 1.3), max(right - _GAP, cell), 3) if title else []
+    labels = [_wrapped(label, points, margin, max(4, cell // line)) if margin else [] for label, _ in rows]
+    fitted = [[picture and _fitted(picture, cell) for picture in pictures] for _, pictures in rows]
+    heights = [
+        max(
+            len(label) * line,
+            max((picture.height for picture in pictures if picture), default=0) or cell,
+        )
+        for label, pictures in zip(labels, fitted, strict=True)
+    ]
+    top = _GAP + len(titles) * round(line * 1.3) + (_GAP if titles else 0)
+    first = top + (head + _GAP if head else 0)
+    grid = Image.new("RGB", (_GAP + right, first + sum(h + _GAP for h in heights)), _PAPER)
+    draw = ImageDraw.Draw(grid)
+    _write(draw, titles, round(points * 1.3), round(line * 1.3), _GAP, _GAP)
+    for column, lines in enumerate(heads):
+        x = _GAP + left + column * (cell + _GAP) + cell // 2
+        _write(draw, lines, points, line, x, top + head - len(lines) * line, centred=True)
+    y = first
+    for label, pictures, height in zip(labels, fitted, heights, strict=True):
+        _write(draw, label, points, line, _GAP, y + (height - len(label) * line) // 2)
+        for column in range(count):
+            x = _GAP + left + column * (cell + _GAP)
+            picture = pictures[column] if column < len(pictures) else None
+            if picture:
+                grid.paste(picture, (x + (cell - picture.width) // 2, y + (height - picture.height) // 2))
+            else:
+                draw.rectangle((x, y, x + cell - 1, y + height - 1), fill=_EMPTY)
+        y += height + _GAP
+    return grid
+
+
+def _fitted(image: Image.Image, cell: int) -> Image.Image:
+    """The picture with its longer side at `cell` pixels; small ones grow by whole pixels, so that they stay sharp."""
+    ratio = cell / max(image.size)
+    grows = ratio >= 2
+    ratio = math.floor(ratio) if grows else min(ratio, 1.0)
+    size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+    resampling = Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize(size, resampling)
+
+
+def _wrapped(text: str, points: int, width: int, most: int) -> list[str]:
+    """Lines of at most `width` pixels, `most` of them; words too long for a line are broken, the rest is cut."""
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    font = _font_for(text, points)
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        current = ""
+        for word in paragraph.split():
+            joined = f"{current} {word}".strip()
+            if font.getlength(joined) <= width:
+                current = joined
+                continue
+            if current:
+                lines.append(current)
+            current = word
+            while font.getlength(current) > width and len(current) > 1:
+                fits = next(
+                    n
+                    for n in range(len(current) - 1, 0, -1)
+                    if n == 1 or font.getlength(current[:n]) <= width
+                )
+                lines.append(current[:fits])
+                current = current[fits:]
+        if current:
+            lines.append(current)
+    if len(lines) > most:
+        last = lines[most - 1]
+        while last and font.getlength(last + "...") > width:
+            last = last[:-1]
+        lines = [*lines[: most - 1], last.rstrip() + "..."]
+    return lines
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, lines: list[str], points: int, line: int, x: int, y: int, centred: bool = False
+) -> None:
+    font = _font_for(" ".join(lines), points)
+    for number, text in enumerate(lines):
+        draw.text((x, y + number * line), text, _INK, font, anchor="ma" if centred else "la")
+
+
+def _font_for(text: str, points: int) -> Any:
+    """Pillow's own font, or one of the system's if that has more of the text's characters."""
+    letters = set(text) - set(" \n")
+    if all(_has_glyph(None, letter) for letter in letters):
+        return _font(None, points)
+    names = (None, *_SYSTEM_FONTS)
+    return _font(max(names, key=lambda name: sum(_has_glyph(name, letter) for letter in letters)), points)
+
+
+_SYSTEM_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "segoeui.ttf",
+    "msyh.ttc",
+    "malgun.ttf",
+)
+
+
+@functools.lru_cache(maxsize=64)
+def _font(name: str | None, points: int) -> Any:
+    if name is not None:
+        try:
+            return ImageFont.truetype(name, points)
+        except OSError:
+            return None
+    return ImageFont.load_default(points)
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_glyph(name: str | None, letter: str) -> bool:
+    """Whether the font draws the letter as something else than its box for unknown characters."""
+    font = _font(name, 16)
+    return font is not None and bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
+
+
+# --- how long it will take -------------------------------------------------------------------------------------
+
+
+def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.device | str) -> float:
+    """How long so many pictures will take: work counted on the meta device / speed measured here and now (0.2 s).
+
+    The work is multiplications of the UNet's steps and of the VAE, at the speed of large matrix products, and
+    calls of operators, at the time of a small attention layer; networks far smaller than SDXL are all calls.
+    Left out: the text encoders, loading, offloading, and what alpha adds to attention.
+    """
+    width, height = picture_size(pipe, options)
+    rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    batch = min(options.batch_size, pictures)
+    batches = math.ceil(pictures / batch) if pictures else 0
+    unet = unwrapped(pipe.unet)
+    unet_work = _unet_work(unet, batch * (2 if options.guidance > 1 else 1), rows, columns)
+    vae_work = _vae_work(pipe.vae, rows, columns)
+    unet_speed = _speed(torch.device(device), unet.dtype)
+    vae_dtype = torch.float32 if _overflows(pipe.vae) else pipe.vae.dtype
+    vae_speed = unet_speed if vae_dtype == unet.dtype else _speed(torch.device(device), vae_dtype)
+    steps = _calls_of_the_unet(pipe.scheduler, options.steps)
+    return batches * steps * unet_work.seconds(unet_speed) + pictures * vae_work.seconds(vae_speed)
+
+
+@dataclass(frozen=True)
+class _Speed:
+    flops_per_second: float
+    seconds_per_call: float
+
+
+class _Work(TorchDispatchMode):
+    """Counts multiplications and additions (flops), and operator calls, of what runs inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.calls = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        count = flop_registry.get(operator.overloadpacket)
+        self.flops += count(*args, **(kwargs or {}), out_val=result) if count else 0
+        self.calls += 1
+        return result
+
+    def seconds(self, speed: _Speed) -> float:
+        return self.flops / speed.flops_per_second + self.calls * speed.seconds_per_call
+
+
+def _unet_work(unet: Any, batch: int, rows: int, columns: int) -> _Work:
+    config = unet.config
+    with torch.device("meta"), torch.no_grad(), quiet_libraries():
+        network = type(unet).from_config(config)
+        time_ids = torch.empty(batch, 6)
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        with _Work() as work:
+            network(
+                torch.empty(batch, config.in_channels, rows, columns),
+                torch.empty(()),
+                torch.empty(batch, 77, config.cross_attention_dim),
+                added_cond_kwargs={"text_embeds": torch.empty(batch, pooled), "time_ids": time_ids},
+            )
+    return work
+
+
+def _vae_work(vae: Any, rows: int, columns: int) -> _Work:
+    with torch.device("meta"), torch.no_grad(), quiet_libraries():
+        network = type(vae).from_config(vae.config)
+        with _Work() as work:
+            network.decode(torch.empty(1, vae.config.latent_channels, rows, columns))
+    return work
+
+
+def _calls_of_the_unet(scheduler: Any, steps: int) -> int:
+    """Second-order schedulers call it twice a step."""
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps)
+
+
+@torch.no_grad()
+def _speed(device: torch.device, dtype: torch.dtype) -> _Speed:
+    def seconds(work: Callable[[], Tensor], budget: float) -> float:
+        """Mean over as many repetitions as fit; what else the machine does now, it will do then."""
+        work().sum().item()  # the first time loads kernels; item waits for the device
+        repetitions, begun = 0, time.perf_counter()
+        while repetitions == 0 or time.perf_counter() - begun < budget:
+            last = work()
+            repetitions += 1
+            if repetitions % 8 == 0:
+                last.sum().item()
+        last.sum().item()
+        return (time.perf_counter() - begun) / repetitions
+
+    side, per_product = 256, 0.0
+    while (
+        side < 8192 and per_product < 0.005
+    ):  # until it is long enough to be measured, and to fill the device
+        side *= 2
+        matrix = torch.ones(side, side, device=device, dtype=dtype)
+        per_product = seconds(lambda: matrix @ matrix, 0.0)  # noqa: B023  (called at once)
+    per_product = seconds(lambda: matrix @ matrix, 0.1)
+
+    def attention(on: torch.device) -> tuple[Attention, Tensor]:
+        # With torch.device and not Attention.to: drawing its weights must not touch the global generator.
+        with torch.device("meta"):
+            layer = Attention(16, heads=2, dim_head=8)
+        layer = layer.to(dtype) if on.type == "meta" else layer.to_empty(device=on).to(dtype)
+        for weight in layer.parameters():
+            weight.fill_(0.1)
+        return layer, torch.ones(1, 16, 16, device=on, dtype=dtype)
+
+    layer, tokens = attention(torch.device("meta"))
+    with _Work() as work:
+        layer(tokens)
+    layer, tokens = attention(device)
+    return _Speed(2 * side**3 / per_product, seconds(lambda: layer(tokens), 0.03) / work.calls)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------
+
+
+def find_newest_run(runs: Path) -> Path:
+    """The run under `runs` whose adapter is the newest. Raises: AdapterError, with what to do, if none has one."""
+    finished = [file for file in runs.glob(f"*/adapter/{COEFF_FILE}") if file.is_file()]
+    if finished:
+        return max(finished, key=lambda file: (file.stat().st_mtime_ns, str(file))).parents[1]
+    begun = sorted(config.parent for config in runs.glob("*/config.yaml"))
+    if begun:
+        raise AdapterError(
+            f"No run under {runs} has finished yet ({', '.join(str(run) for run in begun[:3])}): continue one with "
+            "coeffdiff train --resume, or name an adapter with --adapter."
+        )
+    raise AdapterError(
+        f"There is no finished run under {runs}: train one with coeffdiff train --images photos/ --token sks, or "
+        "name an adapter with --adapter (none for the bare model)."
+    )

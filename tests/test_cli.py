@@ -1,0 +1,276 @@
+"""The command line as a person meets it: answers, one-sentence mistakes, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from coeffdiff import __version__
+from coeffdiff.cli import _folder_and_scale, app
+from coeffdiff.config import documented_settings
+from coeffdiff.errors import AdapterError
+from coeffdiff.pocket.model import save_random
+
+QUICK = [
+    "--steps",
+    "2",
+    "--set",
+    "training.batch_size=1",
+    "--set",
+    "validation.prompts=[]",
+    "--set",
+    "method.lora.rank=2",
+]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a tiny model, photos, and one finished run of token sks."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_random("tiny", folder / "model")
+    (folder / "photos").mkdir()
+    for i in range(2):
+        Image.radial_gradient("L").resize((70, 64)).convert("RGB").rotate(45 * i).save(
+            folder / f"photos/{i}.jpg"
+        )
+    arguments = [
+        "train",
+        "--model",
+        str(folder / "model"),
+        "--images",
+        str(folder / "photos"),
+        "--token",
+        "sks",
+    ]
+    result = call(*arguments, "--class-word", "ball", "--output", str(folder / "runs/sks"), *QUICK)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def call(*arguments: str):
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def train(folder: Path, *more: str):
+    subject = ["--images", str(folder / "photos"), "--token", "sks"]
+    return call("train", "--model", str(folder / "model"), *subject, *QUICK, *more)
+
+
+def test_help_answers_without_loading_what_is_slow():
+    """`coeffdiff --help` imports neither torch nor diffusers nor pydantic."""
+    slow = "{'torch', 'diffusers', 'transformers', 'pydantic', 'PIL'}"
+    code = (
+        "import sys; from coeffdiff.cli import app; from typer.testing import CliRunner; "
+        f"r = CliRunner().invoke(app, ['train', '--help']); assert r.exit_code == 0; assert not {slow} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_and_the_module_are_one():
+    """`python -m coeffdiff --version`, as accelerate launch -m starts it."""
+    done = subprocess.run([sys.executable, "-m", "coeffdiff", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"coeffdiff {__version__}"
+
+
+def test_every_setting_can_be_looked_up():
+    """--list-settings names each setting there is."""
+    listed = call("train", "--list-settings").stdout
+    assert all(f"\n{setting.name}  [" in f"\n{listed}" for setting in documented_settings())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--images", "nowhere"], "PhotoError: There is no"),
+        (["--images", "empty"], "PhotoError"),
+        (["--images", "note.txt"], "PhotoError"),
+        (["--images", "photos", "--model", "nowhere/at/all"], "ModelError"),
+        (["--images", "photos", "--model", "photos"], "ModelError"),
+        (["--images", "photos", "--set", "training.stesp=3"], "Did you mean training.steps?"),
+        (["--images", "photos", "--config", "typo.yaml"], "Did you mean training.steps?"),
+        (["--images", "photos", "--config", "absent.yaml"], "ConfigError: There is no settings file"),
+        (["--images", "photos", "--resolution", "100"], "multiple of 8"),
+        (["--images", "photos", "--output", "note.txt"], "note.txt is not empty"),
+        (["--images", "photos", "--resume"], "ResumeError: There is no run to resume"),
+        (
+            ["--images", "photos", "--set", "method.coeff.blocks=[up_blocks.7]"],
+            "No attention layer lies in block",
+        ),
+        (
+            ["--images", "photos", "--set", "method.lora.targets=[to_x]"],
+            "no attention layer has a linear 'to_x'",
+        ),
+        (
+            ["--images", "photos", "--set", "method.coeff.backend=fast"],
+            "There is no attention backend 'fast'",
+        ),
+        (["--images", "photos", "--set", "subject.templates=['a {thing}']"], "ConfigError"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(trained, arguments, sentence):
+    """Exit code 2, one line that says what is wrong, no run folder."""
+    Path("empty").mkdir()
+    Path("note.txt").write_text("a note")
+    Path("typo.yaml").write_text("training: {stepz: 3}\n")
+    Path("photos").symlink_to(trained / "photos")
+    model = [] if "--model" in arguments else ["--model", str(trained / "model")]
+    result = call("train", "--token", "sks", *model, *QUICK, *arguments)
+    assert result.exit_code == 2, result.output
+    mistake = [line for line in result.stderr.splitlines() if "Error: " in line]
+    assert len(mistake) == 1, result.stderr
+    assert sentence in mistake[0]
+    assert not Path("runs").exists()
+    assert Path("note.txt").read_text() == "a note"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["trian"], ["train", "photos"], ["train", "--method", "magic"], ["train", "--steps", "many"]],
+)
+def test_a_slip_of_the_fingers_is_exit_code_2(arguments):
+    """Unknown commands, stray arguments and wrong option values: usage and exit code 2."""
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_runs_are_counted_up_and_said(trained):
+    """Two runs of one token: runs/sks and runs/sks-2, both announced, none overwritten."""
+    first, second = train(trained), train(trained)
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert first.stdout.strip() == "runs/sks/adapter"
+    assert second.stdout.strip() == "runs/sks-2/adapter"
+    assert "run      runs/sks-2" in second.stderr
+    refused = train(trained, "--output", "runs/sks")
+    assert refused.exit_code == 2
+    assert "runs/sks holds a run; continue it with --resume" in refused.stderr
+
+
+def test_json_is_all_there_is_on_stdout(trained):
+    """A program reads stdout; everything for people goes to stderr."""
+    answer = json.loads(train(trained, "--json").stdout)
+    assert answer["adapter"] == "runs/sks/adapter"
+    assert answer["steps"] == 2
+    assert answer["loss"] > 0
+
+
+def test_what_was_found_and_chosen_is_said_first(trained):
+    """Photos left out by name and reason, the missing class word's cost, every auto value, the run folder."""
+    (photos := Path("photos")).mkdir()
+    for file in (trained / "photos").iterdir():
+        (photos / file.name).write_bytes(file.read_bytes())
+    (photos / "torn.jpg").write_bytes((photos / "0.jpg").read_bytes()[:300])
+    (photos / ".DS_Store").write_bytes(b"\0")
+    result = call("train", "--model", str(trained / "model"), "--images", "photos", "--token", "sks", *QUICK)
+    assert result.exit_code == 0
+    assert "photos   2 in photos" in result.stderr
+    assert "torn.jpg" in result.stderr
+    assert "0.303 without" in result.stderr
+    assert "training.resolution 64" in result.stderr
+    assert (photos / "torn.jpg").exists()
+
+
+def test_sample_takes_the_newest_finished_run_and_names_it(trained, monkeypatch):
+    """Only a prompt: the adapter, its base model and its token come from the run."""
+    monkeypatch.chdir(trained)
+    result = call(
+        "sample",
+        "--prompt",
+        "a photo of <V> ball",
+        "--steps",
+        "2",
+        "-n",
+        "2",
+        "--output",
+        "pictures",
+        "--json",
+    )
+    assert result.exit_code == 0, result.output
+    assert "runs/sks (the newest finished one)" in result.stderr
+    answer = json.loads(result.stdout)
+    assert all(Path(file).is_file() for file in answer["files"])
+    assert len(answer["files"]) == 3  # two pictures and their grid
+    picture = Image.open(answer["files"][0])
+    recipe = json.loads(picture.info["coeffdiff"])
+    assert recipe["prompt"] == "a photo of sks ball"
+    assert recipe["seed"] == 0
+    assert picture.size == (64, 64)
+
+
+def test_scale_0_and_no_adapter_give_the_same_picture(trained):
+    """`DIR:0` is the base model bit for bit; scale 1 is not."""
+    pixels = {}
+    for name in (f"{trained / 'runs/sks'}:0", "none", f"{trained / 'runs/sks'}:1"):
+        folder = f"out-{len(pixels)}"
+        common = [
+            "--prompt",
+            "sks ball",
+            "--steps",
+            "2",
+            "--output",
+            folder,
+            "--model",
+            str(trained / "model"),
+        ]
+        result = call("sample", "--adapter", name, *common, "--json")
+        assert result.exit_code == 0, result.output
+        pixels[name] = Image.open(json.loads(result.stdout)["files"][0]).tobytes()
+    zero, none, one = pixels.values()
+    assert zero == none
+    assert one != none
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "There is nothing to draw"),
+        (["--prompt", "a"], "AdapterError"),
+        (["--prompt", "a", "--adapter", "nowhere"], "AdapterError: There is no adapter nowhere"),
+        (["--prompts-file", "nowhere.txt"], "ConfigError: The prompts file nowhere.txt cannot be read"),
+        (["--prompt", "a", "--adapter", "RUN:strong"], "the scale 'strong' is not a number"),
+        (["--prompt", "a", "--adapter", "RUN", "--scheduler", "eulr"], "ConfigError"),
+        (["--prompt", "a", "--adapter", "RUN", "--width", "65"], "ConfigError"),
+        (["--prompt", "a", "--adapter", "RUN", "--offload", "model"], "ConfigError"),
+        (["--prompt", "a", "--adapter", "none", "--model", "nowhere"], "ModelError"),
+        (["--prompt", "<V>", "--adapter", "none", "--model", "MODEL"], "ConfigError"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_a_mistake_in_sampling_is_one_sentence_and_leaves_nothing(trained, arguments, sentence):
+    """Exit code 2, one line, no folder of pictures."""
+    known = {"RUN": str(trained / "runs/sks"), "MODEL": str(trained / "model")}
+    arguments = [known.get(a, a.replace("RUN:", known["RUN"] + ":")) for a in arguments]
+    result = call("sample", *arguments)
+    assert result.exit_code == 2, result.output
+    mistake = [line for line in result.stderr.splitlines() if "Error: " in line]
+    assert len(mistake) == 1, result.stderr
+    assert sentence in mistake[0]
+    assert not Path("samples").exists()
+
+
+def test_a_scale_is_what_follows_the_last_colon(tmp_path):
+    """runs/sks:0.6 and C:\\runs\\sks:0.6 have one; a folder whose own name ends so does not."""
+    (tmp_path / "a:1").mkdir()
+    assert _folder_and_scale("runs/sks:0.6") == ("runs/sks", 0.6)
+    assert _folder_and_scale("C:\\runs\\sks:0.6") == ("C:\\runs\\sks", 0.6)
+    assert _folder_and_scale("runs/sks") == ("runs/sks", None)
+    assert _folder_and_scale(str(tmp_path / "a:1")) == (str(tmp_path / "a:1"), None)
+    with pytest.raises(AdapterError, match="'much' is not a number"):
+        _folder_and_scale(f"{tmp_path}:much")

@@ -439,7 +439,7 @@ def _wood(own: Tensor, x: Tensor, y: Tensor, z: Tensor, width: Tensor, tilt: Ten
     tone = 1.05 - 0.85 * late + 0.10 * fibre
     stain = torch.tensor([[0.10], [0.045], [0.015]], device=x.device)
     # Dark stains would hide the grain, so there the early wood is lighter instead.
-    early = (0.10 - own.mean(0)).clamp(min=0.0) * 0.9 * (1.0 - 1.2 * late).clamp(min=0.0)
+    early = (0.10 - own.mean(0)).clamp(min=0.0) * 0.6 * (1.0 - 1.2 * late).clamp(min=0.0)
     return mix(own * tone.clamp(0.15, 1.2) + early, stain, 0.10 + 0.35 * late)
 
 

@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_sentence_and_harms_no_older_checkpoint(monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state.torch, "save", full)
+    monkeypatch.setattr(state.Path, "write_bytes", full)
     with pytest.raises(
         TrainingError, match=r"step 2 cannot be written.*No space left.*last good checkpoint.*000001"
     ):

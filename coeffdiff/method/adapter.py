@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
@@ -36,6 +36,7 @@ from coeffdiff.method.lora import LORA_FILE, load_lora, remove_lora, save_lora, 
 COEFF_FILE = "coeff.safetensors"
 FORMAT_VERSION = 1
 _KEY = "coeffdiff"  # the one metadata entry that is ours
+_LORA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = {
     COEFF_FILE: 64 * 2**20,
     LORA_FILE: 8 * 2**30,
@@ -172,11 +173,12 @@ def save_adapter(
     with appearing(folder) as temporary:
         temporary.mkdir()
         alphas = alphas_of(coefficients_of(unet, name))
-        save_file(alphas, temporary / COEFF_FILE, metadata={"format": "pt", _KEY: header.model_dump_json()})
+        content = save(alphas, metadata={"format": "pt", _KEY: header.model_dump_json()})
+        (temporary / COEFF_FILE).write_bytes(content)
         if header.lora:
             save_lora(unet, temporary, name)
-        for file, content in (extras or {}).items():
-            (temporary / file).write_bytes(content)
+        for file, extra in (extras or {}).items():
+            (temporary / file).write_bytes(extra)
 
 
 def alphas_of(layers: dict[str, Coefficients]) -> dict[str, Tensor]:
@@ -268,7 +270,7 @@ def read_lora(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
         raise AdapterError(f"{folder} is incomplete: {LORA_FILE} is missing.")
     _, _, values = _read_safetensors(file, tensors=True)
     for key, tensor in values.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        if tensor.dtype not in _LORA_DTYPES or not tensor.isfinite().all():
             raise AdapterError(f"{file}: {key} holds something that is not a finite number.")
     return values
 

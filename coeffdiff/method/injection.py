@@ -213,7 +213,9 @@ def verify(unet: nn.Module) -> None:
     lost = [name for name, processor in registry.items() if now[name] is not processor]
     if lost:
         found = type(now[lost[0]]).__name__
-        culprit = next((text for key, text in _CULPRITS.items() if key in found), "another attention processor")
+        culprit = next(
+            (text for key, text in _CULPRITS.items() if key in found), "another attention processor"
+        )
         raise InjectionError(
             f"alpha is gone from {len(lost)} of {len(registry)} attention layers ({lost[0]}, ...): "
             f"{culprit} put {found} in its place. Undo that, or load the adapter again without it."

@@ -77,6 +77,11 @@ def save_lora(unet: nn.Module, folder: Path, name: str = "default") -> None:
             config.r, config.lora_alpha, config.use_dora, sorted(config.target_modules)
         ),
     )
+    # safetensors writes files that only their owner may read; an adapter is for sharing, as the umask says.
+    file = folder / LORA_FILE
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
 
 
 def load_lora(
@@ -102,7 +107,9 @@ def load_lora(
             tensors,
             prefix="unet",
             adapter_name=name,
-            metadata={f"unet.{key}": value for key, value in _plain_config(rank, alpha, dora, modules).items()},
+            metadata={
+                f"unet.{key}": value for key, value in _plain_config(rank, alpha, dora, modules).items()
+            },
         )
     applied = get_peft_model_state_dict(bare, adapter_name=name)
     for key, tensor in tensors.items():
@@ -126,16 +133,20 @@ def remove_lora(unet: nn.Module, name: str) -> None:
     """Take one LoRA off; after the last one the UNet has its own modules back."""
     bare = unwrapped(unet)
     if name in getattr(bare, "peft_config", {}):
-        set_lora_scale(bare, name, 0.0)  # deleting an active LoRA makes PEFT activate another, one at scale 0 too
+        set_lora_scale(
+            bare, name, 0.0
+        )  # deleting an active LoRA makes PEFT activate another, one at scale 0 too
         bare.delete_adapters(name)
-        if not getattr(bare, "peft_config", None):
-            bare.unload_lora()  # without any adapter PEFT's shells around the layers go as well
+    if not getattr(bare, "peft_config", None) and any(isinstance(m, BaseTunerLayer) for m in bare.modules()):
+        bare.unload_lora()  # without any adapter PEFT's shells around the layers go as well
 
 
 @contextmanager
 def _others_stay(unet: nn.Module, name: str) -> Iterator[None]:
     """PEFT activates a new LoRA alone and warns of company; here every LoRA that was active stays so, frozen."""
-    before = [(module, module.active_adapters) for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    before = [
+        (module, module.active_adapters) for module in unet.modules() if isinstance(module, BaseTunerLayer)
+    ]
     added: list[str] = []
     try:
         with warnings.catch_warnings():

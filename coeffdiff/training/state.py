@@ -9,6 +9,7 @@ adapter/                        the result
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import pickle
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from coeffdiff.config import Settings, differences, load_settings, save_settings, with_values
@@ -167,17 +168,17 @@ def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
     try:
         with appearing(final, durable=True) as temporary:
             temporary.mkdir()
-            save_file(checkpoint.tensors, temporary / "trainables.safetensors")
-            torch.save(
-                {"optimizer": checkpoint.optimizer, "scaler": checkpoint.scaler}, temporary / "optimizer.pt"
-            )
+            states = io.BytesIO()  # written by Python, whose errors say "No space left on device"
+            torch.save({"optimizer": checkpoint.optimizer, "scaler": checkpoint.scaler}, states)
+            (temporary / "optimizer.pt").write_bytes(states.getbuffer())
+            (temporary / "trainables.safetensors").write_bytes(save(checkpoint.tensors))
             (temporary / "state.json").write_text(json.dumps(rest), encoding="utf-8")
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except OSError as error:
         last = next(iter(run.checkpoints()), None)
         kept = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
         raise TrainingError(
             f"The checkpoint of step {checkpoint.step} cannot be written to {final.parent} "
-            f"({str(error).splitlines()[0]}). {kept} Make room, then continue with train --resume."
+            f"({error.strerror or error}). {kept} Make room, then continue with train --resume."
         ) from None
     for old in run.checkpoints()[keep:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -243,8 +244,11 @@ def disk_errors(what: str) -> Iterator[None]:
     """Turn a disk that is full or read-only into one sentence."""
     try:
         yield
-    except OSError as error:
-        raise TrainingError(f"{what} cannot be written: {error.strerror or error}.") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(
+            f"{what} cannot be written: {reason}. Make room, then continue with --resume."
+        ) from None
 
 
 def _finite(value: Any) -> Any:

@@ -207,15 +207,19 @@ def unet_config(backbone: Backbone) -> dict[str, Any]:
     return _json(backbone.source, "unet/config.json")
 
 
-def unet_parameters(backbone: Backbone) -> int:
-    """How many numbers the UNet holds, counted on the meta device: no weights are read. SDXL: 2,567,463,684."""
+def unet_on_meta(backbone: Backbone) -> Any:
+    """The UNet's shapes without its weights, from its config alone, to count and to check against."""
     with quiet_libraries(), _said(f"{backbone.name}: its UNet's config"):
         import torch
         from diffusers import UNet2DConditionModel
 
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(unet_config(backbone))
-        return sum(weight.numel() for weight in unet.parameters())
+            return UNet2DConditionModel.from_config(unet_config(backbone))
+
+
+def unet_parameters(backbone: Backbone) -> int:
+    """How many numbers the UNet holds; no weights are read. SDXL: 2,567,463,684."""
+    return sum(weight.numel() for weight in unet_on_meta(backbone).parameters())
 
 
 def vae_factor(backbone: Backbone) -> int:

@@ -16,7 +16,7 @@ import typer
 
 from coeffdiff import __version__
 from coeffdiff.console import duration, is_main_process, progress, say
-from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError
+from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, ModelError
 
 app = typer.Typer(
     add_completion=False,
@@ -215,11 +215,20 @@ def sample(
     wanted = _adapters(adapter)
 
     from coeffdiff import backbone, sampling
-    from coeffdiff.method.adapter import load_adapter, read_header
+    from coeffdiff.method.adapter import check_architecture, load_adapter, read_header
 
     headers = [read_header(folder) for folder, _ in wanted]
     name = model or (headers[0].base_model if headers else SDXL_BASE)
-    base = backbone.find_backbone(ModelSettings(name=name, config=model_config))
+    try:
+        base = backbone.find_backbone(ModelSettings(name=name, config=model_config))
+    except ModelError as error:
+        if model or not headers:
+            raise
+        raise ModelError(f"{error} The adapter was trained on it; pass --model if it has moved.") from None
+    if headers:  # before the weights are read, which takes a while
+        shapes = backbone.unet_on_meta(base)
+        for (folder, _), header in zip(wanted, headers, strict=True):
+            check_architecture(shapes, header, folder)
     device, dtype = sampling.choose_device(precision.value)
     say(f"model    {base.name} on {device}, {str(dtype).removeprefix('torch.')}")
     pipe = backbone.load_pipeline(base, dtype=dtype)
@@ -231,8 +240,6 @@ def sample(
     if scheduler:
         sampling.set_scheduler(pipe, scheduler)
     prompts = [sampling.fill_prompt(text, adapters) for text in prompts]
-    for warning in sampling.warnings_for(prompts, adapters, pipe):
-        say(f"hint     {warning}")
     options = sampling.Options(
         steps=steps,
         guidance=guidance,
@@ -241,6 +248,8 @@ def sample(
         height=height,
         batch_size=batch_size,
     )
+    for warning in sampling.warnings_for(prompts, adapters, pipe, options):
+        say(f"hint     {warning}")
     requests = [sampling.Request(text, seed + i) for text in prompts for i in range(count)]
     sampling.prepare_device(pipe, device, offload.value)
     seconds = sampling.expected_seconds(pipe, options, len(requests), device)

@@ -72,8 +72,8 @@ def train(folder: Path, *more: str):
 
 
 def test_help_answers_without_loading_what_is_slow():
-    """`coeffdiff --help` imports neither torch nor diffusers nor pydantic."""
-    slow = "{'torch', 'diffusers', 'transformers', 'pydantic', 'PIL'}"
+    """`coeffdiff --help` imports neither torch nor diffusers."""
+    slow = "{'torch', 'diffusers', 'transformers', 'PIL'}"
     code = (
         "import sys; from coeffdiff.cli import app; from typer.testing import CliRunner; "
         f"r = CliRunner().invoke(app, ['train', '--help']); assert r.exit_code == 0; assert not {slow} & set(sys.modules)"

@@ -316,8 +316,11 @@ def test_what_only_saves_memory_changes_no_result(tiny_folder, values):
 
 
 def test_bf16_trains_float32_alphas(tiny_folder):
-    """With the network in bfloat16 what learns stays float32, and moves."""
-    result = loop.train(settings_for(tiny_folder, "run", **{"training.precision": "bf16"}))
+    """With the network in bfloat16 what learns stays float32, moves, and can be sampled from in between."""
+    values = {"training.precision": "bf16", "validation.prompts": ["<V>"], "validation.every": 3}
+    values |= {"validation.steps": 2, "validation.seeds": [0]}
+    result = loop.train(settings_for(tiny_folder, "run", **values))
+    assert Path("run/samples/step-000003/grid.png").is_file()
     assert all(tensor.dtype == torch.float32 for tensor in weights("run").values())
     assert logged("run")[-1]["alpha"] > 0.01
     assert result.loss > 0

@@ -129,7 +129,7 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
     header, alphas = read_coefficients(folder)
     lora = read_lora(folder, header)
     unet = unwrapped(pipe.unet)
-    _check_against(unet, header, folder)
+    check_architecture(unet, header, folder)
     others = _loaded(unet)
     for other in others.values():
         if other.header.token.lower() == header.token.lower():
@@ -275,6 +275,19 @@ def read_lora(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
     return values
 
 
+def check_architecture(unet: nn.Module, header: AdapterHeader, folder: Path) -> None:
+    """Raise AdapterMismatch unless the UNet (weights or none) has the header's layers with as many heads."""
+    layers = attention_layers(unet)
+    for name, heads in header.heads.items():
+        found = layers[name].heads if name in layers else None
+        if found != heads:
+            there = f"this UNet has {found} heads there" if found else "this UNet has no such layer"
+            raise AdapterMismatch(
+                f"{folder} has {heads} x {heads} coefficients for {name}, but {there}. The adapter was trained on "
+                f"{header.base_model}; use that, or a fine-tune of it, as the model."
+            )
+
+
 def _read_safetensors(
     file: Path, tensors: bool
 ) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, Tensor]]:
@@ -300,18 +313,6 @@ def _read_safetensors(
         raise AdapterError(
             f"{file} cannot be read; it is damaged or not a safetensors file ({reason})."
         ) from None
-
-
-def _check_against(unet: nn.Module, header: AdapterHeader, folder: Path) -> None:
-    layers = attention_layers(unet)
-    for name, heads in header.heads.items():
-        found = layers[name].heads if name in layers else None
-        if found != heads:
-            there = f"this UNet has {found} heads there" if found else "this UNet has no such layer"
-            raise AdapterMismatch(
-                f"{folder} has {heads} x {heads} coefficients for {name}, but {there}. The adapter was trained on "
-                f"{header.base_model}; use that, or a fine-tune of it, as the model."
-            )
 
 
 def _loaded(unet: Any) -> dict[str, Adapter]:

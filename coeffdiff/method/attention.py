@@ -112,7 +112,7 @@ def _forward(
     """
     with _no_autocast(q):
         wide = torch.promote_types(q.dtype, torch.float32)
-        keys, values, c = k.to(wide).transpose(-1, -2), v.to(wide), coeff.to(wide)
+        keys, values, c = k.to(wide).transpose(-1, -2), v.to(wide), coeff.detach().to(wide)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = q.new_empty(q.shape[:-1], dtype=wide)
         for rows in _chunks(q, k):
@@ -145,7 +145,7 @@ def _backward(
     """Gradients of q, k, v and coeff, in their dtypes; each chunk's maps are computed anew."""
     with _no_autocast(q):
         wide = lse.dtype
-        keys, values, c = k.to(wide), v.to(wide), coeff.to(wide)
+        keys, values, c = k.to(wide), v.to(wide), coeff.detach().to(wide)
         contiguous = torch.contiguous_format  # as the fake below says, whatever the strides of the inputs
         dq = torch.empty_like(q, memory_format=contiguous)
         dk, dv, dcoeff = (torch.zeros_like(x, memory_format=contiguous) for x in (keys, values, c))
@@ -222,7 +222,11 @@ def _scores(
 
 
 def _mix(coeff: Tensor, maps: Tensor) -> Tensor:
-    """[H, H] x [B, H, q, K] -> [B, H, q, K]: one matrix product over the flattened maps."""
+    """[H, H] x [B, H, q, K] -> [B, H, q, K]: one matrix product over the flattened maps.
+
+    coeff must be detached: matmul would otherwise copy the maps to save memory in a backward that is not its own,
+    half as slow again, and round differently with and without gradients.
+    """
     return (coeff @ maps.flatten(2)).view_as(maps)
 
 

@@ -1,0 +1,56 @@
+"""Fixtures that several test files share: the tiny random SDXL pipeline, and one call of its UNet."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+# One: the tiny model gains nothing from more, and on a busy machine its threads mostly wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def built_pipeline():
+    from coeffdiff.pocket.model import build_pipeline
+
+    return build_pipeline("tiny")
+
+
+@pytest.fixture
+def tiny_pipeline(built_pipeline):
+    """A fresh copy of build_pipeline("tiny"): a test may do to it what it likes."""
+    return copy.deepcopy(built_pipeline)
+
+
+@pytest.fixture(scope="session")
+def unet_inputs():
+    """unet_inputs(unet, batch=2, seed=0, side=None): the arguments of one call of an SDXL UNet, in its dtype.
+
+    side: of the latents, the model's own by default.
+    """
+
+    def draw(unet, batch=2, seed=0, side=None):
+        config, generator = unet.config, torch.Generator().manual_seed(seed)
+
+        def noise(*shape):
+            return torch.randn(batch, *shape, generator=generator).to(unet.conv_in.weight.dtype)
+
+        side = side or config.sample_size
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        time_ids = torch.tensor([[96.0, 64.0, 3.0, 5.0, 64.0, 64.0]]).expand(batch, -1)
+        return {
+            "sample": noise(config.in_channels, side, side),
+            "timestep": torch.arange(batch) * 300 + 200,
+            "encoder_hidden_states": noise(77, config.cross_attention_dim),
+            "added_cond_kwargs": {"text_embeds": noise(pooled), "time_ids": time_ids},
+        }
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def unet_call(unet_inputs):
+    """unet_call(unet, batch=2, seed=0): what the UNet predicts; equal arguments give equal inputs."""
+    return lambda unet, **which: unet(**unet_inputs(unet, **which)).sample

@@ -1,0 +1,328 @@
+"""mixed_attention: values by hand, every backend against the definition, precision, compilation, memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from coeffdiff.errors import ConfigError, ShapeError
+from coeffdiff.method import attention
+from coeffdiff.method.attention import BACKENDS, choose_backend, mixed_attention
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+# For the values by hand: two heads, two keys, and scores that make A0 = [3/4, 1/4] and A1 = [1/2, 1/2]
+Q = torch.tensor([[[[math.log(3)]], [[0.0]]]])
+K = torch.tensor([[[[1.0], [0.0]], [[1.0], [0.0]]]])
+
+
+def by_hand(coeff, backend, v0=(4.0, 0.0), v1=(0.0, 12.0)):
+    v = torch.tensor([[v0, v1]])[..., None]
+    return mixed_attention(Q, K, v, torch.tensor(coeff), backend=backend).flatten()
+
+
+def close(values):
+    return pytest.approx(values, abs=1e-5)
+
+
+@every_backend
+def test_mixing_reaches_what_softmax_cannot(backend):
+    """2*A0 - 2*A1 = [1/2, -1/2]: a negative weight, outside the convex hull."""
+    assert by_hand([[0.0, 1.0], [2.0, -2.0]], backend, v1=(0.0, 8.0)).tolist() == close([2.0, -4.0])
+
+
+@every_backend
+def test_rows_receive_and_columns_are_used(backend):
+    """One entry in row 0, column 1: head 0 gains A1 v0 = 2 on its A0 v0 = 3; head 1 keeps A1 v1 = 6."""
+    assert by_hand([[1.0, 1.0], [0.0, 1.0]], backend).tolist() == close([5.0, 6.0])
+    assert by_hand([[1.0, 0.0], [1.0, 1.0]], backend).tolist() == close([3.0, 9.0])  # 6 + A0 v1
+
+
+@every_backend
+def test_maps_are_mixed_and_values_are_not(backend):
+    """Swapped maps: A1 v0 = 2 and A0 v1 = 3. Swapped values, the function it is not, would give 3 and 2."""
+    swap = [[0.0, 1.0], [1.0, 0.0]]
+    assert by_hand(swap, backend).tolist() == close([2.0, 3.0])
+    v = torch.tensor([[[4.0, 0.0], [0.0, 12.0]]])[..., None]
+    mixed_values = torch.einsum("hg,bgkd->bhkd", torch.tensor(swap), v)
+    assert F.scaled_dot_product_attention(Q, K, mixed_values).flatten().tolist() == close([3.0, 2.0])
+
+
+@every_backend
+def test_scale_and_mask_by_hand(backend):
+    """Doubled scores make 3 : 1 into 9 : 1; adding log 9 to the second key makes it even; True means seen."""
+    v, identity = torch.tensor([[[10.0, 0.0], [10.0, 0.0]]])[..., None], torch.eye(2)
+
+    def first_head(**options):
+        return mixed_attention(Q, K, v, identity, backend=backend, **options)[0, 0].item()
+
+    assert first_head(scale=2.0) == close(9.0)
+    assert first_head(scale=2.0, mask=torch.tensor([0.0, math.log(9)])) == close(5.0)
+    assert first_head(mask=torch.tensor([False, True])) == close(0.0)
+
+
+def inputs(batch, heads, queries, keys, width, dtype=torch.float64, requires_grad=False):
+    """q, k, v in the strides that the processor gives them, and a coeff far from the identity, transposed too."""
+    generator = torch.Generator().manual_seed(0)
+
+    def projected(tokens):
+        drawn = torch.randn(batch, tokens, heads, width, generator=generator, dtype=torch.float64)
+        return drawn.to(dtype).transpose(1, 2)
+
+    wide = torch.promote_types(dtype, torch.float32)
+    coeff = torch.randn(heads, heads, generator=generator, dtype=torch.float64).to(wide).T
+    tensors = projected(queries), projected(keys), projected(keys), coeff
+    assert heads == 1 or queries == 1 or not any(tensor.is_contiguous() for tensor in tensors)
+    return tuple(tensor.requires_grad_(requires_grad) for tensor in tensors)
+
+
+def definition(q, k, v, coeff, mask=None, scale=None):
+    """Head by head, as the paper writes it."""
+    heads, scale = q.shape[1], q.shape[-1] ** -0.5 if scale is None else scale
+    full = torch.zeros(*q.shape[:3], k.shape[2], dtype=q.dtype)
+    if mask is not None:
+        full = full.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else full + mask
+    maps = [(q[:, g] @ k[:, g].transpose(-1, -2) * scale + full[:, g]).softmax(-1) for g in range(heads)]
+    mixed = [sum(coeff[h, g] * maps[g] for g in range(heads)) for h in range(heads)]
+    return torch.stack([mixed[h] @ v[:, h] for h in range(heads)], 1)
+
+
+def with_gradients(function, tensors):
+    """Output and gradients, for an upstream gradient that has no symmetry."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    out = function(*leaves)
+    upstream = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).view_as(out)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+
+
+SIZES = {  # batch, heads, queries, keys, width
+    "self": (2, 3, 7, 7, 5),
+    "cross": (3, 5, 4, 77, 2),
+    "one head": (1, 1, 5, 3, 2),
+    "one query": (2, 4, 1, 9, 3),
+}
+MASKS = {
+    "none": lambda b, h, q, k: None,
+    "bool, per key": lambda b, h, q, k: (torch.arange(b * k) % 3 != 1).view(b, 1, 1, k),
+    "bool, causal": lambda b, h, q, k: torch.ones(q, k, dtype=torch.bool).tril(),
+    "bool, per head": lambda b, h, q, k: (torch.arange(h * k) % 4 != 2).view(h, 1, k),
+    "added, full": lambda b, h, q, k: torch.sin(torch.arange(b * h * q * k)).view(b, h, q, k),
+    "added, per batch": lambda b, h, q, k: torch.cos(torch.arange(b * q * k)).view(b, 1, q, k),
+    "added, minus infinity": lambda b, h, q, k: torch.zeros(q, k).index_fill(1, torch.tensor([k - 1]), -math.inf),
+}
+
+
+@every_backend
+@pytest.mark.parametrize("rows", [None, 1, 3], ids=["one chunk", "chunks of a row", "chunks of 3 rows"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_backends_agree_with_the_definition(backend, sizes, mask, rows, monkeypatch):
+    """Output and the gradients of q, k, v and coeff in float64, to 1e-10."""
+    batch, heads, queries, keys, width = SIZES[sizes]
+    tensors, mask = inputs(*SIZES[sizes]), MASKS[mask](batch, heads, queries, keys)
+    if rows:
+        monkeypatch.setattr(attention, "CHUNK_BYTES", rows * batch * heads * keys * 4)
+        assert len(list(attention._chunks(tensors[0], tensors[1]))) == math.ceil(queries / rows)
+
+    got = with_gradients(lambda *t: mixed_attention(*t, mask=mask, scale=0.7, backend=backend), tensors)
+    want = with_gradients(lambda *t: definition(*t, mask=mask, scale=0.7), tensors)
+    for name, one, other in zip(("out", "dq", "dk", "dv", "dcoeff"), got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@every_backend
+def test_the_identity_is_ordinary_attention(backend):
+    """coeff = I gives F.scaled_dot_product_attention, its default scale included."""
+    q, k, v, _ = inputs(2, 3, 7, 5, 4)
+    mixed = mixed_attention(q, k, v, torch.eye(3, dtype=q.dtype), backend=backend)
+    torch.testing.assert_close(mixed, F.scaled_dot_product_attention(q, k, v), rtol=1e-12, atol=1e-12)
+
+
+def test_the_backward_equations_pass_gradcheck(monkeypatch):
+    """Finite differences, without autograd's help: the chunked backward, several chunks, with and without mask."""
+    tensors = inputs(2, 3, 5, 4, 2, requires_grad=True)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 2 * 2 * 3 * 4 * 4)
+    for mask in (None, MASKS["added, full"](2, 3, 5, 4)):
+        assert torch.autograd.gradcheck(lambda *t, m=mask: mixed_attention(*t, mask=m, backend="chunked"), tensors)
+
+
+def test_large_scores_do_not_overflow():
+    """Scores of 2,000 apart leave one map at [1, 0]: out is the first value, and nothing is NaN."""
+    q, k = torch.full((1, 1, 1, 1), 1000.0), torch.tensor([[[[1.0], [-1.0]]]])
+    for backend in BACKENDS:
+        got = with_gradients(lambda *t, b=backend: mixed_attention(*t, backend=b), (q, k, k + 3, torch.eye(1)))
+        assert got[0].item() == 4.0
+        assert all(tensor.isfinite().all() for tensor in got)
+
+
+# Precision
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_narrow_inputs_cost_only_their_own_rounding(backend, dtype):
+    """Against float64 on the same inputs, output and gradients are wrong by one rounding to their dtype."""
+    tensors = inputs(2, 3, 11, 77, 5, dtype=dtype)
+    got = with_gradients(lambda *t: mixed_attention(*t, backend=backend), tensors)
+    assert [tensor.dtype for tensor in got] == [dtype] * 4 + [torch.float32]
+    upstream = torch.sin(torch.arange(got[0].numel(), dtype=dtype)).view_as(got[0]).double()
+    leaves = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    out = definition(*leaves)
+    want = [out, *torch.autograd.grad(out, leaves, upstream)]
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=torch.finfo(one.dtype).eps, atol=2e-5)
+
+
+@every_backend
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_small_alpha_on_the_diagonal_is_not_lost(backend, dtype, autocast):
+    """Two equal heads subtracted leave alpha alone: out = 0.003 A v, where bf16's 1 + 0.003 = 1 leaves zero.
+
+    The map is even, so with v = [8, 0] out is 0.003 * 4, and dv = 0.003 / 2 on each of head 0's values.
+    """
+    q, k = torch.zeros(1, 2, 1, 3, dtype=dtype), torch.ones(1, 2, 2, 3, dtype=dtype)
+    v = torch.tensor([8.0, 0.0], dtype=dtype).view(1, 1, 2, 1).expand(1, 2, 2, 3).clone().requires_grad_()
+    coeff = torch.tensor([[1.003, -1.0], [0.0, 1.0]], requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = mixed_attention(q, k, v, coeff, backend=backend)
+        out[0, 0].float().sum().backward()
+    assert out.dtype == dtype
+    assert out[0, 0].tolist()[0] == pytest.approx([0.012] * 3, rel=0.004)
+    assert v.grad[0, 0].flatten().tolist() == pytest.approx([0.0015] * 6, rel=0.004)
+    assert coeff.grad.tolist() == [[12.0, 12.0], [0.0, 0.0]]  # <dOut v^T, A> = 3 * 8 / 2
+
+
+# Compilation, checkpointing, what is kept
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@every_backend
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_it_compiles_into_one_graph(backend, masked, monkeypatch, fresh_compiler):
+    """fullgraph, through autograd: equal output and gradients."""
+    sizes = (2, 3, 7, 5, 4)
+    tensors, mask = inputs(*sizes), MASKS["added, per batch"](2, 3, 7, 5).double() if masked else None
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 2 * 2 * 3 * 5 * 4)
+
+    def function(*t):
+        return mixed_attention(*t, mask=mask, backend=backend)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for one, other in zip(with_gradients(compiled, tensors), with_gradients(function, tensors), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+@every_backend
+def test_checkpointing_repeats_the_gradients_bit_for_bit(backend):
+    """Non-reentrant checkpointing computes everything twice and changes nothing."""
+    tensors = inputs(2, 3, 7, 5, 4, dtype=torch.float32)
+    calls = []
+
+    def function(*t):
+        calls.append(1)
+        return mixed_attention(*t, backend=backend)
+
+    plain = with_gradients(function, tensors)
+    again = with_gradients(lambda *t: checkpoint(function, *t, use_reentrant=False), tensors)
+    assert len(calls) == 3
+    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_the_operators_keep_what_they_tell_the_compiler(dtype, masked):
+    """torch.library.opcheck on both: schema, autograd, and shapes and strides of the fakes."""
+    q, k, v, coeff = inputs(2, 3, 7, 5, 4, dtype=dtype, requires_grad=True)
+    mask = MASKS["added, full"](2, 3, 7, 5).to(coeff.dtype) if masked else None
+    forward, backward = torch.ops.coeffdiff.chunked_attention, torch.ops.coeffdiff.chunked_attention_backward
+    torch.library.opcheck(forward.default, (q, k, v, coeff, mask, 0.5))
+    q, k, v, coeff = (tensor.detach() for tensor in (q, k, v, coeff))
+    out, lse = forward(q, k, v, coeff, mask, 0.5)
+    torch.library.opcheck(backward.default, (torch.ones_like(out), q, k, v, coeff, mask, lse, 0.5))
+
+
+def kept_for_backward(backend):
+    """Sizes of the tensors that autograd stores in one forward pass with 3 x 50 x 60 maps."""
+    sizes = []
+
+    def keep(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mixed_attention(*inputs(1, 3, 50, 60, 2, requires_grad=True), backend=backend)
+    return sizes
+
+
+def test_training_stores_no_map():
+    """chunked keeps its inputs and a number per head and query; the reference keeps maps of all heads."""
+    assert max(kept_for_backward("reference")) == 3 * 50 * 60
+    assert sorted(kept_for_backward("chunked")) == [3 * 3, 3 * 50, 3 * 50 * 2, 3 * 60 * 2, 3 * 60 * 2]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "forward and backward"])
+def test_the_largest_temporary_is_a_chunk(training, monkeypatch):
+    """With chunks of 2 rows no operation inside, forward or backward, makes a tensor above 3 x 2 x 60 or k's size."""
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 2 * 3 * 60 * 4)
+    largest = []
+    scores = attention._scores
+    monkeypatch.setattr(attention, "_scores", lambda *a: largest.append(scores(*a)) or largest[-1])
+    out = mixed_attention(*inputs(1, 3, 50, 60, 2, requires_grad=training), backend="chunked")
+    if training:
+        out.sum().backward()
+    assert {tensor.numel() for tensor in largest} == {3 * 2 * 60}
+    assert len(largest) == (50 if training else 25)
+
+
+# What is refused, and what is chosen
+
+
+def test_shapes_that_do_not_fit_are_named():
+    """Each refusal says what was found and what is expected."""
+    q, k, v, coeff = inputs(2, 3, 7, 5, 4)
+    with pytest.raises(ShapeError, match=r"coeff must be 3 x 3 for 3 heads, not \(3, 2\)"):
+        mixed_attention(q, k, v, coeff[:, :2])
+    expected = r"Expected q \[B, H, Q, D\] and k, v \[B, H, K, D\]; got q \(2, 3, 7, 4\), k "
+    for other_k, other_v in [(k, v[:, :, :3]), (k[:, :2], v[:, :2]), (k[..., :3], v[..., :3]), (k[0], v[0])]:
+        with pytest.raises(ShapeError, match=expected):
+            mixed_attention(q, other_k, other_v, coeff)
+    with pytest.raises(ShapeError, match=r"must share dtype and device"):
+        mixed_attention(q, k.float(), v, coeff)
+    for shape in [(2, 5), (3, 7, 4), (1, 2, 3, 7, 5), (2, 2, 1, 1)]:
+        with pytest.raises(ShapeError, match=r"A mask of shape .* does not broadcast to \(2, 3, 7, 5\)"):
+            mixed_attention(q, k, v, coeff, mask=torch.zeros(shape))
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones():
+    """The sentence lists what there is."""
+    with pytest.raises(ConfigError, match=r"no attention backend 'flash'; there are auto, reference, chunked"):
+        mixed_attention(*inputs(1, 3, 5, 7, 2), backend="flash")
+
+
+def test_the_choice_comes_with_its_reason():
+    """choose_backend names a backend and says why, with device and size: 2 * 3 * 512 * 1024 maps are 12 MiB."""
+    q, k, _, _ = inputs(2, 3, 512, 1024, 4, dtype=torch.float32)
+    name, reason = choose_backend(q, k)
+    assert name in BACKENDS
+    assert reason.startswith("cpu:") and "12.0 MiB" in reason
+
+
+def test_auto_runs_what_was_chosen(monkeypatch):
+    """backend="auto" is the default and takes choose_backend's word."""
+    asked = []
+    monkeypatch.setattr(attention, "choose_backend", lambda q, k: asked.append(1) or ("spy", "because"))
+    monkeypatch.setitem(BACKENDS, "spy", lambda q, *rest: q + 1)
+    tensors = inputs(1, 3, 5, 7, 2)
+    assert torch.equal(mixed_attention(*tensors), tensors[0] + 1)
+    assert asked == [1]

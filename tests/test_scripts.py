@@ -1,0 +1,51 @@
+"""The scripts that a person runs, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def run(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_photos_are_made_as_an_ordinary_folder(tmp_path):
+    """Three JPEGs of the plushie sloth, which the photo reader takes without a complaint."""
+    from coeffdiff.data.photos import read_photos
+
+    done = run("make_photos.py", "--output", "photos", "--count", "3", "--resolution", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = read_photos(tmp_path / "photos")
+    assert [photo.path.name for photo in found.photos] == ["00.jpg", "01.jpg", "02.jpg"]
+    assert not found.skipped
+    assert {(photo.width, photo.height) for photo in found.photos} == {(64, 64)}
+
+
+def test_the_training_benchmark_measures_every_arm_in_a_process_of_its_own(tmp_path):
+    """One round of one step: four rows, ratios to lora, the numbers each arm trains."""
+    arguments = ("--steps", "1", "--rounds", "1", "--rank", "4", "--json", "figures.json")
+    done = run("bench_train.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["arm"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]}
+    assert list(rows) == ["frozen", "coeff", "lora", "coeff+lora"]
+    assert rows["frozen"]["trained"] == 0
+    assert rows["coeff+lora"]["trained"] == rows["coeff"]["trained"] + rows["lora"]["trained"]
+    assert rows["lora"]["time_ratio"] == rows["lora"]["memory_ratio"] == 1
+    assert all(row["seconds"] > 0 and row["peak_gib"] > 0.1 for row in rows.values())
+    assert "| coeff+lora |" in done.stdout
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
+def test_shell_scripts_parse(script):
+    assert subprocess.run(["bash", "-n", str(SCRIPTS / script)], capture_output=True).returncode == 0

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import diffusers
 import torch
 import transformers
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import DummyObject
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
@@ -557,7 +558,7 @@ def write_pictures(
     Args:
         details: goes into the recipes: the model's name and whatever else it takes to repeat a picture.
         overwrite: replace files of the same name; otherwise the new ones take the next free names.
-    Returns: the pictures' files in the order of the requests, without the grid's.
+    Returns: the pictures' files in the order of the requests, then the grid's.
     Raises: ConfigError if the folder cannot be written; and what generate raises.
     """
     requests = list(requests)
@@ -577,8 +578,9 @@ def write_pictures(
             (prompt, [thumbnails.get((prompt, seed)) for seed in seeds])
             for prompt in dict.fromkeys(request.prompt for request in requests)
         ]
-        grid = labelled_grid(rows, [f"seed {seed}" for seed in seeds], cell=cell)
-        save_png(grid, folder / GRID_FILE if overwrite else _free_name(folder / GRID_FILE))
+        grid = folder / GRID_FILE
+        files.append(grid if overwrite else _free_name(grid))
+        save_png(labelled_grid(rows, [f"seed {seed}" for seed in seeds], cell=cell), files[-1])
     return files
 
 
@@ -713,7 +715,9 @@ def labelled_grid(
     heads = [_wrapped(text, points, cell, 3) for text in columns]
     head = max((len(lines) for lines in heads), default=0) * line
     titles = _wrapped(title, round(points * 1.3), max(right - _GAP, cell), 3) if title else []
-    labels = [_wrapped(label, points, margin, max(4, cell // line)) if margin else [] for label, _ in rows]
+    labels = [
+        _wrapped(label, points, margin - 2, max(4, cell // line)) if margin else [] for label, _ in rows
+    ]
     fitted = [[picture and _fitted(picture, cell) for picture in pictures] for _, pictures in rows]
     heights = [
         max(
@@ -769,12 +773,10 @@ def _wrapped(text: str, points: int, width: int, most: int) -> list[str]:
             if current:
                 lines.append(current)
             current = word
-            while font.getlength(current) > width and len(current) > 1:
-                fits = next(
-                    n
-                    for n in range(len(current) - 1, 0, -1)
-                    if n == 1 or font.getlength(current[:n]) <= width
-                )
+            while len(current) > 1 and font.getlength(current) > width and len(lines) <= most:
+                fits = 1
+                while font.getlength(current[: fits + 1]) <= width:
+                    fits += 1
                 lines.append(current[:fits])
                 current = current[fits:]
         if current:
@@ -836,16 +838,17 @@ def _has_glyph(name: str | None, letter: str) -> bool:
 
 
 def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.device | str) -> float:
-    """How long so many pictures will take: work counted on the meta device / speed measured here and now (0.2 s).
+    """How long so many pictures will take: work counted on the meta device, at the speed that two of a UNet's blocks
+    have here (measured in 0.3 s), where nothing else runs.
 
-    The work is multiplications of the UNet's steps and of the VAE, at the speed of large matrix products, and
-    calls of operators, at the time of a small attention layer; networks far smaller than SDXL are all calls.
-    Left out: the text encoders, loading, offloading, and what alpha adds to attention.
+    Left out: the text encoders, offloading, what alpha adds to attention, and all that is neither UNet nor VAE,
+    which shows where a step takes milliseconds.
     """
     width, height = picture_size(pipe, options)
     rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    if not pictures:
+        return 0.0
     batch = min(options.batch_size, pictures)
-    batches = math.ceil(pictures / batch) if pictures else 0
     unet = unwrapped(pipe.unet)
     unet_work = _unet_work(unet, batch * (2 if options.guidance > 1 else 1), rows, columns)
     vae_work = _vae_work(pipe.vae, rows, columns)
@@ -853,7 +856,9 @@ def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.d
     vae_dtype = torch.float32 if _overflows(pipe.vae) else pipe.vae.dtype
     vae_speed = unet_speed if vae_dtype == unet.dtype else _speed(torch.device(device), vae_dtype)
     steps = _calls_of_the_unet(pipe.scheduler, options.steps)
-    return batches * steps * unet_work.seconds(unet_speed) + pictures * vae_work.seconds(vae_speed)
+    return math.ceil(pictures / batch) * steps * unet_work.seconds(unet_speed) + pictures * vae_work.seconds(
+        vae_speed
+    )
 
 
 @dataclass(frozen=True)
@@ -913,41 +918,57 @@ def _calls_of_the_unet(scheduler: Any, steps: int) -> int:
 
 @torch.no_grad()
 def _speed(device: torch.device, dtype: torch.dtype) -> _Speed:
-    def seconds(work: Callable[[], Tensor], budget: float) -> float:
-        """Mean over as many repetitions as fit; what else the machine does now, it will do then."""
-        work().sum().item()  # the first time loads kernels; item waits for the device
-        repetitions, begun = 0, time.perf_counter()
-        while repetitions == 0 or time.perf_counter() - begun < budget:
-            last = work()
-            repetitions += 1
-            if repetitions % 8 == 0:
-                last.sum().item()
-        last.sum().item()
-        return (time.perf_counter() - begun) / repetitions
-
-    side, per_product = 256, 0.0
-    while (
-        side < 8192 and per_product < 0.005
-    ):  # until it is long enough to be measured, and to fill the device
+    """Of the two blocks that a UNet is made of: small ones take the time of their calls, large ones of their flops."""
+    small = _blocks(16, device, dtype)
+    work = _counted(_blocks(16, torch.device("meta"), dtype), 4)
+    per_call = _seconds(lambda: small(4), 0.02) / work.calls
+    # 320 channels is SDXL's narrowest level; wider ones, and batches, fill a device as larger pictures do.
+    large, side, taken = _blocks(320, device, dtype), 8, 0.0
+    while taken < 0.02 and side < 128:
         side *= 2
-        matrix = torch.ones(side, side, device=device, dtype=dtype)
-        per_product = seconds(lambda: matrix @ matrix, 0.0)  # noqa: B023  (called at once)
-    per_product = seconds(lambda: matrix @ matrix, 0.1)
+        taken = _seconds(lambda: large(side), 0.0)  # noqa: B023  (called at once)
+    taken = _seconds(lambda: large(side), 0.1)
+    work = _counted(_blocks(320, torch.device("meta"), dtype), side)
+    return _Speed(work.flops / max(taken - work.calls * per_call, taken / 10), per_call)
 
-    def attention(on: torch.device) -> tuple[Attention, Tensor]:
-        # With torch.device and not Attention.to: drawing its weights must not touch the global generator.
-        with torch.device("meta"):
-            layer = Attention(16, heads=2, dim_head=8)
-        layer = layer.to(dtype) if on.type == "meta" else layer.to_empty(device=on).to(dtype)
-        for weight in layer.parameters():
-            weight.fill_(0.1)
-        return layer, torch.ones(1, 16, 16, device=on, dtype=dtype)
 
-    layer, tokens = attention(torch.device("meta"))
+def _blocks(width: int, device: torch.device, dtype: torch.dtype) -> Callable[[int], Tensor]:
+    """A residual and a transformer block, as a function of the side of the square that passes through them."""
+    with torch.device("meta"):  # weights are not drawn: that would touch the global generator
+        residual = ResnetBlock2D(in_channels=width, temb_channels=width, groups=8)
+        heads = max(2, width // 64)
+        transformer = BasicTransformerBlock(width, heads, width // heads, cross_attention_dim=width)
+    for block in (residual, transformer):
+        block.to(dtype).to_empty(device=device)
+        for weight in block.parameters():
+            weight.fill_(0.01)
+
+    def run(side: int) -> Tensor:
+        on: dict[str, Any] = {"device": device, "dtype": dtype}
+        hidden = residual(torch.ones(1, width, side, side, **on), torch.ones(1, width, **on))
+        passed: Tensor = transformer(hidden.flatten(2).transpose(1, 2), None, torch.ones(1, 77, width, **on))
+        return passed
+
+    return run
+
+
+def _counted(blocks: Callable[[int], Tensor], side: int) -> _Work:
     with _Work() as work:
-        layer(tokens)
-    layer, tokens = attention(device)
-    return _Speed(2 * side**3 / per_product, seconds(lambda: layer(tokens), 0.03) / work.calls)
+        blocks(side)
+    return work
+
+
+def _seconds(run: Callable[[], Tensor], budget: float) -> float:
+    """The shortest of as many runs as fit. The mean would be of other programs: where they hold one of its threads
+    for a moment, a run of a millisecond takes ten, and the long operations of SDXL hardly notice.
+    """
+    run().sum().item()  # the first one loads kernels; item waits for the device
+    best, end = math.inf, time.perf_counter() + budget
+    while best == math.inf or time.perf_counter() < end:
+        begun = time.perf_counter()
+        run().sum().item()
+        best = min(best, time.perf_counter() - begun)
+    return best
 
 
 # --- runs ------------------------------------------------------------------------------------------------------

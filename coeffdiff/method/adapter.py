@@ -43,6 +43,11 @@ _LARGEST = {
 }  # bytes; SDXL needs 0.2 MB and at most 6 GB (rank 1024)
 
 
+def _harmless(text: str) -> bool:
+    """Whether text out of a file may be shown: no terminal's escape sequences, no megabytes."""
+    return len(text) <= 1000 and text.isprintable()
+
+
 class LoraHeader(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     rank: int = Field(ge=1, le=1024)
@@ -74,8 +79,8 @@ class AdapterHeader(BaseModel):
         parts = [value] if isinstance(value, str) else list(value or ())
         if isinstance(value, dict):
             parts += list(value.values())
-        if not all(part.isprintable() for part in parts if isinstance(part, str)):
-            raise ValueError("text with control characters")
+        if not all(_harmless(part) for part in parts if isinstance(part, str)):
+            raise ValueError("text that is overlong or has control characters")
         return value
 
 
@@ -297,6 +302,8 @@ def _read_safetensors(
             raise AdapterError(f"{file} has {size / 2**20:.0f} MiB; no {file.name} is that large.")
         with safe_open(file, framework="pt", device="cpu") as opened:
             names = list(opened.keys())
+            if not all(_harmless(name) for name in names):
+                raise AdapterError(f"{file} has a tensor name that is overlong or has control characters.")
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
             values = {name: opened.get_tensor(name) for name in names} if tensors else {}
             return dict(opened.metadata() or {}), shapes, values
@@ -310,6 +317,7 @@ def _read_safetensors(
         UnicodeError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "".join(filter(str.isprintable, reason[:200]))  # it may quote the file
         raise AdapterError(
             f"{file} cannot be read; it is damaged or not a safetensors file ({reason})."
         ) from None

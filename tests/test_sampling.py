@@ -1,0 +1,817 @@
+"""Pictures from a real, tiny pipeline: repeatable, independent of their batch, and carrying their recipe."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+from types import SimpleNamespace
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from coeffdiff import sampling
+from coeffdiff.errors import AdapterError, ConfigError, InjectionError, ModelError
+from coeffdiff.method.adapter import AdapterHeader, load_adapter, save_adapter
+from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.injection import inject
+from coeffdiff.method.lora import add_lora
+from coeffdiff.pocket.model import build_pipeline
+from coeffdiff.sampling import Options, Request
+
+QUICK = Options(steps=2, width=64, height=64)
+PROMPT = "a photo of sks ball in the snow"
+ONE = [Request(PROMPT, 11)]
+FIVE = [
+    Request(PROMPT, 11),
+    Request("a red barn", 12),
+    Request(PROMPT, 13),
+    Request("", 14),
+    Request("sks", 11),
+]
+
+
+@pytest.fixture
+def pipe(tiny_pipeline):
+    return tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(tmp_path_factory):
+    """An adapter of both kinds with large random values, so that losing a part of it shows."""
+    unet = build_pipeline("tiny").unet
+    folder = tmp_path_factory.mktemp("runs") / "sks" / "adapter"
+    folder.parent.mkdir()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in add_lora(unet, rank=3, alpha=2.0).items():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+        layers = inject(unet)
+        for coefficients in layers.values():
+            coefficients.alpha.copy_(torch.randn(coefficients.alpha.shape, generator=generator))
+    header = AdapterHeader(
+        format_version=1,
+        kind="coeff+lora",
+        base_model="tiny",
+        token="sks",
+        class_word="ball",
+        heads={name: c.heads for name, c in layers.items()},
+        lora={"rank": 3, "alpha": 2.0},
+        trained_steps=7,
+        resolution=64,
+    )
+    save_adapter(folder, unet, header)
+    return folder
+
+
+def draw(pipe, requests=ONE, options=QUICK, **more) -> list[np.ndarray]:
+    return [np.asarray(image) for _, image in sampling.generate(pipe, requests, options, **more)]
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+# --- what decides a picture ------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_picture(pipe):
+    """Bit-equal at equal batch shape, whatever was drawn in between and whatever the global generator holds."""
+    first = draw(pipe)[0]
+    draw(pipe, FIVE[1:3])
+    torch.manual_seed(99)
+    np.testing.assert_array_equal(draw(pipe)[0], first)
+    assert distance(draw(pipe, [Request(PROMPT, 12)])[0], first) > 50
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_alone_in_its_batch_a_picture_is_what_diffusers_makes_of_the_seed(pipe, guidance):
+    """The same noise, embeddings, steps and decoding as a plain call of the pipeline, with and without guidance."""
+    generator = torch.Generator("cpu").manual_seed(11)
+    theirs = pipe(
+        PROMPT, width=64, height=64, num_inference_steps=2, guidance_scale=guidance, generator=generator
+    )
+    ours = draw(pipe, options=Options(steps=2, guidance=guidance, width=64, height=64))[0]
+    np.testing.assert_array_equal(ours, np.asarray(theirs.images[0]))
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "euler-ancestral", "ddpm"])
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_a_picture_does_not_depend_on_its_batch(pipe, adapter_folder, scheduler, with_adapter):
+    """Five pictures in batches of 1, 3 (3 + 2) and 5 agree within 2/255, also where every step draws noise."""
+    if with_adapter:
+        load_adapter(pipe, adapter_folder)
+    sampling.set_scheduler(pipe, scheduler)
+    one, three, five = (
+        draw(pipe, FIVE, Options(steps=3, width=64, height=64, batch_size=size)) for size in (1, 3, 5)
+    )
+    assert len(one) == len(three) == len(five) == 5
+    for other in (three, five):
+        assert max(map(distance, one, other)) <= 2
+    assert distance(one[0], one[2]) > 50
+
+
+def test_an_adapter_changes_the_picture_by_its_scale_and_not_at_scale_zero(pipe, adapter_folder):
+    """Scale 1 and 0.5 give other pictures than the base model and each other; 0 gives its bytes."""
+    base = draw(pipe)[0]
+    adapter = load_adapter(pipe, adapter_folder)
+    full = draw(pipe)[0]
+    adapter.set_scale(0.5)
+    half = draw(pipe)[0]
+    adapter.set_scale(0)
+    np.testing.assert_array_equal(draw(pipe)[0], base)
+    assert min(distance(full, base), distance(half, base), distance(full, half)) > 20
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_starts_from_the_noise_of_float32(dtype, monkeypatch):
+    """torch draws other numbers in half precision; the noise is drawn in float32 and rounded."""
+    seen = {}
+    pipe = build_pipeline("tiny", dtype=dtype)
+    real = pipe.prepare_latents
+    monkeypatch.setattr(
+        pipe, "prepare_latents", lambda *a: real(*a[:-1], seen.setdefault("noise", a[-1])), raising=True
+    )
+    draw(pipe)
+    expected = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(11)).to(dtype)
+    assert torch.equal(seen["noise"][0], expected)
+
+
+def test_guidance_of_one_or_less_runs_the_unet_once_a_step(pipe):
+    """Two steps: two passes of one latent without guidance, two passes of a pair with it."""
+    sizes = []
+    pipe.unet.register_forward_pre_hook(lambda _m, inputs: sizes.append(len(inputs[0])))
+    for guidance in (0.0, 1.0, 1.5):
+        draw(pipe, options=Options(steps=2, guidance=guidance, width=64, height=64))
+    assert sizes == [1, 1, 1, 1, 2, 2]
+
+
+def test_an_empty_negative_prompt_is_none_and_another_one_counts(pipe):
+    """ "" gives the zero embeddings that SDXL's config asks for; a text gives its own."""
+    encoded = sampling.encode_prompts(pipe, ["x"])["x"]
+    assert not encoded.negative_text.any() and not encoded.negative_pooled.any()
+    blurred = Options(steps=2, width=64, height=64, negative_prompt="blurred")
+    assert distance(draw(pipe)[0], draw(pipe, options=blurred)[0]) > 20
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------
+
+
+def test_each_distinct_prompt_is_encoded_once(pipe, monkeypatch):
+    """Six pictures of two prompts: two calls of encode_prompt with a text, and the negative prompt only in the first."""
+    calls = []
+    real = pipe.encode_prompt
+
+    def counted(*args, **kwargs):
+        text = args[0] if args else kwargs.get("prompt")
+        if text is not None:
+            calls.append((text, kwargs["negative_prompt"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(pipe, "encode_prompt", counted)
+    options = Options(steps=1, width=64, height=64, negative_prompt="blurred", batch_size=4)
+    draw(pipe, [Request(prompt, seed) for seed in range(3) for prompt in ("a", "b")], options)
+    assert calls == [("a", "blurred"), ("b", None)]
+
+
+def test_encoded_before_gives_the_same_bytes_without_text_encoders(pipe):
+    """Training's way: encode, free the text encoders, sample from a pipeline that has none."""
+    options = Options(steps=2, width=64, height=64, negative_prompt="blurred", batch_size=2)
+    expected = draw(pipe, FIVE, options)
+    encoded = sampling.encode_prompts(pipe, [r.prompt for r in FIVE], negative_prompt="blurred")
+    pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
+    for ours, theirs in zip(draw(pipe, FIVE, options, encoded=encoded), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ConfigError, match="has no text encoders"):
+        draw(pipe)
+    with pytest.raises(ConfigError, match='"a cat" is not among those'):
+        draw(pipe, [Request("a cat", 0)], encoded=encoded)
+    with pytest.raises(ConfigError, match='negative prompt "blurred", not ""'):
+        draw(pipe, encoded=encoded)
+    assert draw(pipe, options=Options(steps=1, guidance=1, width=64, height=64), encoded=encoded)
+
+
+def test_prompts_encoded_without_guidance_cannot_be_guided(pipe):
+    """There is no negative embedding to guide away from."""
+    encoded = sampling.encode_prompts(pipe, [PROMPT], guidance=1.0)
+    with pytest.raises(ConfigError, match="encoded without guidance, and 5 needs it"):
+        draw(pipe, encoded=encoded)
+
+
+def test_the_placeholder_becomes_the_one_adapters_token(pipe, adapter_folder):
+    """<V> stands for the token; without an adapter, or with two, nobody knows which."""
+    adapter = load_adapter(pipe, adapter_folder)
+    assert sampling.fill_prompt("<V> ball beside a <V>", [adapter]) == "sks ball beside a sks"
+    assert sampling.fill_prompt("a {token} < V >", []) == "a {token} < V >"
+    with pytest.raises(ConfigError, match=r"<V> in the prompt \"a <V>\" has no meaning without an adapter"):
+        sampling.fill_prompt("a <V>", [])
+    with pytest.raises(ConfigError, match="may mean sks or sks"):
+        sampling.fill_prompt("a <V>", [adapter, adapter])
+
+
+def test_a_prompt_without_the_token_is_named(pipe, adapter_folder):
+    """The token counts as a whole word in any case; "asks" and "sks2" do not hold it."""
+    adapter = load_adapter(pipe, adapter_folder)
+    fine = ["a photo of sks ball", "SKS, ball", "(sks)", "the ball's name is sks"]
+    assert sampling.warnings_for(fine, [adapter], pipe) == []
+    lines = sampling.warnings_for(["who asks", "sks2", "sks2"], [adapter], pipe)
+    assert [line.split(" lacks ")[0] for line in lines] == ['The prompt "who asks"', 'The prompt "sks2"']
+    assert lines[0].endswith(
+        f'lacks sks, the token of {adapter_folder}; write for instance "a photo of sks ball".'
+    )
+    assert sampling.warnings_for(["who asks"], [], pipe) == []
+
+
+def test_a_prompt_that_is_too_long_says_what_is_not_read(pipe):
+    """The tiny tokenizer makes a token of each byte: 75 letters fit between begin and end, and the rest does not."""
+    letters = "abcde " * 15  # 75 letters
+    assert sampling.length_warnings(letters, pipe) == []
+    (line,) = sampling.length_warnings(letters + "in\nthe snow", pipe)
+    assert line.endswith(
+        'has 86 tokens, begin and end included, and the model reads 77; it will not see "in the snow".'
+    )
+    # A word that is cut in two is named whole.
+    (line,) = sampling.length_warnings(letters[:-3] + "xyz tail", pipe)
+    assert line.endswith('it will not see "abcxyz tail".')
+    (line,) = sampling.length_warnings("🎉" * 20, pipe)  # four bytes each
+    assert "has 82 tokens" in line
+
+
+def test_what_a_negative_prompt_does_is_said(pipe):
+    """Without guidance it does nothing; with it, it may be too long like any other."""
+    lines = sampling.warnings_for([], [], pipe, Options(negative_prompt="blurred", guidance=1))
+    assert lines == ["The negative prompt has no effect without guidance, and 1 is none."]
+    assert len(sampling.warnings_for([], [], pipe, Options(negative_prompt="x" * 80))) == 1
+    assert sampling.warnings_for([], [], pipe, Options(negative_prompt="blurred")) == []
+
+
+def test_a_long_prompt_is_drawn_without_a_word_from_the_libraries(pipe, capfd):
+    """What is cut off is ours to say, once; diffusers' and transformers' own messages stay away."""
+    draw(pipe, [Request("long " * 40, 0)], Options(steps=1, width=64, height=64))
+    assert capfd.readouterr() == ("", "")
+
+
+# --- sizes, steps, progress ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 40), (8, 72)])
+def test_sizes_other_than_square(pipe, size):
+    """Width and height come out as asked for, in this order."""
+    image = next(iter(sampling.generate(pipe, [Request("x", 0)], Options(2, width=size[0], height=size[1]))))[
+        1
+    ]
+    assert image.size == size
+
+
+def test_the_default_size_is_the_models_own(pipe):
+    """The tiny model's: 8 latents x 8 pixels."""
+    assert sampling.picture_size(pipe, Options()) == (64, 64)
+    pipe.default_sample_size = [4, 12]  # rows and columns, as some UNets' configs have it
+    assert sampling.picture_size(pipe, Options()) == (96, 32)
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [(101, 104), (1, 8), (0, 8), (-64, 8), (1023, 1024)])
+def test_a_size_that_cannot_be_made_names_the_nearest_that_can(pipe, asked, nearest):
+    """Before anything is drawn: generate itself raises, not its first picture."""
+    with pytest.raises(ConfigError, match=f"A height of {asked} pixels is no multiple of 8; {nearest} is."):
+        sampling.generate(pipe, [Request("x", 0)], Options(width=64, height=asked))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"batch_size": 0}, {"guidance": float("nan")}, {"guidance": -1.0}]
+)
+def test_impossible_options_are_refused(bad):
+    """By name."""
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        Options(**bad)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    """torch would wrap the one and fail on the other."""
+    with pytest.raises(ConfigError, match=f"The seed {seed} must lie"):
+        Request("x", seed)
+    Request("x", 2**63 - 1)
+
+
+def test_progress_counts_pictures_by_their_steps(pipe, capfd):
+    """Three pictures in batches of two, two steps each; diffusers' own bar stays away and comes back as it was."""
+    pipe.set_progress_bar_config(desc="mine")
+    seen = []
+    options = Options(steps=2, width=64, height=64, batch_size=2)
+    draw(pipe, [Request("x", seed) for seed in range(3)], options, on_progress=seen.append)
+    assert seen == [1.0, 2.0, 2.5, 3.0]
+    assert capfd.readouterr().err == ""
+    assert pipe._progress_bar_config == {"desc": "mine"}
+
+
+def test_pictures_come_as_they_are_made_and_nothing_asks_for_none(pipe):
+    """The first picture is there before the second is begun; an empty list gives no picture."""
+    seen = []
+    pictures = sampling.generate(pipe, FIVE[:2], QUICK, on_progress=seen.append)
+    assert seen == []
+    next(pictures)
+    assert seen == [0.5, 1.0]
+    assert list(sampling.generate(pipe, [], QUICK)) == []
+
+
+# --- what must not go wrong silently ---------------------------------------------------------------------------
+
+
+def test_a_displaced_alpha_is_noticed_before_the_first_picture(pipe, adapter_folder):
+    """Attention slicing replaces the processors; the error names it."""
+    load_adapter(pipe, adapter_folder)
+    pipe.enable_attention_slicing(1)
+    with pytest.raises(InjectionError, match="attention slicing"):
+        sampling.generate(pipe, [Request("x", 0)], QUICK)
+
+
+@pytest.mark.parametrize("broken", ["unet", "vae"])
+def test_a_picture_that_is_not_finite_is_an_error_that_names_where(pipe, broken):
+    """Never a black picture: one NaN among the weights, and the network and its precision are named."""
+    network = getattr(pipe, broken)
+    next(p for name, p in network.named_parameters() if "conv_in.weight" in name and "encoder" not in name)
+    weight = pipe.unet.conv_in.weight if broken == "unet" else pipe.vae.decoder.conv_in.weight
+    weight.data[0, 0, 0, 0] = float("nan")
+    name = {"unet": "UNet", "vae": "VAE"}[broken]
+    with pytest.raises(ModelError, match=f"seed 11, is not finite: the {name} in float32 made NaN"):
+        draw(pipe)
+
+
+def test_a_vae_that_overflows_in_float16_is_decoded_in_float32(pipe, monkeypatch):
+    """force_upcast: float32 while decoding, float16 before and after; without it float16 all along."""
+    half = build_pipeline("tiny", dtype=torch.float16)
+    seen = []
+    real = half.vae.decode
+    monkeypatch.setattr(half.vae, "decode", lambda z, **kw: (seen.append(z.dtype), real(z, **kw))[1])
+    draw(half)
+    assert half.vae.dtype == torch.float16
+    half.vae.register_to_config(force_upcast=False)
+    draw(half)
+    assert seen == [torch.float32, torch.float16]
+
+
+def test_a_float16_vae_that_makes_nan_says_what_to_use_instead(monkeypatch):
+    """SDXL's own VAE in float16 without its force_upcast."""
+    half = build_pipeline("tiny", dtype=torch.float16)
+    half.vae.register_to_config(force_upcast=False)
+    half.vae.decoder.conv_out.weight.data *= 3e4
+    with pytest.raises(ModelError, match=r"VAE in float16 .*--precision bf16 or fp32.*sdxl-vae-fp16-fix"):
+        draw(half)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_float32_vae_beside_a_half_precision_unet(dtype):
+    """How backbone loads SDXL on a GPU; diffusers' own decoding stumbles over the two precisions."""
+    half = build_pipeline("tiny", dtype=dtype)
+    torch.nn.Module.to(half.vae, torch.float32)
+    assert draw(half)[0].std() > 1
+    assert sampling.recipe(half, Request("x", 0), QUICK)["vae_precision"] == "float32"
+
+
+def test_latent_means_and_deviations_are_undone(pipe):
+    """Some VAEs have them in their config; with mean 0 and deviation 1 nothing changes, with others all does."""
+    plain = draw(pipe)[0]
+    pipe.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    np.testing.assert_array_equal(draw(pipe)[0], plain)
+    pipe.vae.register_to_config(latents_mean=[1.0, 0.0, -1.0, 2.0])
+    assert distance(draw(pipe)[0], plain) > 20
+
+
+# --- devices ---------------------------------------------------------------------------------------------------
+
+
+def test_offload_without_a_gpu_is_refused(pipe):
+    """And so is an offload that does not exist."""
+    for offload in ("model", "sequential"):
+        with pytest.raises(ConfigError, match=f"--offload {offload} .* no GPU is used here"):
+            sampling.prepare_device(pipe, "cpu", offload)
+    with pytest.raises(ConfigError, match="none, model or sequential, not 'disk'"):
+        sampling.prepare_device(pipe, "cpu", "disk")
+    sampling.prepare_device(pipe, "cpu")
+
+
+@pytest.fixture
+def sequential(monkeypatch):
+    """prepare_device's sequential offload with the CPU as its GPU; diffusers would call it cpu:0, another device."""
+    real = accelerate.cpu_offload
+    monkeypatch.setattr(
+        accelerate, "cpu_offload", lambda m, _device, **more: real(m, torch.device("cpu"), **more)
+    )
+    return lambda pipe: sampling._offload_sequentially(pipe, torch.device("cpu"))
+
+
+def test_alpha_survives_sequential_offload(pipe, adapter_folder, sequential):
+    """Weights lie on the meta device between their uses, and alpha, which no hook would fetch, does not."""
+    load_adapter(pipe, adapter_folder)
+    expected = draw(pipe)[0]
+    sequential(pipe)
+    assert pipe.unet.conv_in.weight.is_meta
+    np.testing.assert_array_equal(draw(pipe)[0], expected)
+
+
+def test_an_adapter_that_came_after_sequential_offload_is_refused(pipe, sequential):
+    """Its alpha went to the meta device, where values vanish."""
+    sequential(pipe)
+    layers = inject(pipe.unet)
+    assert any(isinstance(c, Coefficients) and c.alpha.is_meta for c in layers.values())
+    with pytest.raises(ConfigError, match="loaded after prepare_device"):
+        draw(pipe)
+
+
+def test_a_float16_vae_is_upcast_before_sequential_offload(sequential):
+    """Afterwards its weights are out of reach, and decoding would be done in float16."""
+    half = build_pipeline("tiny", dtype=torch.float16)
+    sequential(half)
+    assert half.vae.dtype == torch.float32
+    assert draw(half)[0].std() > 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_the_device_is_chosen_with_its_precision():
+    """float32 where there is no CUDA, unless another is asked for."""
+    device, dtype = sampling.choose_device()
+    assert device.type in ("cpu", "mps") and dtype == torch.float32
+    assert sampling.choose_device("bf16")[1] == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("offload", ["none", "model", "sequential"])
+def test_a_gpu_draws_the_picture_of_the_cpu(pipe, adapter_folder, offload):
+    """The noise is the CPU's, so the picture is nearly: sums are rounded in another order."""
+    load_adapter(pipe, adapter_folder)
+    sampling.set_scheduler(pipe, "euler-ancestral")
+    expected = draw(pipe, FIVE)
+    sampling.prepare_device(pipe, "cuda", offload)
+    for ours, theirs in zip(draw(pipe, FIVE), expected, strict=True):
+        assert np.abs(ours.astype(int) - theirs).mean() < 2
+
+
+# --- schedulers ------------------------------------------------------------------------------------------------
+
+
+def usable_names() -> list[str]:
+    found = sampling.schedulers(SimpleNamespace(scheduler=EulerDiscreteScheduler()))
+    return sorted(key for key, (_, lacks) in found.items() if not lacks)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", usable_names())
+def test_every_scheduler_draws_with_few_steps(pipe, name, prediction_type):
+    """1, 2 and 3 steps give pictures, with the model's own noise schedule and prediction type."""
+    pipe.scheduler.register_to_config(prediction_type=prediction_type)
+    before = dict(pipe.scheduler.config)
+    sampling.set_scheduler(pipe, name)
+    for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):
+        assert pipe.scheduler.config[key] == before[key]
+    for steps in (1, 2, 3):
+        assert draw(pipe, options=Options(steps=steps, width=64, height=64))[0].std() > 1
+
+
+def test_twelve_schedulers_need_nothing_more_and_the_others_say_why_not(pipe):
+    """EDMEuler replaces the noise schedule by its own; two need a package that is no dependency of ours."""
+    lacking = {cls.__name__: lacks for cls, lacks in sampling.schedulers(pipe).values() if lacks}
+    assert (
+        lacking.pop("EDMEulerScheduler")
+        == "it knows nothing of this model's beta_start, beta_end, beta_schedule"
+    )
+    needs = {"DPMSolverSDEScheduler": "torchsde", "LMSDiscreteScheduler": "scipy"}
+    expected = {
+        name: f"it needs {package} (pip install {package})"
+        for name, package in needs.items()
+        if importlib.util.find_spec(package) is None
+    }
+    assert lacking == expected
+    assert len(usable_names()) == 14 - len(expected)
+    for name in ("edm_euler", *([] if importlib.util.find_spec("torchsde") else ["dpmsolver sde"])):
+        with pytest.raises(ConfigError, match="cannot be used: it "):
+            sampling.set_scheduler(pipe, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("euler", "EulerDiscreteScheduler"),
+        ("EULER", "EulerDiscreteScheduler"),
+        ("EulerDiscreteScheduler", "EulerDiscreteScheduler"),
+        ("euler-a", "EulerAncestralDiscreteScheduler"),
+        ("ddim", "DDIMScheduler"),
+        ("unipc", "UniPCMultistepScheduler"),
+        ("dpmsolver_multistep", "DPMSolverMultistepScheduler"),
+        ("KDPM2 Ancestral", "KDPM2AncestralDiscreteScheduler"),
+        ("heun", "HeunDiscreteScheduler"),
+    ],
+)
+def test_schedulers_by_name(pipe, name, expected):
+    """Any case and punctuation, with and without Scheduler and Discrete, and beginnings that only one has."""
+    sampling.set_scheduler(pipe, name)
+    assert type(pipe.scheduler).__name__ == expected
+
+
+def test_a_scheduler_that_does_not_exist_names_the_nearest_and_all(pipe):
+    """A typo, a beginning of several, and nothing at all."""
+    with pytest.raises(
+        ConfigError, match=r"no scheduler 'eulr' .* Did you mean Euler\? There are DDIM, DDPM, .*UniPC"
+    ):
+        sampling.set_scheduler(pipe, "eulr")
+    with pytest.raises(ConfigError, match="may be DPMSolverMultistep or DPMSolverSDE or DPMSolverSinglestep"):
+        sampling.set_scheduler(pipe, "dpmsolver")
+    with pytest.raises(ConfigError, match="no scheduler ''"):
+        sampling.set_scheduler(pipe, "")
+    assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
+
+
+def test_a_scheduler_keeps_what_was_its_predecessors_default(pipe):
+    """diffusers forgets defaults on the way: 0.02 is Euler's default for beta_end, and Heun's is 0.012."""
+    pipe.scheduler = EulerDiscreteScheduler()
+    sampling.set_scheduler(pipe, "heun")
+    assert pipe.scheduler.config.beta_end == 0.02
+    assert pipe.scheduler.config.beta_schedule == "linear"
+
+
+def test_ddim_does_not_clip_latents(pipe):
+    """Its default keeps pixels between -1 and 1; latents go beyond, and clipping them changes the picture."""
+    sampling.set_scheduler(pipe, "ddim")
+    assert not pipe.scheduler.config.clip_sample
+    pictures = draw(pipe)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=True)
+    assert distance(pictures[0], draw(pipe)[0]) > 20
+
+
+def test_a_model_of_zero_terminal_snr_refuses_schedulers_that_cannot(pipe):
+    """UniPC can rescale its betas; PNDM would sample from another noise schedule without a word."""
+    pipe.scheduler = EulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )
+    sampling.set_scheduler(pipe, "unipc")
+    assert pipe.scheduler.config.rescale_betas_zero_snr
+    with pytest.raises(ConfigError, match=r"PNDMScheduler cannot be used: .*rescale_betas_zero_snr"):
+        sampling.set_scheduler(pipe, "pndm")
+
+
+# --- recipes and files -----------------------------------------------------------------------------------------
+
+
+def test_a_recipe_holds_what_it_takes(pipe, adapter_folder):
+    """Every option, the adapter with its scale, the versions, and whatever the caller adds."""
+    load_adapter(pipe, adapter_folder, scale=0.25)
+    options = Options(steps=9, guidance=3.5, negative_prompt="blurred", width=96, batch_size=2)
+    found = sampling.recipe(pipe, Request("an sks", 5), options, {"model": "my/model", "trained_steps": 3})
+    versions = found.pop("versions")
+    assert set(versions) == {"coeffdiff", "torch", "diffusers", "transformers"}
+    assert found == {
+        "prompt": "an sks",
+        "negative_prompt": "blurred",
+        "seed": 5,
+        "steps": 9,
+        "guidance": 3.5,
+        "scheduler": "EulerDiscreteScheduler",
+        "prediction_type": "epsilon",
+        "width": 96,
+        "height": 64,
+        "batch_size": 2,
+        "model": "my/model",
+        "precision": "float32",
+        "vae_precision": "float32",
+        "device": "cpu",
+        "adapters": [
+            {
+                "path": str(adapter_folder),
+                "scale": 0.25,
+                "kind": "coeff+lora",
+                "token": "sks",
+                "trained_steps": 7,
+            }
+        ],
+        "trained_steps": 3,
+    }
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=st.text(st.characters(codec=None), max_size=80), negative=st.text(max_size=20))
+def test_any_prompt_comes_back_out_of_its_png(tmp_path, prompt, negative):
+    """Emoji, quotes, newlines, zero bytes and lone surrogates included."""
+    written = {"prompt": prompt, "negative_prompt": negative, "seed": 3, "nested": {"a": [1, None, 0.1]}}
+    sampling.save_png(Image.new("RGB", (3, 5)), tmp_path / "x.png", written)
+    assert sampling.read_recipe(tmp_path / "x.png") == written
+    with Image.open(tmp_path / "x.png") as image:
+        text = image.text["parameters"]
+    assert text.startswith(prompt.replace("\0", " ").encode("utf-8", "replace").decode())
+
+
+def test_the_widespread_form_of_the_parameters(tmp_path):
+    """Three lines: prompt, negative prompt, settings; values with commas or colons are quoted."""
+    written = {
+        "prompt": 'a "red" 🎉',
+        "negative_prompt": "blur",
+        "seed": 4,
+        "steps": 25,
+        "guidance": 5.0,
+        "scheduler": "DDIMScheduler",
+        "width": 64,
+        "height": 96,
+        "model": "C:\\sdxl",
+        "adapters": [{"path": "runs/sks", "scale": 0.5}, {"path": "b", "scale": 1.0}],
+    }
+    sampling.save_png(Image.new("RGB", (8, 8)), tmp_path / "x.png", written)
+    with Image.open(tmp_path / "x.png") as image:
+        assert set(image.text) == {"coeffdiff", "parameters"}
+        assert image.text["parameters"].splitlines() == [
+            'a "red" 🎉',
+            "Negative prompt: blur",
+            'Steps: 25, Sampler: DDIM, CFG scale: 5.0, Seed: 4, Size: 64x96, Model: "C:\\\\sdxl", '
+            f"Adapters: runs/sks at 0.5; b at 1, Version: coeffdiff {sampling.__version__}",
+        ]
+
+
+def test_a_file_without_our_recipe_is_refused(tmp_path):
+    """Another tool's PNG, a JPEG, damaged bytes, JSON that is none, and nothing at all."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "plain.png").read_bytes()[:20])
+    sampling.save_png(Image.new("RGB", (8, 8)), tmp_path / "grid.png")
+    with pytest.raises(ConfigError, match=r"plain.png carries no recipe"):
+        sampling.read_recipe(tmp_path / "plain.png")
+    with pytest.raises(ConfigError, match=r"grid.png carries no recipe"):
+        sampling.read_recipe(tmp_path / "grid.png")
+    for name in ("photo.jpg", "broken.png"):
+        with pytest.raises(ConfigError, match=f"{name} is not a PNG with a readable recipe"):
+            sampling.read_recipe(tmp_path / name)
+    with pytest.raises(ConfigError, match="There is no picture"):
+        sampling.read_recipe(tmp_path / "none.png")
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    """One sentence, the old picture as it was, and no temporary file."""
+
+    def full_disk(_image, path, **_options):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = tmp_path / "x.png"
+    file.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full_disk)
+        with pytest.raises(
+            ConfigError, match=r"The picture .*x.png cannot be written: No space left on device"
+        ):
+            sampling.save_png(Image.new("RGB", (8, 8)), file)
+    assert list(tmp_path.iterdir()) == [file] and file.read_bytes() == b"old"
+    with pytest.raises(ConfigError, match=r"x.png.y.png cannot be written"):
+        sampling.save_png(Image.new("RGB", (8, 8)), file / "y.png")
+
+
+def test_pictures_and_their_grid_are_written(pipe, tmp_path):
+    """A file for each request that repeats its picture from its own recipe, and one grid; nothing is overwritten."""
+    requests = [Request(prompt, seed) for prompt in ("a/b: 猫?", "..") for seed in (7, 8)]
+    files = sampling.write_pictures(pipe, requests, QUICK, tmp_path / "new", details={"model": "tiny"})
+    assert [file.name for file in files] == [
+        "001-a-b-猫-seed7.png",
+        "002-a-b-猫-seed8.png",
+        "003-picture-seed7.png",
+        "004-picture-seed8.png",
+        "grid.png",
+    ]
+    found = sampling.read_recipe(files[3])
+    again = Options(
+        found["steps"], found["guidance"], found["negative_prompt"], found["width"], found["height"]
+    )
+    with Image.open(files[3]) as image:
+        np.testing.assert_array_equal(
+            draw(pipe, [Request(found["prompt"], found["seed"])], again)[0], np.asarray(image)
+        )
+    before = {path: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert {path.name for path in before} == {file.name for file in files}
+    more = sampling.write_pictures(pipe, requests[:1], Options(1, width=64, height=64), tmp_path / "new")
+    assert [file.name for file in more] == ["001-a-b-猫-seed7-2.png", "grid-2.png"]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    same = sampling.write_pictures(pipe, requests, QUICK, tmp_path / "new", overwrite=True)
+    assert same == files and len(list((tmp_path / "new").iterdir())) == 7
+
+
+# --- grids -----------------------------------------------------------------------------------------------------
+
+
+def filled(colour: str, size=(64, 64)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def test_a_grid_of_known_pictures():
+    """Two rows of 3 and 1: pictures at their places, grey where one is missing, labels in ink on their margins."""
+    rows = [("first", [filled("red"), None, filled("blue")]), ("second", [filled("lime")])]
+    grid = np.asarray(sampling.labelled_grid(rows, ["a", "b", "c"], cell=64))
+    height, width, _ = grid.shape
+    assert width == 8 + 150 + 8 + 3 * (64 + 8)
+    assert height == 8 + 18 + 8 + 2 * (64 + 8)
+    left, top = 8 + 150 + 8, 8 + 18 + 8
+    expected = [[(255, 0, 0), (236,) * 3, (0, 0, 255)], [(0, 255, 0), (236,) * 3, (236,) * 3]]
+    for row, colours in enumerate(expected):
+        for column, colour in enumerate(colours):
+            y, x = top + row * 72, left + column * 72
+            assert (grid[y : y + 64, x : x + 64] == colour).all()
+    assert (grid[top : top + 64, :150] < 100).any() and (grid[top + 72 : top + 136, :150] < 100).any()
+    for column in range(3):
+        assert (grid[8 : top - 8, left + column * 72 : left + column * 72 + 64] < 100).any()
+
+
+def test_labels_stay_in_their_margin():
+    """A long prompt is wrapped, an endless word broken, too much text cut; the picture's columns are untouched."""
+    for label in ("a photo of " * 60, "w" * 900, "猫" * 300, "line\n" * 40):
+        grid = np.asarray(sampling.labelled_grid([(label, [filled("red", (128, 128))])], cell=128))
+        assert grid.shape[0] == 8 + 128 + 8
+        assert (grid[:, 8 + 150 : 8 + 150 + 8] == 255).all()
+        assert (grid[8:136, 166:294] == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("text", ["猫と犬", "кот 🎉", "قط", "\0\x1b[0m", "\ud800", "", "  ", "é" * 3])
+def test_labels_in_any_script_do_not_crash(text):
+    """Row, column and title alike."""
+    grid = sampling.labelled_grid([(text, [filled("red")])], [text], title=text, cell=64)
+    assert grid.width >= 64
+
+
+def test_pictures_are_fitted_into_their_cells():
+    """Large ones shrink to the cell, small ones grow by whole pixels, shapes are kept, modes do not matter."""
+    assert sampling._fitted(filled("red", (1024, 512)), 256).size == (256, 128)
+    assert sampling._fitted(filled("red", (100, 50)), 256).size == (200, 100)
+    assert sampling._fitted(filled("red", (200, 50)), 256).size == (200, 50)
+    assert sampling._fitted(Image.new("LA", (4096, 1)), 64).size == (64, 1)
+
+
+def test_an_empty_grid_is_a_picture():
+    """No rows, or rows without pictures."""
+    assert sampling.labelled_grid([]).width > 0
+    assert sampling.labelled_grid([("nothing", [])], title="empty").height > 0
+
+
+# --- time and runs ---------------------------------------------------------------------------------------------
+
+
+def test_a_multiplication_and_an_addition_are_two_flops():
+    """[3, 5] @ [5, 7] is 3 * 5 * 7 of both; a sum is a call without any that count."""
+    with sampling._Work() as work:
+        (torch.ones(3, 5, device="meta") @ torch.ones(5, 7, device="meta")).sum()
+    assert work.flops == 2 * 3 * 5 * 7
+    assert work.seconds(sampling._Speed(flops_per_second=210, seconds_per_call=0)) == 1
+
+
+def test_work_grows_with_batch_and_size(built_pipeline):
+    """Twice the batch is twice the work; twice the height nearly, since the text's projections stay."""
+    unet, vae = built_pipeline.unet, built_pipeline.vae
+    one = sampling._unet_work(unet, 1, 8, 8).flops
+    assert sampling._unet_work(unet, 2, 8, 8).flops == 2 * one
+    assert 1.5 * one < sampling._unet_work(unet, 1, 16, 8).flops < 3 * one
+    assert sampling._vae_work(vae, 16, 8).flops > 1.9 * sampling._vae_work(vae, 8, 8).flops
+    assert sampling._calls_of_the_unet(built_pipeline.scheduler, 7) == 7
+
+
+def test_expected_time_grows_with_the_work(pipe, monkeypatch):
+    """At a speed of one flop a second and free calls, the time is the work."""
+    monkeypatch.setattr(sampling, "_speed", lambda device, dtype: sampling._Speed(1.0, 0.0))
+    unet, vae = sampling._unet_work(pipe.unet, 1, 8, 12).flops, sampling._vae_work(pipe.vae, 8, 12).flops
+    options = Options(steps=5, guidance=1, width=96, height=64)
+    assert sampling.expected_seconds(pipe, options, 3, "cpu") == 3 * (5 * unet + vae)
+    guided = Options(steps=5, width=96, height=64, batch_size=3)
+    assert sampling.expected_seconds(pipe, guided, 3, "cpu") == 3 * (5 * 2 * unet + vae)
+    sampling.set_scheduler(pipe, "heun")  # calls the UNet 2 * 5 - 1 times
+    assert sampling.expected_seconds(pipe, options, 3, "cpu") == 3 * (9 * unet + vae)
+    assert sampling.expected_seconds(pipe, options, 0, "cpu") == 0
+
+
+def test_the_speed_of_this_machine_is_measured_without_touching_its_generator():
+    """Positive, finite, below a second, and torch's global generator is where it was."""
+    state = torch.get_rng_state()
+    speed = sampling._speed(torch.device("cpu"), torch.float32)
+    assert 1e8 < speed.flops_per_second < 1e15 and 1e-8 < speed.seconds_per_call < 1e-2
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_newest_finished_run_is_found(tmp_path):
+    """By its adapter's time, not by its name; runs without an adapter do not count."""
+    runs = tmp_path / "runs"
+    with pytest.raises(AdapterError, match=r"There is no finished run under .*coeffdiff train --images"):
+        sampling.find_newest_run(runs)
+    (runs / "begun").mkdir(parents=True)
+    (runs / "begun/config.yaml").touch()
+    with pytest.raises(AdapterError, match=r"No run under .* has finished yet \(.*begun\).*--resume"):
+        sampling.find_newest_run(runs)
+    for age, name in enumerate(("b", "c", "a")):
+        file = runs / name / "adapter/coeff.safetensors"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (1000 - age, 1000 - age))
+    assert sampling.find_newest_run(runs) == runs / "b"
+
+
+def test_recipes_are_plain_json(pipe):
+    """So that any program may read them."""
+    json.dumps(sampling.recipe(pipe, Request("x", 0), QUICK))

@@ -214,9 +214,17 @@ def sample(
         )
     wanted = _adapters(adapter)
 
-    from coeffdiff import backbone, sampling
+    from coeffdiff import backbone, estimate, sampling
     from coeffdiff.method.adapter import check_architecture, load_adapter, read_header
 
+    options = sampling.Options(
+        steps=steps,
+        guidance=guidance,
+        negative_prompt=negative_prompt or "",
+        width=width,
+        height=height,
+        batch_size=batch_size,
+    )
     headers = [read_header(folder) for folder, _ in wanted]
     name = model or (headers[0].base_model if headers else SDXL_BASE)
     try:
@@ -240,19 +248,11 @@ def sample(
     if scheduler:
         sampling.set_scheduler(pipe, scheduler)
     prompts = [sampling.fill_prompt(text, adapters) for text in prompts]
-    options = sampling.Options(
-        steps=steps,
-        guidance=guidance,
-        negative_prompt=negative_prompt or "",
-        width=width,
-        height=height,
-        batch_size=batch_size,
-    )
     for warning in sampling.warnings_for(prompts, adapters, pipe, options):
         say(f"hint     {warning}")
     requests = [sampling.Request(text, seed + i) for text in prompts for i in range(count)]
     sampling.prepare_device(pipe, device, offload.value)
-    seconds = sampling.expected_seconds(pipe, options, len(requests), device)
+    seconds = estimate.expected_seconds(pipe, options, len(requests), device)
     if seconds > 60:
         say(f"expect   about {duration(seconds)} on this {device.type}")
     folder = output or _next_folder(Path("samples"))

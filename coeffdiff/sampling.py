@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
-import functools
 import importlib.util
 import inspect
-import json
 import math
 import re
 import textwrap
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,22 +17,18 @@ from typing import Any, Literal
 import diffusers
 import torch
 import transformers
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import DummyObject
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from coeffdiff import __version__
 from coeffdiff.config import PLACEHOLDER
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import AdapterError, ConfigError, ModelError
-from coeffdiff.files import appearing
 from coeffdiff.method.adapter import COEFF_FILE, Adapter, loaded_adapters
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import unwrapped, verify
+from coeffdiff.pictures import fitted, free_name, labelled_grid, save_png
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Offload = Literal["none", "model", "sequential"]
@@ -46,6 +38,12 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GRID_FILE = "grid.png"
 _KEY = "coeffdiff"  # the text chunk with the recipe as JSON
 _LARGEST_SEED = 2**63 - 1
+
+
+def _check_side(name: str, pixels: int, step: int) -> None:
+    nearest = max(step, step * round(pixels / step))
+    if pixels != nearest:
+        raise ConfigError(f"A {name} of {pixels} pixels is no multiple of {step}; {nearest} is.")
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,8 @@ class Options:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ConfigError(f"guidance must be a finite number from 0 on, not {self.guidance}.")
+        for name in ("width", "height"):
+            _check_side(name, getattr(self, name) or 8, 8)  # 8: diffusers asks for it, whatever the VAE
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def prepare_device(pipe: Any, device: torch.device | str, offload: Offload = "no
 
 
 def _offload_sequentially(pipe: Any, device: torch.device) -> None:
-    if _overflows(pipe.vae):  # once offloaded it cannot be cast any more
+    if needs_upcast(pipe.vae):  # once offloaded it cannot be cast any more
         _cast(pipe.vae, torch.float32)
     pipe.enable_sequential_cpu_offload(device=device)
     from accelerate.hooks import remove_hook_from_module
@@ -373,13 +373,10 @@ def picture_size(pipe: Any, options: Options) -> tuple[int, int]:
     """Width and height in pixels. Raises: ConfigError, with the nearest that is possible."""
     native = pipe.default_sample_size
     height, width = native if isinstance(native, list | tuple) else (native, native)
-    step = math.lcm(8, pipe.vae_scale_factor)  # 8: diffusers asks for it, whatever the VAE
     sizes = []
     for name, asked, own in (("width", options.width, width), ("height", options.height, height)):
         pixels = own * pipe.vae_scale_factor if asked is None else asked
-        nearest = max(step, step * round(pixels / step))
-        if pixels != nearest:
-            raise ConfigError(f"A {name} of {pixels} pixels is no multiple of {step}; {nearest} is.")
+        _check_side(name, pixels, math.lcm(8, pipe.vae_scale_factor))
         sizes.append(pixels)
     return sizes[0], sizes[1]
 
@@ -476,7 +473,7 @@ def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
     """One picture at a time: the VAE's activations are the peak of memory, and its batch would change pictures."""
     vae = pipe.vae
     _check_finite(latent, request, f"the UNet in {_dtype_name(pipe.unet)}", pipe)
-    upcast = _overflows(vae) and not next(vae.parameters()).is_meta
+    upcast = needs_upcast(vae) and not next(vae.parameters()).is_meta
     try:
         if upcast:
             _cast(vae, torch.float32)
@@ -500,7 +497,7 @@ def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
     return image
 
 
-def _overflows(vae: Any) -> bool:
+def needs_upcast(vae: Any) -> bool:
     """Whether the VAE says of itself that float16, in which it is, is too narrow."""
     return vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
 
@@ -570,26 +567,18 @@ def write_pictures(
     for number, (request, image) in enumerate(pictures, 1):
         slug = re.sub(r"\W+", "-", request.prompt)[:40].strip("-") or "picture"
         file = folder / f"{number:03d}-{slug}-seed{request.seed}.png"
-        files.append(file if overwrite else _free_name(file))
+        files.append(file if overwrite else free_name(file))
         save_png(image, files[-1], recipe(pipe, request, options, details))
-        thumbnails[request.prompt, request.seed] = _fitted(image, cell)
+        thumbnails[request.prompt, request.seed] = fitted(image, cell)
     if files:
         rows = [
             (prompt, [thumbnails.get((prompt, seed)) for seed in seeds])
             for prompt in dict.fromkeys(request.prompt for request in requests)
         ]
         grid = folder / GRID_FILE
-        files.append(grid if overwrite else _free_name(grid))
+        files.append(grid if overwrite else free_name(grid))
         save_png(labelled_grid(rows, [f"seed {seed}" for seed in seeds], cell=cell), files[-1])
     return files
-
-
-def _free_name(file: Path) -> Path:
-    number, free = 1, file
-    while free.exists():
-        number += 1
-        free = file.with_name(f"{file.stem}-{number}{file.suffix}")
-    return free
 
 
 def recipe(
@@ -610,7 +599,7 @@ def recipe(
         "batch_size": options.batch_size,
         "model": str(pipe.config.get("_name_or_path") or "unknown"),
         "precision": _dtype_name(pipe.unet),
-        "vae_precision": "float32" if _overflows(pipe.vae) else _dtype_name(pipe.vae),
+        "vae_precision": "float32" if needs_upcast(pipe.vae) else _dtype_name(pipe.vae),
         "device": pipe._execution_device.type,
         "adapters": [
             {
@@ -630,345 +619,6 @@ def recipe(
         },
         **(details or {}),
     }
-
-
-def save_png(image: Image.Image, file: Path, recipe: Mapping[str, Any] | None = None) -> None:
-    """Write a picture whole or not at all, with its recipe in two text chunks: JSON, and the form of A1111's web UI.
-
-    Raises: ConfigError if it cannot be written.
-    """
-    chunks = PngImagePlugin.PngInfo()
-    if recipe is not None:
-        # Escaped to ASCII, so that whatever a prompt may hold comes back exactly, lone surrogates included.
-        chunks.add_itxt(_KEY, json.dumps(recipe, default=str))
-        chunks.add_text("parameters", _parameters(recipe))
-    try:
-        with appearing(file) as temporary:
-            image.save(temporary, format="PNG", pnginfo=chunks)
-    except OSError as error:
-        raise ConfigError(f"The picture {file} cannot be written: {error.strerror or error}.") from None
-
-
-def read_recipe(file: Path) -> dict[str, Any]:
-    """What save_png wrote. Raises: ConfigError if the file is no PNG or carries no recipe of ours."""
-    try:
-        with Image.open(file, formats=["PNG"]) as image:
-            text = image.text.get(_KEY)  # type: ignore[attr-defined]  # PNGs have it
-        found = None if text is None else json.loads(text)
-    except FileNotFoundError:
-        raise ConfigError(f"There is no picture {file}.") from None
-    except (OSError, ValueError, SyntaxError, RecursionError) as error:
-        raise ConfigError(f"{file} is not a PNG with a readable recipe ({type(error).__name__}).") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file} carries no recipe of coeffdiff.")
-    return found
-
-
-def _parameters(recipe: Mapping[str, Any]) -> str:
-    """The recipe for people and for the many tools that read this form; no chunk may hold a zero byte."""
-    settings = {
-        "Steps": recipe.get("steps"),
-        "Sampler": str(recipe.get("scheduler")).removesuffix("Scheduler"),
-        "CFG scale": recipe.get("guidance"),
-        "Seed": recipe.get("seed"),
-        "Size": f"{recipe.get('width')}x{recipe.get('height')}",
-        "Model": recipe.get("model"),
-        "Adapters": "; ".join(f"{a['path']} at {a['scale']:g}" for a in recipe.get("adapters", ())) or None,
-        "Version": f"coeffdiff {__version__}",
-    }
-
-    def quoted(value: Any) -> str:
-        return json.dumps(value) if isinstance(value, str) and re.search(r'[,:\n"]', value) else str(value)
-
-    lines = [str(recipe.get("prompt", ""))]
-    if recipe.get("negative_prompt"):
-        lines.append(f"Negative prompt: {recipe['negative_prompt']}")
-    lines.append(", ".join(f"{key}: {quoted(value)}" for key, value in settings.items() if value is not None))
-    return "\n".join(lines).replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
-
-
-# --- grids -----------------------------------------------------------------------------------------------------
-
-_GAP = 8  # pixels between everything
-_INK, _PAPER, _EMPTY = (34, 34, 34), (255, 255, 255), (236, 236, 236)
-
-
-def labelled_grid(
-    rows: Sequence[tuple[str, Sequence[Image.Image | None]]],
-    columns: Sequence[str] = (),
-    *,
-    title: str = "",
-    cell: int = 256,
-) -> Image.Image:
-    """Pictures in rows, each row's label on its left and the columns' labels on top.
-
-    Args:
-        rows: label and pictures; None, or a row that ends early, leaves a grey cell.
-        cell: side in pixels of the square that each picture is fitted into.
-    """
-    count = max([len(columns), *(len(pictures) for _, pictures in rows)], default=0)
-    points = max(13, cell // 16)
-    line = round(points * 1.35)
-    margin = max(150, round(cell * 0.8)) if any(label.strip() for label, _ in rows) else 0
-    left = margin + _GAP if margin else 0
-    right = left + count * (cell + _GAP)
-    heads = [_wrapped(text, points, cell, 3) for text in columns]
-    head = max((len(lines) for lines in heads), default=0) * line
-    titles = _wrapped(title, round(points * 1.3), max(right - _GAP, cell), 3) if title else []
-    labels = [
-        _wrapped(label, points, margin - 2, max(4, cell // line)) if margin else [] for label, _ in rows
-    ]
-    fitted = [[picture and _fitted(picture, cell) for picture in pictures] for _, pictures in rows]
-    heights = [
-        max(
-            len(label) * line,
-            max((picture.height for picture in pictures if picture), default=0) or cell,
-        )
-        for label, pictures in zip(labels, fitted, strict=True)
-    ]
-    top = _GAP + len(titles) * round(line * 1.3) + (_GAP if titles else 0)
-    first = top + (head + _GAP if head else 0)
-    grid = Image.new("RGB", (_GAP + right, first + sum(h + _GAP for h in heights)), _PAPER)
-    draw = ImageDraw.Draw(grid)
-    _write(draw, titles, round(points * 1.3), round(line * 1.3), _GAP, _GAP)
-    for column, lines in enumerate(heads):
-        x = _GAP + left + column * (cell + _GAP) + cell // 2
-        _write(draw, lines, points, line, x, top + head - len(lines) * line, centred=True)
-    y = first
-    for label, pictures, height in zip(labels, fitted, heights, strict=True):
-        _write(draw, label, points, line, _GAP, y + (height - len(label) * line) // 2)
-        for column in range(count):
-            x = _GAP + left + column * (cell + _GAP)
-            picture = pictures[column] if column < len(pictures) else None
-            if picture:
-                grid.paste(picture, (x + (cell - picture.width) // 2, y + (height - picture.height) // 2))
-            else:
-                draw.rectangle((x, y, x + cell - 1, y + height - 1), fill=_EMPTY)
-        y += height + _GAP
-    return grid
-
-
-def _fitted(image: Image.Image, cell: int) -> Image.Image:
-    """The picture with its longer side at `cell` pixels; small ones grow by whole pixels, so that they stay sharp."""
-    ratio = cell / max(image.size)
-    grows = ratio >= 2
-    ratio = math.floor(ratio) if grows else min(ratio, 1.0)
-    size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
-    resampling = Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS
-    return image.convert("RGB").resize(size, resampling)
-
-
-def _wrapped(text: str, points: int, width: int, most: int) -> list[str]:
-    """Lines of at most `width` pixels, `most` of them; words too long for a line are broken, the rest is cut."""
-    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    font = _font_for(text, points)
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        current = ""
-        for word in paragraph.split():
-            joined = f"{current} {word}".strip()
-            if font.getlength(joined) <= width:
-                current = joined
-                continue
-            if current:
-                lines.append(current)
-            current = word
-            while len(current) > 1 and font.getlength(current) > width and len(lines) <= most:
-                fits = 1
-                while font.getlength(current[: fits + 1]) <= width:
-                    fits += 1
-                lines.append(current[:fits])
-                current = current[fits:]
-        if current:
-            lines.append(current)
-    if len(lines) > most:
-        last = lines[most - 1]
-        while last and font.getlength(last + "...") > width:
-            last = last[:-1]
-        lines = [*lines[: most - 1], last.rstrip() + "..."]
-    return lines
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, lines: list[str], points: int, line: int, x: int, y: int, centred: bool = False
-) -> None:
-    font = _font_for(" ".join(lines), points)
-    for number, text in enumerate(lines):
-        draw.text((x, y + number * line), text, _INK, font, anchor="ma" if centred else "la")
-
-
-def _font_for(text: str, points: int) -> Any:
-    """Pillow's own font, or one of the system's if that has more of the text's characters."""
-    letters = set(text) - set(" \n")
-    if all(_has_glyph(None, letter) for letter in letters):
-        return _font(None, points)
-    names = (None, *_SYSTEM_FONTS)
-    return _font(max(names, key=lambda name: sum(_has_glyph(name, letter) for letter in letters)), points)
-
-
-_SYSTEM_FONTS = (
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "Arial Unicode.ttf",
-    "segoeui.ttf",
-    "msyh.ttc",
-    "malgun.ttf",
-)
-
-
-@functools.lru_cache(maxsize=64)
-def _font(name: str | None, points: int) -> Any:
-    if name is not None:
-        try:
-            return ImageFont.truetype(name, points)
-        except OSError:
-            return None
-    return ImageFont.load_default(points)
-
-
-@functools.lru_cache(maxsize=4096)
-def _has_glyph(name: str | None, letter: str) -> bool:
-    """Whether the font draws the letter as something else than its box for unknown characters."""
-    font = _font(name, 16)
-    return font is not None and bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
-
-
-# --- how long it will take -------------------------------------------------------------------------------------
-
-
-def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.device | str) -> float:
-    """How long so many pictures will take: work counted on the meta device, at the speed that two of a UNet's blocks
-    have here (measured in 0.3 s), where nothing else runs.
-
-    Left out: the text encoders, offloading, what alpha adds to attention, and all that is neither UNet nor VAE,
-    which shows where a step takes milliseconds.
-    """
-    width, height = picture_size(pipe, options)
-    rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
-    if not pictures:
-        return 0.0
-    batch = min(options.batch_size, pictures)
-    unet = unwrapped(pipe.unet)
-    unet_work = _unet_work(unet, batch * (2 if options.guidance > 1 else 1), rows, columns)
-    vae_work = _vae_work(pipe.vae, rows, columns)
-    unet_speed = _speed(torch.device(device), unet.dtype)
-    vae_dtype = torch.float32 if _overflows(pipe.vae) else pipe.vae.dtype
-    vae_speed = unet_speed if vae_dtype == unet.dtype else _speed(torch.device(device), vae_dtype)
-    steps = _calls_of_the_unet(pipe.scheduler, options.steps)
-    return math.ceil(pictures / batch) * steps * unet_work.seconds(unet_speed) + pictures * vae_work.seconds(
-        vae_speed
-    )
-
-
-@dataclass(frozen=True)
-class _Speed:
-    flops_per_second: float
-    seconds_per_call: float
-
-
-class _Work(TorchDispatchMode):
-    """Counts multiplications and additions (flops), and operator calls, of what runs inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.calls = 0
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operator(*args, **(kwargs or {}))
-        count = flop_registry.get(operator.overloadpacket)
-        self.flops += count(*args, **(kwargs or {}), out_val=result) if count else 0
-        self.calls += 1
-        return result
-
-    def seconds(self, speed: _Speed) -> float:
-        return self.flops / speed.flops_per_second + self.calls * speed.seconds_per_call
-
-
-def _unet_work(unet: Any, batch: int, rows: int, columns: int) -> _Work:
-    config = unet.config
-    with torch.device("meta"), torch.no_grad(), quiet_libraries():
-        network = type(unet).from_config(config)
-        time_ids = torch.empty(batch, 6)
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        with _Work() as work:
-            network(
-                torch.empty(batch, config.in_channels, rows, columns),
-                torch.empty(()),
-                torch.empty(batch, 77, config.cross_attention_dim),
-                added_cond_kwargs={"text_embeds": torch.empty(batch, pooled), "time_ids": time_ids},
-            )
-    return work
-
-
-def _vae_work(vae: Any, rows: int, columns: int) -> _Work:
-    with torch.device("meta"), torch.no_grad(), quiet_libraries():
-        network = type(vae).from_config(vae.config)
-        with _Work() as work:
-            network.decode(torch.empty(1, vae.config.latent_channels, rows, columns))
-    return work
-
-
-def _calls_of_the_unet(scheduler: Any, steps: int) -> int:
-    """Second-order schedulers call it twice a step."""
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
-    return len(scheduler.timesteps)
-
-
-@torch.no_grad()
-def _speed(device: torch.device, dtype: torch.dtype) -> _Speed:
-    """Of the two blocks that a UNet is made of: small ones take the time of their calls, large ones of their flops."""
-    small = _blocks(16, device, dtype)
-    work = _counted(_blocks(16, torch.device("meta"), dtype), 4)
-    per_call = _seconds(lambda: small(4), 0.02) / work.calls
-    # 320 channels is SDXL's narrowest level; wider ones, and batches, fill a device as larger pictures do.
-    large, side, taken = _blocks(320, device, dtype), 8, 0.0
-    while taken < 0.02 and side < 128:
-        side *= 2
-        taken = _seconds(lambda: large(side), 0.0)  # noqa: B023  (called at once)
-    taken = _seconds(lambda: large(side), 0.1)
-    work = _counted(_blocks(320, torch.device("meta"), dtype), side)
-    return _Speed(work.flops / max(taken - work.calls * per_call, taken / 10), per_call)
-
-
-def _blocks(width: int, device: torch.device, dtype: torch.dtype) -> Callable[[int], Tensor]:
-    """A residual and a transformer block, as a function of the side of the square that passes through them."""
-    with torch.device("meta"):  # weights are not drawn: that would touch the global generator
-        residual = ResnetBlock2D(in_channels=width, temb_channels=width, groups=8)
-        heads = max(2, width // 64)
-        transformer = BasicTransformerBlock(width, heads, width // heads, cross_attention_dim=width)
-    for block in (residual, transformer):
-        block.to(dtype).to_empty(device=device)
-        for weight in block.parameters():
-            weight.fill_(0.01)
-
-    def run(side: int) -> Tensor:
-        on: dict[str, Any] = {"device": device, "dtype": dtype}
-        hidden = residual(torch.ones(1, width, side, side, **on), torch.ones(1, width, **on))
-        passed: Tensor = transformer(hidden.flatten(2).transpose(1, 2), None, torch.ones(1, 77, width, **on))
-        return passed
-
-    return run
-
-
-def _counted(blocks: Callable[[int], Tensor], side: int) -> _Work:
-    with _Work() as work:
-        blocks(side)
-    return work
-
-
-def _seconds(run: Callable[[], Tensor], budget: float) -> float:
-    """The shortest of as many runs as fit. The mean would be of other programs: where they hold one of its threads
-    for a moment, a run of a millisecond takes ten, and the long operations of SDXL hardly notice.
-    """
-    run().sum().item()  # the first one loads kernels; item waits for the device
-    best, end = math.inf, time.perf_counter() + budget
-    while best == math.inf or time.perf_counter() < end:
-        begun = time.perf_counter()
-        run().sum().item()
-        best = min(best, time.perf_counter() - begun)
-    return best
 
 
 # --- runs ------------------------------------------------------------------------------------------------------

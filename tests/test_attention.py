@@ -112,7 +112,9 @@ MASKS = {
     "bool, per head": lambda b, h, q, k: (torch.arange(h * k) % 4 != 2).view(h, 1, k),
     "added, full": lambda b, h, q, k: torch.sin(torch.arange(b * h * q * k)).view(b, h, q, k),
     "added, per batch": lambda b, h, q, k: torch.cos(torch.arange(b * q * k)).view(b, 1, q, k),
-    "added, minus infinity": lambda b, h, q, k: torch.zeros(q, k).index_fill(1, torch.tensor([k - 1]), -math.inf),
+    "added, minus infinity": lambda b, h, q, k: torch.zeros(q, k).index_fill(
+        1, torch.tensor([k - 1]), -math.inf
+    ),
 }
 
 
@@ -122,7 +124,7 @@ MASKS = {
 @pytest.mark.parametrize("sizes", SIZES)
 def test_backends_agree_with_the_definition(backend, sizes, mask, rows, monkeypatch):
     """Output and the gradients of q, k, v and coeff in float64, to 1e-10."""
-    batch, heads, queries, keys, width = SIZES[sizes]
+    batch, heads, queries, keys, _ = SIZES[sizes]
     tensors, mask = inputs(*SIZES[sizes]), MASKS[mask](batch, heads, queries, keys)
     if rows:
         monkeypatch.setattr(attention, "CHUNK_BYTES", rows * batch * heads * keys * 4)
@@ -147,14 +149,18 @@ def test_the_backward_equations_pass_gradcheck(monkeypatch):
     tensors = inputs(2, 3, 5, 4, 2, requires_grad=True)
     monkeypatch.setattr(attention, "CHUNK_BYTES", 2 * 2 * 3 * 4 * 4)
     for mask in (None, MASKS["added, full"](2, 3, 5, 4)):
-        assert torch.autograd.gradcheck(lambda *t, m=mask: mixed_attention(*t, mask=m, backend="chunked"), tensors)
+        assert torch.autograd.gradcheck(
+            lambda *t, m=mask: mixed_attention(*t, mask=m, backend="chunked"), tensors
+        )
 
 
 def test_large_scores_do_not_overflow():
     """Scores of 2,000 apart leave one map at [1, 0]: out is the first value, and nothing is NaN."""
     q, k = torch.full((1, 1, 1, 1), 1000.0), torch.tensor([[[[1.0], [-1.0]]]])
     for backend in BACKENDS:
-        got = with_gradients(lambda *t, b=backend: mixed_attention(*t, backend=b), (q, k, k + 3, torch.eye(1)))
+        got = with_gradients(
+            lambda *t, b=backend: mixed_attention(*t, backend=b), (q, k, k + 3, torch.eye(1))
+        )
         assert got[0].item() == 4.0
         assert all(tensor.isfinite().all() for tensor in got)
 
@@ -306,7 +312,9 @@ def test_shapes_that_do_not_fit_are_named():
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
     """The sentence lists what there is."""
-    with pytest.raises(ConfigError, match=r"no attention backend 'flash'; there are auto, reference, chunked"):
+    with pytest.raises(
+        ConfigError, match=r"no attention backend 'flash'; there are auto, reference, chunked"
+    ):
         mixed_attention(*inputs(1, 3, 5, 7, 2), backend="flash")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,9 @@ def test_scale_zero_is_ordinary_attention_in_every_form(form):
     assert torch.equal(recombination(coefficients), torch.eye(7))
 
 
-@pytest.mark.parametrize(("form", "expected"), [("residual", [[3, 0], [0, 1]]), ("identity", [[2, 0], [0, 0]])])
+@pytest.mark.parametrize(
+    ("form", "expected"), [("residual", [[3, 0], [0, 1]]), ("identity", [[2, 0], [0, 0]])]
+)
 def test_dropout_acts_on_alpha_alone(form, expected):
     """With the mask [[2, 0], [0, 0]] and alpha = [[1, 2], [3, 4]]: the residual's I stays, the other has none."""
     coefficients = Coefficients(2, form)
@@ -115,7 +118,7 @@ def test_a_compiled_model_is_not_compiled_again_for_a_new_scale_or_mask():
         torch.testing.assert_close(seen[-1], attend().detach())
     torch.compiler.reset()
     assert counter.frame_count == 1
-    assert all(not torch.equal(one, other) for one, other in zip(seen, seen[1:], strict=False))
+    assert all(not torch.equal(one, other) for one, other in pairwise(seen))
 
 
 # Dropout
@@ -223,7 +226,9 @@ def test_nothing_narrows_alpha(narrow):
 def test_double_widens_and_float_comes_back():
     """Wider is allowed: a float64 model has float64 alphas, and narrowing that to float32 is no loss of ours."""
     coefficients = Coefficients(3).double()
-    assert {coefficients.alpha.dtype, coefficients.mask.dtype, coefficients.deviation().dtype} == {torch.float64}
+    assert {coefficients.alpha.dtype, coefficients.mask.dtype, coefficients.deviation().dtype} == {
+        torch.float64
+    }
     assert coefficients.float().alpha.dtype == torch.float32
 
 

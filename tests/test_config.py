@@ -118,7 +118,9 @@ def test_auto_leaves_what_was_said():
 
 def test_what_is_stored_reads_back_the_same(tmp_path):
     """config.yaml of a run is enough to repeat it: resolved settings survive the file."""
-    resolved, _ = resolve_auto(load_settings(None, {"subject.token": "žs*", "subject.images": "a b/"}), SMALL_ON_A_CPU)
+    resolved, _ = resolve_auto(
+        load_settings(None, {"subject.token": "žs*", "subject.images": "a b/"}), SMALL_ON_A_CPU
+    )
     save_settings(resolved, tmp_path / "config.yaml")
     assert load_settings(tmp_path / "config.yaml") == resolved
     assert differences(resolved, load_settings(tmp_path / "config.yaml")) == {}
@@ -126,7 +128,10 @@ def test_what_is_stored_reads_back_the_same(tmp_path):
 
 def test_differences_name_both_values():
     """By dotted name, leaving out what is to be ignored."""
-    one, other = load_settings(assignments=["training.seed=1"]), load_settings(assignments=["training.steps=9"])
+    one, other = (
+        load_settings(assignments=["training.seed=1"]),
+        load_settings(assignments=["training.steps=9"]),
+    )
     assert differences(one, other, ignore=["training.seed"]) == {"training.steps": ("auto", 9)}
     assert differences(one, other)["training.seed"] == (1, 0)
 

@@ -12,11 +12,12 @@ PACKAGE = Path(coeffdiff.__file__).parent
 ORDER = [
     {"errors", "seeding", "files"},
     {"method"},
-    {"config", "console"},
+    {"config", "console", "pictures"},
     {"pocket"},
     {"backbone"},
     {"data"},
     {"sampling"},
+    {"estimate"},
     {"training"},
     {"cli"},
     {"__main__"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import json
 import os
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from coeffdiff import sampling
@@ -23,6 +20,7 @@ from coeffdiff.method.adapter import AdapterHeader, load_adapter, save_adapter
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
+from coeffdiff.pictures import read_recipe
 from coeffdiff.pocket.model import build_pipeline
 from coeffdiff.sampling import Options, Request
 
@@ -596,80 +594,6 @@ def test_a_recipe_holds_what_it_takes(pipe, adapter_folder):
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(prompt=st.text(st.characters(codec=None), max_size=80), negative=st.text(max_size=20))
-def test_any_prompt_comes_back_out_of_its_png(tmp_path, prompt, negative):
-    """Emoji, quotes, newlines, zero bytes and lone surrogates included."""
-    written = {"prompt": prompt, "negative_prompt": negative, "seed": 3, "nested": {"a": [1, None, 0.1]}}
-    sampling.save_png(Image.new("RGB", (3, 5)), tmp_path / "x.png", written)
-    assert sampling.read_recipe(tmp_path / "x.png") == written
-    with Image.open(tmp_path / "x.png") as image:
-        text = image.text["parameters"]
-    assert text.startswith(prompt.replace("\0", " ").encode("utf-8", "replace").decode())
-
-
-def test_the_widespread_form_of_the_parameters(tmp_path):
-    """Three lines: prompt, negative prompt, settings; values with commas or colons are quoted."""
-    written = {
-        "prompt": 'a "red" 🎉',
-        "negative_prompt": "blur",
-        "seed": 4,
-        "steps": 25,
-        "guidance": 5.0,
-        "scheduler": "DDIMScheduler",
-        "width": 64,
-        "height": 96,
-        "model": "C:\\sdxl",
-        "adapters": [{"path": "runs/sks", "scale": 0.5}, {"path": "b", "scale": 1.0}],
-    }
-    sampling.save_png(Image.new("RGB", (8, 8)), tmp_path / "x.png", written)
-    with Image.open(tmp_path / "x.png") as image:
-        assert set(image.text) == {"coeffdiff", "parameters"}
-        assert image.text["parameters"].splitlines() == [
-            'a "red" 🎉',
-            "Negative prompt: blur",
-            'Steps: 25, Sampler: DDIM, CFG scale: 5.0, Seed: 4, Size: 64x96, Model: "C:\\\\sdxl", '
-            f"Adapters: runs/sks at 0.5; b at 1, Version: coeffdiff {sampling.__version__}",
-        ]
-
-
-def test_a_file_without_our_recipe_is_refused(tmp_path):
-    """Another tool's PNG, a JPEG, damaged bytes, JSON that is none, and nothing at all."""
-    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
-    (tmp_path / "broken.png").write_bytes((tmp_path / "plain.png").read_bytes()[:20])
-    sampling.save_png(Image.new("RGB", (8, 8)), tmp_path / "grid.png")
-    with pytest.raises(ConfigError, match=r"plain.png carries no recipe"):
-        sampling.read_recipe(tmp_path / "plain.png")
-    with pytest.raises(ConfigError, match=r"grid.png carries no recipe"):
-        sampling.read_recipe(tmp_path / "grid.png")
-    for name in ("photo.jpg", "broken.png"):
-        with pytest.raises(ConfigError, match=f"{name} is not a PNG with a readable recipe"):
-            sampling.read_recipe(tmp_path / name)
-    with pytest.raises(ConfigError, match="There is no picture"):
-        sampling.read_recipe(tmp_path / "none.png")
-
-
-def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    """One sentence, the old picture as it was, and no temporary file."""
-
-    def full_disk(_image, path, **_options):
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    file = tmp_path / "x.png"
-    file.write_bytes(b"old")
-    with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", full_disk)
-        with pytest.raises(
-            ConfigError, match=r"The picture .*x.png cannot be written: No space left on device"
-        ):
-            sampling.save_png(Image.new("RGB", (8, 8)), file)
-    assert list(tmp_path.iterdir()) == [file] and file.read_bytes() == b"old"
-    with pytest.raises(ConfigError, match=r"x.png.y.png cannot be written"):
-        sampling.save_png(Image.new("RGB", (8, 8)), file / "y.png")
-
-
 def test_pictures_and_their_grid_are_written(pipe, tmp_path):
     """A file for each request that repeats its picture from its own recipe, and one grid; nothing is overwritten."""
     requests = [Request(prompt, seed) for prompt in ("a/b: 猫?", "..") for seed in (7, 8)]
@@ -681,7 +605,7 @@ def test_pictures_and_their_grid_are_written(pipe, tmp_path):
         "004-picture-seed8.png",
         "grid.png",
     ]
-    found = sampling.read_recipe(files[3])
+    found = read_recipe(files[3])
     again = Options(
         found["steps"], found["guidance"], found["negative_prompt"], found["width"], found["height"]
     )
@@ -698,101 +622,7 @@ def test_pictures_and_their_grid_are_written(pipe, tmp_path):
     assert same == files and len(list((tmp_path / "new").iterdir())) == 7
 
 
-# --- grids -----------------------------------------------------------------------------------------------------
-
-
-def filled(colour: str, size=(64, 64)) -> Image.Image:
-    return Image.new("RGB", size, colour)
-
-
-def test_a_grid_of_known_pictures():
-    """Two rows of 3 and 1: pictures at their places, grey where one is missing, labels in ink on their margins."""
-    rows = [("first", [filled("red"), None, filled("blue")]), ("second", [filled("lime")])]
-    grid = np.asarray(sampling.labelled_grid(rows, ["a", "b", "c"], cell=64))
-    height, width, _ = grid.shape
-    assert width == 8 + 150 + 8 + 3 * (64 + 8)
-    assert height == 8 + 18 + 8 + 2 * (64 + 8)
-    left, top = 8 + 150 + 8, 8 + 18 + 8
-    expected = [[(255, 0, 0), (236,) * 3, (0, 0, 255)], [(0, 255, 0), (236,) * 3, (236,) * 3]]
-    for row, colours in enumerate(expected):
-        for column, colour in enumerate(colours):
-            y, x = top + row * 72, left + column * 72
-            assert (grid[y : y + 64, x : x + 64] == colour).all()
-    assert (grid[top : top + 64, :150] < 100).any() and (grid[top + 72 : top + 136, :150] < 100).any()
-    for column in range(3):
-        assert (grid[8 : top - 8, left + column * 72 : left + column * 72 + 64] < 100).any()
-
-
-def test_labels_stay_in_their_margin():
-    """A long prompt is wrapped, an endless word broken, too much text cut; the picture's columns are untouched."""
-    for label in ("a photo of " * 60, "w" * 900, "猫" * 300, "line\n" * 40):
-        grid = np.asarray(sampling.labelled_grid([(label, [filled("red", (128, 128))])], cell=128))
-        assert grid.shape[0] == 8 + 128 + 8
-        assert (grid[:, 8 + 150 : 8 + 150 + 8] == 255).all()
-        assert (grid[8:136, 166:294] == (255, 0, 0)).all()
-
-
-@pytest.mark.parametrize("text", ["猫と犬", "кот 🎉", "قط", "\0\x1b[0m", "\ud800", "", "  ", "é" * 3])
-def test_labels_in_any_script_do_not_crash(text):
-    """Row, column and title alike."""
-    grid = sampling.labelled_grid([(text, [filled("red")])], [text], title=text, cell=64)
-    assert grid.width >= 64
-
-
-def test_pictures_are_fitted_into_their_cells():
-    """Large ones shrink to the cell, small ones grow by whole pixels, shapes are kept, modes do not matter."""
-    assert sampling._fitted(filled("red", (1024, 512)), 256).size == (256, 128)
-    assert sampling._fitted(filled("red", (100, 50)), 256).size == (200, 100)
-    assert sampling._fitted(filled("red", (200, 50)), 256).size == (200, 50)
-    assert sampling._fitted(Image.new("LA", (4096, 1)), 64).size == (64, 1)
-
-
-def test_an_empty_grid_is_a_picture():
-    """No rows, or rows without pictures."""
-    assert sampling.labelled_grid([]).width > 0
-    assert sampling.labelled_grid([("nothing", [])], title="empty").height > 0
-
-
-# --- time and runs ---------------------------------------------------------------------------------------------
-
-
-def test_a_multiplication_and_an_addition_are_two_flops():
-    """[3, 5] @ [5, 7] is 3 * 5 * 7 of both; a sum is a call without any that count."""
-    with sampling._Work() as work:
-        (torch.ones(3, 5, device="meta") @ torch.ones(5, 7, device="meta")).sum()
-    assert work.flops == 2 * 3 * 5 * 7
-    assert work.seconds(sampling._Speed(flops_per_second=210, seconds_per_call=0)) == 1
-
-
-def test_work_grows_with_batch_and_size(built_pipeline):
-    """Twice the batch is twice the work; twice the height nearly, since the text's projections stay."""
-    unet, vae = built_pipeline.unet, built_pipeline.vae
-    one = sampling._unet_work(unet, 1, 8, 8).flops
-    assert sampling._unet_work(unet, 2, 8, 8).flops == 2 * one
-    assert 1.5 * one < sampling._unet_work(unet, 1, 16, 8).flops < 3 * one
-    assert sampling._vae_work(vae, 16, 8).flops > 1.9 * sampling._vae_work(vae, 8, 8).flops
-    assert sampling._calls_of_the_unet(built_pipeline.scheduler, 7) == 7
-
-
-def test_expected_time_grows_with_the_work(pipe, monkeypatch):
-    """At a speed of one flop a second and free calls, the time is the work."""
-    monkeypatch.setattr(sampling, "_speed", lambda device, dtype: sampling._Speed(1.0, 0.0))
-    unet, vae = sampling._unet_work(pipe.unet, 1, 8, 12).flops, sampling._vae_work(pipe.vae, 8, 12).flops
-    options = Options(steps=5, guidance=1, width=96, height=64)
-    assert sampling.expected_seconds(pipe, options, 3, "cpu") == 3 * (5 * unet + vae)
-    guided = Options(steps=5, width=96, height=64, batch_size=3)
-    assert sampling.expected_seconds(pipe, guided, 3, "cpu") == 3 * (5 * 2 * unet + vae)
-    sampling.set_scheduler(pipe, "heun")  # calls the UNet 2 * 5 - 1 times
-    assert sampling.expected_seconds(pipe, options, 3, "cpu") == 3 * (9 * unet + vae)
-    assert sampling.expected_seconds(pipe, options, 0, "cpu") == 0
-
-
-def test_the_speed_of_this_machine_is_measured_without_touching_its_generator():
-    """Positive, finite, below a second, and torch's global generator is where it was."""
-    state = torch.get_rng_state()
-    speed = sampling._speed(torch.device("cpu"), torch.float32)
-    assert 1e8 < speed.flops_per_second < 1e15 and 1e-8 < speed.seconds_per_call < 1e-2
-    assert torch.equal(torch.get_rng_state(), state)
+# --- runs -----------------------------------------------------------------------------------------------------
 
 
 def test_the_newest_finished_run_is_found(tmp_path):

@@ -150,7 +150,9 @@ def _others_stay(unet: nn.Module, name: str) -> Iterator[None]:
     added: list[str] = []
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Already found a `peft_config`|Adapter \S+ was active", UserWarning)
+            warnings.filterwarnings(
+                "ignore", r"Already found a `peft_config`|Adapter \S+ was active", UserWarning
+            )
             yield
         added = [name]
     finally:

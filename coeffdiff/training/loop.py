@@ -32,7 +32,7 @@ from coeffdiff.config import ModelFacts, Settings, resolve_auto
 from coeffdiff.console import progress, say
 from coeffdiff.data.latents import LatentData, encode_photos, encode_texts, latent_scaling, share_of
 from coeffdiff.data.photos import PhotoSet, captions_for, fill, read_photos
-from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, ResumeError
+from coeffdiff.errors import ConfigError, Interrupted, ModelError, NonFiniteLoss, ResumeError
 from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, fill_alphas, save_adapter
 from coeffdiff.method.coefficients import Coefficients, clear_dropout, draw_dropout
 from coeffdiff.method.injection import inject, verify
@@ -502,7 +502,12 @@ def _preview(
     try:
         with _without_autocast(unet), disk_errors(f"The validation pictures {folder}"):
             details = {"model": model, "trained_steps": step}
-            return sampling.write_pictures(pipe, requests, options, folder, encoded=previews, details=details)
+            return sampling.write_pictures(
+                pipe, requests, options, folder, encoded=previews, details=details, overwrite=True
+            )
+    except ModelError as error:  # a picture that is not finite; the training's own loss is watched elsewhere
+        say(f"hint     there are no validation pictures of step {step}: {error}")
+        return []
     finally:
         unet.train()
         vae.to("cpu")

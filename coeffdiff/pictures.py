@@ -1,0 +1,228 @@
+"""Pictures as files and sheets: PNGs that carry their recipe, and labelled grids. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from coeffdiff import __version__
+from coeffdiff.errors import ConfigError
+from coeffdiff.files import appearing
+
+_KEY = "coeffdiff"  # the text chunk with the recipe as JSON
+
+
+def save_png(image: Image.Image, file: Path, recipe: Mapping[str, Any] | None = None) -> None:
+    """Write a picture whole or not at all, with its recipe in two text chunks: JSON, and the form of A1111's web UI.
+
+    Raises: ConfigError if it cannot be written.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        # Escaped to ASCII, so that whatever a prompt may hold comes back exactly, lone surrogates included.
+        chunks.add_itxt(_KEY, json.dumps(recipe, default=str))
+        chunks.add_text("parameters", _parameters(recipe))
+    try:
+        with appearing(file) as temporary:
+            image.save(temporary, format="PNG", pnginfo=chunks)
+    except OSError as error:
+        raise ConfigError(f"The picture {file} cannot be written: {error.strerror or error}.") from None
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """What save_png wrote. Raises: ConfigError if the file is no PNG or carries no recipe of ours."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            text = image.text.get(_KEY)  # type: ignore[attr-defined]  # PNGs have it
+        found = None if text is None else json.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"There is no picture {file}.") from None
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:
+        raise ConfigError(f"{file} is not a PNG with a readable recipe ({type(error).__name__}).") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} carries no recipe of coeffdiff.")
+    return found
+
+
+def _parameters(recipe: Mapping[str, Any]) -> str:
+    """The recipe for people and for the many tools that read this form; no chunk may hold a zero byte."""
+    settings = {
+        "Steps": recipe.get("steps"),
+        "Sampler": str(recipe.get("scheduler")).removesuffix("Scheduler"),
+        "CFG scale": recipe.get("guidance"),
+        "Seed": recipe.get("seed"),
+        "Size": f"{recipe.get('width')}x{recipe.get('height')}",
+        "Model": recipe.get("model"),
+        "Adapters": "; ".join(f"{a['path']} at {a['scale']:g}" for a in recipe.get("adapters", ())) or None,
+        "Version": f"coeffdiff {__version__}",
+    }
+
+    def quoted(value: Any) -> str:
+        return json.dumps(value) if isinstance(value, str) and re.search(r'[,:\n"]', value) else str(value)
+
+    lines = [str(recipe.get("prompt", ""))]
+    if recipe.get("negative_prompt"):
+        lines.append(f"Negative prompt: {recipe['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {quoted(value)}" for key, value in settings.items() if value is not None))
+    return "\n".join(lines).replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+
+
+_GAP = 8  # pixels between everything
+_INK, _PAPER, _EMPTY = (34, 34, 34), (255, 255, 255), (236, 236, 236)
+
+
+def labelled_grid(
+    rows: Sequence[tuple[str, Sequence[Image.Image | None]]],
+    columns: Sequence[str] = (),
+    *,
+    title: str = "",
+    cell: int = 256,
+) -> Image.Image:
+    """Pictures in rows, each row's label on its left and the columns' labels on top.
+
+    Args:
+        rows: label and pictures; None, or a row that ends early, leaves a grey cell.
+        cell: side in pixels of the square that each picture is fitted into.
+    """
+    count = max([len(columns), *(len(pictures) for _, pictures in rows)], default=0)
+    points = max(13, cell // 16)
+    line = round(points * 1.35)
+    margin = max(150, round(cell * 0.8)) if any(label.strip() for label, _ in rows) else 0
+    left = margin + _GAP if margin else 0
+    right = left + count * (cell + _GAP)
+    heads = [_wrapped(text, points, cell, 3) for text in columns]
+    head = max((len(lines) for lines in heads), default=0) * line
+    titles = _wrapped(title, round(points * 1.3), max(right - _GAP, cell), 3) if title else []
+    labels = [
+        _wrapped(label, points, margin - 2, max(4, cell // line)) if margin else [] for label, _ in rows
+    ]
+    scaled = [[picture and fitted(picture, cell) for picture in pictures] for _, pictures in rows]
+    heights = [
+        max(
+            len(label) * line,
+            max((picture.height for picture in pictures if picture), default=0) or cell,
+        )
+        for label, pictures in zip(labels, scaled, strict=True)
+    ]
+    top = _GAP + len(titles) * round(line * 1.3) + (_GAP if titles else 0)
+    first = top + (head + _GAP if head else 0)
+    grid = Image.new("RGB", (_GAP + right, first + sum(h + _GAP for h in heights)), _PAPER)
+    draw = ImageDraw.Draw(grid)
+    _write(draw, titles, round(points * 1.3), round(line * 1.3), _GAP, _GAP)
+    for column, lines in enumerate(heads):
+        x = _GAP + left + column * (cell + _GAP) + cell // 2
+        _write(draw, lines, points, line, x, top + head - len(lines) * line, centred=True)
+    y = first
+    for label, pictures, height in zip(labels, scaled, heights, strict=True):
+        _write(draw, label, points, line, _GAP, y + (height - len(label) * line) // 2)
+        for column in range(count):
+            x = _GAP + left + column * (cell + _GAP)
+            picture = pictures[column] if column < len(pictures) else None
+            if picture:
+                grid.paste(picture, (x + (cell - picture.width) // 2, y + (height - picture.height) // 2))
+            else:
+                draw.rectangle((x, y, x + cell - 1, y + height - 1), fill=_EMPTY)
+        y += height + _GAP
+    return grid
+
+
+def fitted(image: Image.Image, cell: int) -> Image.Image:
+    """The picture with its longer side at `cell` pixels; small ones grow by whole pixels, so that they stay sharp."""
+    ratio = cell / max(image.size)
+    grows = ratio >= 2
+    ratio = math.floor(ratio) if grows else min(ratio, 1.0)
+    size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+    resampling = Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize(size, resampling)
+
+
+def _wrapped(text: str, points: int, width: int, most: int) -> list[str]:
+    """Lines of at most `width` pixels, `most` of them; words too long for a line are broken, the rest is cut."""
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    font = _font_for(text, points)
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        current = ""
+        for word in paragraph.split():
+            joined = f"{current} {word}".strip()
+            if font.getlength(joined) <= width:
+                current = joined
+                continue
+            if current:
+                lines.append(current)
+            current = word
+            while len(current) > 1 and font.getlength(current) > width and len(lines) <= most:
+                fits = 1
+                while font.getlength(current[: fits + 1]) <= width:
+                    fits += 1
+                lines.append(current[:fits])
+                current = current[fits:]
+        if current:
+            lines.append(current)
+    if len(lines) > most:
+        last = lines[most - 1]
+        while last and font.getlength(last + "...") > width:
+            last = last[:-1]
+        lines = [*lines[: most - 1], last.rstrip() + "..."]
+    return lines
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, lines: list[str], points: int, line: int, x: int, y: int, centred: bool = False
+) -> None:
+    font = _font_for(" ".join(lines), points)
+    for number, text in enumerate(lines):
+        draw.text((x, y + number * line), text, _INK, font, anchor="ma" if centred else "la")
+
+
+def _font_for(text: str, points: int) -> Any:
+    """Pillow's own font, or one of the system's if that has more of the text's characters."""
+    letters = set(text) - set(" \n")
+    if all(_has_glyph(None, letter) for letter in letters):
+        return _font(None, points)
+    names = (None, *_SYSTEM_FONTS)
+    return _font(max(names, key=lambda name: sum(_has_glyph(name, letter) for letter in letters)), points)
+
+
+_SYSTEM_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "segoeui.ttf",
+    "msyh.ttc",
+    "malgun.ttf",
+)
+
+
+@functools.lru_cache(maxsize=64)
+def _font(name: str | None, points: int) -> Any:
+    if name is not None:
+        try:
+            return ImageFont.truetype(name, points)
+        except OSError:
+            return None
+    return ImageFont.load_default(points)
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_glyph(name: str | None, letter: str) -> bool:
+    """Whether the font draws the letter as something else than its box for unknown characters."""
+    font = _font(name, 16)
+    return font is not None and bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
+
+
+def free_name(file: Path) -> Path:
+    """The file, or the next name that is not taken: picture.png, picture-2.png, ..."""
+    number, free = 1, file
+    while free.exists():
+        number += 1
+        free = file.with_name(f"{file.stem}-{number}{file.suffix}")
+    return free

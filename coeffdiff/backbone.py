@@ -196,10 +196,15 @@ def prediction_type(pipe: Any) -> Literal["epsilon", "v_prediction"]:
 
 
 def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
-    """The variant that load_pipeline takes for the UNet, to be shown; None: files without one, or a single file."""
+    """The variant that load_pipeline takes; None: files without one, or a single file; "auto": networks differ."""
     import torch
 
-    return None if backbone.file else _weights(backbone, "unet", half=dtype != torch.float32)[0]
+    if backbone.file:
+        return None
+    own = [name for name in _NETWORKS if not (name == "vae" and backbone.vae)]
+    half = {name: _dtype(backbone, name, dtype) != torch.float32 for name in own}
+    found = {_weights(backbone, name, half=half[name])[0] for name in own}
+    return found.pop() if len(found) == 1 else "auto"
 
 
 def unet_config(backbone: Backbone) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _answers(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except CoeffDiffError as error:
-            say(f"{type(error).__name__}: {error}")
+            _complain(f"{type(error).__name__}: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             say("Interrupted: stopped at once; what had been saved before is untouched.")
@@ -73,7 +73,7 @@ def _answers(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if type(error).__name__ != "OutOfMemoryError":
                 raise
-            say(
+            _complain(
                 "OutOfMemoryError: the GPU has too little memory for this. In this order: training.batch_size=1, "
                 "training.gradient_checkpointing=true, training.precision=bf16, a lower --resolution; "
                 "for sampling --offload model."
@@ -81,6 +81,12 @@ def _answers(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(2) from None
 
     return run
+
+
+def _complain(sentence: str) -> None:
+    """Say it from whichever process met it: the photos may be missing on the second machine alone."""
+    rank = os.environ.get("RANK", "0")
+    print(sentence if rank == "0" else f"[rank {rank}] {sentence}", file=sys.stderr, flush=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -233,24 +239,31 @@ def sample(
         if model or not headers:
             raise
         raise ModelError(f"{error} The adapter was trained on it; pass --model if it has moved.") from None
-    if headers:  # before the weights are read, which takes a while
-        shapes = backbone.unet_on_meta(base)
-        for (folder, _), header in zip(wanted, headers, strict=True):
-            check_architecture(shapes, header, folder)
     device, dtype = sampling.choose_device(precision.value)
     say(f"model    {base.name} on {device}, {str(dtype).removeprefix('torch.')}")
-    pipe = backbone.load_pipeline(base, dtype=dtype)
-    adapters = []
-    for (folder, scale), header in zip(wanted, headers, strict=True):
-        adapters.append(load_adapter(pipe, folder, scale))
-        what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
-        say(f"adapter  {folder} at scale {adapters[-1].scale:g} ({what})")
+
+    # All that can be wrong is found before the weights are read, which takes a while
+    if headers:
+        shapes = backbone.unet_on_meta(base)
+        for (path, _), header in zip(wanted, headers, strict=True):
+            check_architecture(shapes, header, path)
+    sampling.refuse_offload(device, offload.value)
+    outline = backbone.load_pipeline(base, dtype=dtype, parts=())  # tokenizers and scheduler alone
     if scheduler:
-        sampling.set_scheduler(pipe, scheduler)
-    prompts = [sampling.fill_prompt(text, adapters) for text in prompts]
-    for warning in sampling.warnings_for(prompts, adapters, pipe, options):
+        sampling.set_scheduler(outline, scheduler)
+    sampling.check_options(outline, options)
+    prompts = [sampling.fill_prompt(text, [header.token for header in headers]) for text in prompts]
+    named = [(path, header) for (path, _), header in zip(wanted, headers, strict=True)]
+    for warning in sampling.warnings_for(prompts, named, outline, options):
         say(f"hint     {warning}")
     requests = [sampling.Request(text, seed + i) for text in prompts for i in range(count)]
+
+    pipe = backbone.load_pipeline(base, dtype=dtype)
+    pipe.scheduler = outline.scheduler
+    for (path, scale), header in zip(wanted, headers, strict=True):
+        loaded = load_adapter(pipe, path, scale)
+        what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
+        say(f"adapter  {path} at scale {loaded.scale:g} ({what})")
     sampling.prepare_device(pipe, device, offload.value)
     seconds = estimate.expected_seconds(pipe, options, len(requests), device)
     if seconds > 60:

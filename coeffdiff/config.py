@@ -9,16 +9,38 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from coeffdiff.errors import ConfigError
 
 Auto = Literal["auto"]
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 PLACEHOLDER = "<V>"  # stands for the token in prompts, captions and templates, as in the paper's figures
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _above_zero(value: float | str) -> float | str:
+    if not isinstance(value, str) and value <= 0:
+        raise ValueError("must be above zero")
+    return value
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+AboveZero = Annotated[float | Auto, AfterValidator(_above_zero)]
 
 
 class Section(BaseModel):
@@ -43,7 +65,7 @@ class ModelSettings(Section):
 
 class SubjectSettings(Section):
     images: Path | None = Field(None, description="folder with the photos")
-    token: str | None = Field(None, min_length=1, description="the word that will mean the subject")
+    token: str | None = Field(None, description="the word that will mean the subject")
     class_word: str | None = Field(None, description='what the subject is, such as "stuffed animal"')
     templates: list[str] = Field(
         ["a photo of {token} {class_word}"],
@@ -51,12 +73,21 @@ class SubjectSettings(Section):
         description="captions for photos without a .txt of their own; one is drawn at random each time",
     )
 
-    @field_validator("token")
+    @field_validator("token", "class_word")
     @classmethod
-    def _one_line(cls, token: str | None) -> str | None:
-        if token is not None and (token != token.strip() or not token.isprintable() or not token.strip()):
-            raise ValueError("the token must be visible text without blanks around it")
-        return token
+    def _one_line(cls, text: str | None) -> str | None:
+        text = None if text is None else _folded(text)
+        if text is not None and not (0 < len(text) <= 100 and text.isprintable()):
+            raise ValueError("it must be 1 to 100 visible characters")
+        return text
+
+    @field_validator("templates")
+    @classmethod
+    def _one_line_each(cls, templates: list[str]) -> list[str]:
+        templates = [_folded(template) for template in templates]
+        if not all(0 < len(template) <= 1000 and template.isprintable() for template in templates):
+            raise ValueError("each must be 1 to 1000 visible characters")
+        return templates
 
 
 class PhotoSettings(Section):
@@ -95,7 +126,7 @@ class CoeffSettings(Section):
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout on alpha's entries, drawn once per layer and step"
     )
-    learning_rate: float | Auto = Field(
+    learning_rate: AboveZero = Field(
         "auto", description="auto: ten times LoRA's (our choice; no source gives one)"
     )
     backend: str = Field(
@@ -105,14 +136,15 @@ class CoeffSettings(Section):
 
 class LoraSettings(Section):
     rank: int = Field(16, ge=1, le=1024, description="LoRA rank")
-    alpha: float = Field(
-        16, gt=0, description="LoRA scaling numerator (scaling is alpha / rank); not Coeff-Tuning's"
+    alpha: AboveZero = Field(
+        "auto",
+        description="numerator of LoRA's scaling alpha / rank, not Coeff-Tuning's alpha; auto: the rank",
     )
     targets: list[str] = Field(
         ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="adapted projections"
     )
     dora: bool = Field(False, description="weight-decomposed LoRA (DoRA)")
-    learning_rate: float | Auto = Field("auto", description="auto: 1e-4 for SDXL, 1e-3 for small models")
+    learning_rate: AboveZero = Field("auto", description="auto: 1e-4 for SDXL, 1e-3 for small models")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay on LoRA; alpha never has any")
 
 
@@ -184,7 +216,7 @@ class ValidationSettings(Section):
         ["a photo of {token} {class_word}", "a photo of {token} {class_word} in the snow"],
         description="prompts of the validation pictures; an empty list makes none",
     )
-    seeds: list[int] = Field([1000, 1001], min_length=1, description="a picture for each prompt and seed")
+    seeds: list[Seed] = Field([1000, 1001], min_length=1, description="a picture for each prompt and seed")
     steps: int = Field(25, ge=1, description="denoising steps of a validation picture")
     guidance: float = Field(5.0, ge=0, description="classifier-free guidance of a validation picture")
 
@@ -231,6 +263,19 @@ def load_settings(
 
     Raises: ConfigError, naming the key and, for an unknown one, the nearest that exists.
     """
+    return settings_from(_merged(file, flags, assignments), source=str(file) if file else "the settings")
+
+
+def given_settings(
+    file: Path | None = None, flags: dict[str, Any] | None = None, assignments: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Only what was said, as dotted name -> checked value; a default that was said counts, others do not."""
+    tree = _merged(file, flags, assignments)
+    checked = _flatten(as_tree(settings_from(tree, source=str(file) if file else "the settings")))
+    return {name: checked[name] for name in _flatten(tree)}
+
+
+def _merged(file: Path | None, flags: dict[str, Any] | None, assignments: Iterable[str]) -> dict[str, Any]:
     tree: dict[str, Any] = _read_yaml(file) if file else {}
     for name, value in (flags or {}).items():
         if value is not None:
@@ -246,7 +291,7 @@ def load_settings(
         except yaml.YAMLError:
             value = text
         _put(tree, name.strip(), value)
-    return settings_from(tree, source=str(file) if file else "the settings")
+    return tree
 
 
 def settings_from(tree: dict[str, Any], source: str) -> Settings:
@@ -317,7 +362,8 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     choices = {
         "photos.augmentations": max(crops, 2 if settings.photos.flip else 1),
         "method.lora.learning_rate": lora_rate,
-        "method.coeff.learning_rate": 1e-3 if large else 1e-2,
+        "method.lora.alpha": settings.method.lora.rank,
+        "method.coeff.learning_rate": 10 * lora_rate,
         "training.steps": 500 if large else 300,
         "training.batch_size": 1 if large else 4,
         "training.accumulate": 4 if large else 1,
@@ -380,7 +426,7 @@ def _sentence(problem: Any, source: str) -> str:
         hint = (
             f" Did you mean {near[0]}?" if near else f" The sections are {', '.join(Settings.model_fields)}."
         )
-        return f"{source} has an unknown setting {dotted}.{hint}"
+        return f"Unknown setting {dotted} in {source}.{hint}"
     while dotted not in names and "." in dotted:  # a union's member names are appended to the location
         dotted = dotted.rpartition(".")[0]
     setting = next((s for s in documented_settings() if s.name == dotted), None)

@@ -28,7 +28,11 @@ def appearing(final: Path, *, durable: bool = False) -> Iterator[Path]:
         if temporary.is_dir() and final.exists():
             replaced = final.with_name(f"{temporary.name}.old")
             final.rename(replaced)
-            temporary.rename(final)
+            try:
+                temporary.rename(final)
+            except BaseException:  # on Windows a program that has a file of it open is enough
+                replaced.rename(final)
+                raise
             shutil.rmtree(replaced, ignore_errors=True)
         else:
             temporary.replace(final)

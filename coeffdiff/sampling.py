@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.util
 import inspect
@@ -25,7 +26,7 @@ from coeffdiff import __version__
 from coeffdiff.config import PLACEHOLDER
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import AdapterError, ConfigError, ModelError
-from coeffdiff.method.adapter import COEFF_FILE, Adapter, loaded_adapters
+from coeffdiff.method.adapter import COEFF_FILE, AdapterHeader, loaded_adapters
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import unwrapped, verify
 from coeffdiff.pictures import fitted, free_name, labelled_grid, save_png
@@ -117,18 +118,23 @@ def prepare_device(pipe: Any, device: torch.device | str, offload: Offload = "no
     Raises: ConfigError for offload without a GPU.
     """
     device = torch.device(device)
-    if offload not in ("none", "model", "sequential"):
-        raise ConfigError(f"offload is none, model or sequential, not {offload!r}.")
+    refuse_offload(device, offload)
     if offload == "none":
         pipe.to(device)
-    elif device.type == "cpu":
-        raise ConfigError(
-            f"--offload {offload} keeps parts of the model off a GPU, and no GPU is used here; leave it out."
-        )
     elif offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     else:
         _offload_sequentially(pipe, device)
+
+
+def refuse_offload(device: torch.device, offload: Offload) -> None:
+    """Raises: ConfigError for offload without a GPU."""
+    if offload not in ("none", "model", "sequential"):
+        raise ConfigError(f"offload is none, model or sequential, not {offload!r}.")
+    if offload != "none" and device.type == "cpu":
+        raise ConfigError(
+            f"--offload {offload} keeps parts of the model off a GPU, and no GPU is used here; leave it out."
+        )
 
 
 def _offload_sequentially(pipe: Any, device: torch.device) -> None:
@@ -163,7 +169,7 @@ def set_scheduler(pipe: Any, name: str) -> None:
         if found:
             several = " or ".join(sorted(_scheduler_label(choices[key][0]) for key in found))
             raise ConfigError(f"The scheduler {name!r} may be {several}. There are {usable}.")
-        near = difflib.get_close_matches(wanted, choices, 1, 0.4)
+        near = difflib.get_close_matches(wanted, [key for key in choices if not choices[key][1]], 1, 0.4)
         hint = f" Did you mean {_scheduler_label(choices[near[0]][0])}?" if near else ""
         raise ConfigError(f"diffusers has no scheduler {name!r} for this model.{hint} There are {usable}.")
     cls, lacks = choices[found[0]]
@@ -222,11 +228,10 @@ def _scheduler_label(cls: type) -> str:
 # --- prompts ---------------------------------------------------------------------------------------------------
 
 
-def fill_prompt(prompt: str, adapters: Sequence[Adapter]) -> str:
-    """The prompt with the adapter's token in place of <V>. Raises: ConfigError unless one adapter is meant."""
+def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
+    """The prompt with the adapters' one token in place of <V>. Raises: ConfigError unless one adapter is meant."""
     if PLACEHOLDER not in prompt:
         return prompt
-    tokens = [adapter.header.token for adapter in adapters]
     if len(tokens) != 1:
         why = f"may mean {' or '.join(tokens)}" if tokens else "has no meaning without an adapter"
         raise ConfigError(
@@ -236,17 +241,22 @@ def fill_prompt(prompt: str, adapters: Sequence[Adapter]) -> str:
 
 
 def warnings_for(
-    prompts: Iterable[str], adapters: Sequence[Adapter], pipe: Any, options: Options | None = None
+    prompts: Iterable[str],
+    adapters: Sequence[tuple[Path, AdapterHeader]],
+    pipe: Any,
+    options: Options | None = None,
 ) -> list[str]:
-    """A line for each thing about the prompts that the person may not have meant; pictures are made all the same."""
+    """A line for each thing about the prompts that the person may not have meant; pictures are made all the same.
+
+    adapters: where each is and what it says of itself.
+    """
     lines = []
     for prompt in dict.fromkeys(prompts):
-        for adapter in adapters:
-            header = adapter.header
+        for path, header in adapters:
             if not re.search(rf"(?<!\w){re.escape(header.token)}(?!\w)", prompt, re.IGNORECASE):
                 subject = " ".join(filter(None, (header.token, header.class_word)))
                 lines.append(
-                    f"The prompt {_short(prompt)} lacks {header.token}, the token of {adapter.path}; "
+                    f"The prompt {_short(prompt)} lacks {header.token}, the token of {path}; "
                     f'write for instance "a photo of {subject}".'
                 )
         lines += length_warnings(prompt, pipe)
@@ -352,6 +362,7 @@ def generate(
         While iterating: ModelError for a picture that is not finite.
     """
     requests = list(requests)
+    check_options(pipe, options)
     size = picture_size(pipe, options)
     for adapter in loaded_adapters(pipe):
         adapter.verify()
@@ -367,6 +378,19 @@ def generate(
         )
     embeddings = [_embedding_of(request, encoded, options) for request in requests]
     return _generate(pipe, requests, embeddings, options, size, on_progress)
+
+
+def check_options(pipe: Any, options: Options) -> None:
+    """Raises: ConfigError for a size or a number of steps that this model and scheduler cannot do."""
+    picture_size(pipe, options)
+    most = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    if options.steps > most:
+        raise ConfigError(f"{options.steps} steps are more than the {most} that the model was trained with.")
+    try:
+        copy.deepcopy(pipe.scheduler).set_timesteps(options.steps)
+    except ValueError as error:
+        name = type(pipe.scheduler).__name__
+        raise ConfigError(f"{name} cannot do {options.steps} steps: {str(error).splitlines()[0]}") from None
 
 
 def picture_size(pipe: Any, options: Options) -> tuple[int, int]:

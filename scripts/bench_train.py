@@ -90,7 +90,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from coeffdiff import backbone
     from coeffdiff.config import ModelSettings, load_settings
     from coeffdiff.method.coefficients import draw_dropout
-    from coeffdiff.training.loop import DTYPES, Trainables, clip_gradients, make_trainable, peak_gib
+    from coeffdiff.training.loop import DTYPES, Trainables, clip_gradients, make_trainable
+    from coeffdiff.training.memory import peak_gib, reset_peak
     from coeffdiff.training.objective import denoising_loss
 
     if args.threads:
@@ -101,7 +102,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     device = accelerator.device
     unet = pipe.unet.to(device)
     kind = "coeff" if args.arm == "frozen" else args.arm
-    settings = load_settings(None, {"method.kind": kind, "method.lora.rank": args.rank})
+    settings = load_settings(
+        None, {"method.kind": kind, "method.lora.rank": args.rank, "method.lora.alpha": args.rank}
+    )
     trainables = Trainables({}, {}) if args.arm == "frozen" else make_trainable(unet, settings)
     parameters = [*trainables.alphas, *trainables.lora.values()]
     if args.gradient_checkpointing:
@@ -130,6 +133,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return model(noisy, timesteps, text, added_cond_kwargs=conditions).sample
 
     seconds = []
+    reset_peak(device)
     for step in range(args.steps + 1):
         timesteps = torch.full((batch,), 100 + step, device=device)
         synchronize(device)

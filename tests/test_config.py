@@ -35,8 +35,8 @@ def test_later_sources_win(tmp_path):
 @pytest.mark.parametrize(
     ("assignment", "sentence"),
     [
-        ("training.stesp=3", "unknown setting training.stesp. Did you mean training.steps?"),
-        ("lora.rank=8", "unknown setting lora. Did you mean"),
+        ("training.stesp=3", "Unknown setting training.stesp in the settings. Did you mean training.steps?"),
+        ("lora.rank=8", "Unknown setting lora in the settings."),
         ("method.lora.rnk=8", "Did you mean method.lora.rank?"),
         ("method.kind=colora", "method.kind (given: 'colora'): it must be coeff, lora, coeff+lora"),
         ("training.steps=-1", "training.steps (given: -1): must be at least 1"),
@@ -49,6 +49,8 @@ def test_later_sources_win(tmp_path):
         ("training.steps.more=3", "training.steps"),
         ("training.steps", "is not of the form name=value"),
         ("subject.token= sks", "ok"),
+        ("method.coeff.learning_rate=-1", "must be above zero"),
+        ("validation.seeds=[-1]", "validation.seeds"),
         ("method.lora.learning_rate=.nan", "finite"),
     ],
 )
@@ -105,6 +107,14 @@ def test_auto_follows_model_and_device():
     assert (small.training.steps, small.training.batch_size, small.training.accumulate) == (300, 4, 1)
     assert (small.training.resolution, small.training.precision) == (64, "no")
     assert small.method.coeff.learning_rate == 10 * small.method.lora.learning_rate == 1e-2
+
+
+def test_alphas_rate_and_loras_scaling_follow_what_was_said():
+    """auto: ten times LoRA's rate, and a scaling of one whatever the rank."""
+    given = load_settings(assignments=["method.lora.learning_rate=5e-4", "method.lora.rank=4"])
+    resolved, _ = resolve_auto(given, SDXL_ON_A_GPU)
+    assert resolved.method.coeff.learning_rate == pytest.approx(5e-3)
+    assert resolved.method.lora.alpha == 4
 
 
 def test_auto_leaves_what_was_said():

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import (
     Attention,
@@ -276,6 +277,17 @@ def test_a_narrow_unet_keeps_alpha_wide(unet, narrow):
     layer = attention_layers(unet)[SELF]
     tokens = torch.randn(2, 5, layer.to_q.in_features, generator=generator_for(0)).to(narrow)
     assert layer(tokens).dtype == narrow
+
+
+def test_alpha_survives_sequential_offloading(unet, unet_call):
+    """Accelerate leaves all weights on the meta device and fetches each module's when it is called; alpha's too."""
+    scatter(inject(unet))
+    set_scale(unet, 0.7)
+    with torch.no_grad():
+        before = unet_call(unet)
+        cpu_offload(unet, torch.device("cpu"))
+        assert {c.alpha.device.type for c in coefficients_of(unet).values()} == {"meta"}
+        assert torch.equal(unet_call(unet), before)
 
 
 def test_masks_reach_the_maps(unet, unet_call, unet_inputs):
@@ -600,15 +612,23 @@ def test_displaced_alpha_is_noticed_in_a_compiled_model(blocks, fresh_compiler):
 
 
 def test_the_unet_compiles_into_one_graph(unet, unet_call, fresh_compiler):
-    """fullgraph, with alpha everywhere: the same prediction and the same gradient of every alpha."""
-    layers = scatter(inject(unet))
+    """fullgraph, with alpha on all layers and the guard traced along: the same prediction."""
+    scatter(inject(unet))
     compiled = torch.compile(unet, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(unet_call(compiled), unet_call(unet), rtol=1e-4, atol=1e-4)
 
-    def run(model):
-        unet.zero_grad()
-        out = unet_call(model)
-        out.square().mean().backward()
-        return [out.detach(), *(c.alpha.grad.clone() for c in layers.values())]
 
-    for one, other in zip(run(compiled), run(unet), strict=True):
+def test_compiled_blocks_have_the_same_gradients(blocks, fresh_compiler):
+    """Through two transformer blocks, for every alpha and for the tokens."""
+    model, tokens, text = blocks
+    layers = scatter(inject(model))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+
+    def gradients(run):
+        leaves = [tokens.clone().requires_grad_(), *(c.alpha for c in layers.values())]
+        return torch.autograd.grad(run(leaves[0], text).square().sum(), leaves)
+
+    for one, other in zip(gradients(compiled), gradients(model), strict=True):
+        assert other.abs().max() > 1e-3
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from coeffdiff import backbone
-from coeffdiff.config import load_settings
+from coeffdiff.config import load_settings, with_values
 from coeffdiff.errors import ConfigError, NonFiniteLoss, ResumeError
 from coeffdiff.method.adapter import read_header
 from coeffdiff.method.coefficients import Coefficients
@@ -253,12 +253,78 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_folder, monkeypatch):
     assert_same("run", "unpoisoned")
 
 
+def test_more_steps_are_remembered(tiny_folder):
+    """A finished run that is continued to 6 and broken off at 5 is unfinished, goes on to 6, and its config says so."""
+    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 4}))
+    run = RunFolder(Path("run"))
+    assert run.finished
+    longer = settings_to_resume(run, None, {"training.steps": 6}, ["training.checkpoint_every=1"])
+    real, calls = loop.denoising_loss, []
+
+    def breaks(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "denoising_loss", breaks)
+        loop.train(longer, resume=run)
+    assert not run.finished
+    loop.train(run.settings(), resume=run)
+    assert run.finished
+    loop.train(settings_for(tiny_folder, "whole"))
+    assert_same("run", "whole")
+
+
+def test_pictures_that_fail_cost_nothing_but_themselves(tiny_folder, monkeypatch):
+    """Out of memory, or a picture that is not finite: said in a line, the adapter is there all the same."""
+
+    def fails(*_args, **_kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop.sampling, "write_pictures", fails)
+    values = {"validation.prompts": ["<V>"], "validation.every": 2, "training.steps": 3}
+    loop.train(settings_for(tiny_folder, "run", **values))
+    assert read_header(Path("run/adapter")).trained_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("class_word", "stuffed\nanimal\n"), ("templates", ["a {token}\n"])]
+)
+def test_text_over_several_lines_is_folded(tiny_folder, name, value):
+    """A YAML block as class word or template is one line in captions and in the adapter."""
+    loop.train(settings_for(tiny_folder, "run", **{f"subject.{name}": value, "training.steps": 1}))
+    header = read_header(Path("run/adapter"))
+    assert header.class_word == ("stuffed animal" if name == "class_word" else "ball")
+
+
+def test_another_global_batch_is_another_run(tiny_folder):
+    """A run of 2 samples a step is not continued with 4, as with twice the processes."""
+    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
+    run = RunFolder(Path("run"))
+    settings = with_values(run.settings(), {"training.accumulate": 2, "training.steps": 4})
+    with pytest.raises(
+        ResumeError, match=r"took 2 samples a step over all processes, this launch would take 4"
+    ):
+        loop.train(settings, resume=run)
+
+
+def test_a_changed_caption_is_noticed(tiny_folder):
+    """photo.txt written since the run began: other captions are another run."""
+    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
+    Path("photos/0.txt").write_text("a caption")
+    run = RunFolder(Path("run"))
+    with pytest.raises(ResumeError, match="photos or their captions have changed"):
+        loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
+
+
 def test_other_photos_are_another_run(tiny_folder):
     """A photo that was added since the run began is noticed at --resume."""
     loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
     Image.new("RGB", (64, 64), "red").save("photos/new.png")
     run = RunFolder(Path("run"))
-    with pytest.raises(ResumeError, match="The photos have changed since run began"):
+    with pytest.raises(ResumeError, match="The photos or their captions have changed since run began"):
         loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
 
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from coeffdiff.config import Settings, load_settings
 from coeffdiff.errors import ConfigError, ResumeError, TrainingError
 from coeffdiff.files import appearing
+from coeffdiff.method.adapter import AdapterHeader, LoraHeader
 from coeffdiff.training import state
 from coeffdiff.training.state import (
     Checkpoint,
@@ -27,6 +29,7 @@ from coeffdiff.training.state import (
     run_to_resume,
     save_checkpoint,
     settings_to_resume,
+    store,
 )
 
 
@@ -48,8 +51,24 @@ def checkpoint(step: int) -> Checkpoint:
         {"last_epoch": step},
         {},
         ["digest"],
+        4,
         step / 10,
     )
+
+
+def finish(run: RunFolder, steps: int) -> None:
+    """An adapter that says it was trained for so many steps."""
+    header = AdapterHeader(
+        format_version=1,
+        kind="lora",
+        base_model="tiny",
+        token="sks",
+        lora=LoraHeader(rank=1, alpha=1),
+        trained_steps=steps,
+        resolution=64,
+    )
+    run.adapter.mkdir(exist_ok=True)
+    save_file({}, run.adapter / "coeff.safetensors", {"coeffdiff": header.model_dump_json()})
 
 
 def begun(path: Path, **values) -> RunFolder:
@@ -107,12 +126,8 @@ def test_a_checkpoint_reads_back_exactly():
     assert torch.equal(loaded.tensors["a"], saved.tensors["a"])
     assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
     assert loaded.optimizer["param_groups"] == saved.optimizer["param_groups"]
-    assert (loaded.step, loaded.schedule, loaded.photos, loaded.loss) == (
-        7,
-        {"last_epoch": 7},
-        ["digest"],
-        0.7,
-    )
+    assert (loaded.step, loaded.schedule, loaded.photos) == (7, {"last_epoch": 7}, ["digest"])
+    assert (loaded.samples_a_step, loaded.loss) == (4, 0.7)
 
 
 def test_only_the_newest_checkpoints_are_kept():
@@ -157,7 +172,8 @@ def test_a_checkpoint_never_runs_code(tmp_path):
             return os.mkdir, (str(tmp_path / "owned"),)
 
     torch.save({"optimizer": Payload(), "scaler": {}}, run.checkpoint(1) / "optimizer.pt")
-    assert load_checkpoint(run) is None
+    with pytest.raises(ResumeError, match="None of the checkpoints of run can be read"):
+        load_checkpoint(run)
     assert not (tmp_path / "owned").exists()
 
 
@@ -208,9 +224,9 @@ def test_other_processes_write_no_log():
 def test_resume_finds_the_newest_unfinished_run_of_the_token():
     """sks finished, sks-2 not, sks-3 not but newer, cat not: --token sks means sks-3."""
     for i, name in enumerate(("sks", "sks-2", "sks-3", "cat")):
-        run = begun(Path("runs") / name)
+        run = begun(Path("runs") / name, **{"training.steps": 5})
         os.utime(run.config, (time.time() + i, time.time() + i))
-    Path("runs/sks/adapter").mkdir()
+    finish(RunFolder(Path("runs/sks")), steps=5)
     assert run_to_resume("auto", "sks").path == Path("runs/sks-3")
     assert run_to_resume("auto", None).path == Path("runs/cat")
     assert run_to_resume(Path("runs/sks"), None).path == Path("runs/sks")
@@ -241,6 +257,45 @@ def test_a_resume_with_other_settings_is_refused_with_the_difference():
         settings_to_resume(run, None, {}, ["training.steps=20"])
     same = settings_to_resume(run, None, {"training.steps": 10}, [])
     assert same == run.settings()
+
+
+def test_a_run_is_finished_when_its_adapter_has_all_its_steps():
+    """No adapter, an adapter of 5 steps, and then a continuation to 9: open, finished, open again."""
+    run = begun(Path("run"), **{"training.steps": 5})
+    assert not run.finished
+    finish(run, steps=5)
+    assert run.finished
+    store(run, settings_to_resume(run, None, {"training.steps": 9}, []))
+    assert not run.finished
+    assert run.settings().training.steps == 9
+
+
+def test_a_default_that_was_said_counts_at_resume():
+    """--method coeff+lora on a coeff run is another run although coeff+lora is the default; so is --seed 0."""
+    run = begun(Path("run"), **{"method.kind": "coeff", "training.seed": 5})
+    with pytest.raises(ResumeError, match=r"method.kind was 'coeff', now 'coeff\+lora'"):
+        settings_to_resume(run, None, {"method.kind": "coeff+lora"}, [])
+    with pytest.raises(ResumeError, match=r"training.seed was 5, now 0"):
+        settings_to_resume(run, None, {}, ["training.seed=0"])
+    assert settings_to_resume(run, None, {}, ["training.steps=auto"]).method.kind == "coeff"
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(monkeypatch):
+    """The second of the two renames fails, as on Windows when a file of it is open."""
+    Path("adapter").mkdir()
+    (Path("adapter") / "old").touch()
+    real = Path.rename
+
+    def stubborn(self, target):
+        if self.suffix != ".old" and Path(target).name == "adapter":
+            raise PermissionError(13, "in use")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", stubborn)
+    with pytest.raises(PermissionError), appearing(Path("adapter")) as temporary:
+        temporary.mkdir()
+    assert [path.name for path in Path().iterdir()] == ["adapter"]
+    assert (Path("adapter") / "old").exists()
 
 
 def test_a_file_appears_whole_or_not_at_all():

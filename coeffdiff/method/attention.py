@@ -23,6 +23,8 @@ from coeffdiff.errors import ConfigError, ShapeError
 
 # Maps of one chunk, in bytes: about what a core's second-level cache and its share of the third hold.
 CHUNK_BYTES = 4 * 2**20
+# On a GPU every chunk costs a dozen kernel launches: few large ones, as memory allows.
+GPU_CHUNK_BYTES = 256 * 2**20
 
 
 def mixed_attention(
@@ -207,7 +209,8 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def _chunks(q: Tensor, k: Tensor) -> Iterator[slice]:
     """Slices of query rows whose float32 maps, all heads and batch entries together, take about CHUNK_BYTES."""
     per_row = q.shape[0] * q.shape[1] * k.shape[2] * 4
-    rows = max(1, min(q.shape[2], CHUNK_BYTES // max(per_row, 1)))
+    budget = CHUNK_BYTES if q.device.type == "cpu" else GPU_CHUNK_BYTES
+    rows = max(1, min(q.shape[2], budget // max(per_row, 1)))
     for start in range(0, q.shape[2], rows):
         yield slice(start, min(start + rows, q.shape[2]))
 

@@ -50,6 +50,10 @@ class Coefficients(nn.Module):
         kept = self.mask * self.alpha
         return self.scale * (kept if self.form == "residual" else kept - self.identity)
 
+    def forward(self) -> Tensor:
+        """deviation(). Hooks run on a call alone, and under sequential offloading one of them brings alpha."""
+        return self.deviation()
+
     @torch.no_grad()
     def displacement(self) -> Tensor:
         """How far each entry is from ordinary attention at scale 1, [H, H]: |alpha| in the residual form."""

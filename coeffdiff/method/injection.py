@@ -50,13 +50,15 @@ class MixedAttnProcessor(nn.Module):
         layers = [self._coefficients(name) for name in self.active]
         total = layers[0].identity
         for coefficients in layers:
-            total = total + coefficients.deviation()
+            total = total + coefficients()
         return total
 
     def set_scale(self, name: str, scale: float) -> None:
         self._coefficients(name).scale.fill_(scale)
-        others = [active for active in self.active if active != name]
-        self.active = (*others, name) if scale else tuple(others)
+        on = {*self.active, name} if scale else {*self.active} - {name}
+        self.active = tuple(
+            other for other in self.adapters if other in on
+        )  # always summed in the same order
 
     def _coefficients(self, name: str) -> Coefficients:
         module = self.adapters[name]

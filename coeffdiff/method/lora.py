@@ -133,9 +133,8 @@ def remove_lora(unet: nn.Module, name: str) -> None:
     """Take one LoRA off; after the last one the UNet has its own modules back."""
     bare = unwrapped(unet)
     if name in getattr(bare, "peft_config", {}):
-        set_lora_scale(
-            bare, name, 0.0
-        )  # deleting an active LoRA makes PEFT activate another, one at scale 0 too
+        # Deleting an active LoRA makes PEFT activate another one, even one at scale 0
+        set_lora_scale(bare, name, 0.0)
         bare.delete_adapters(name)
     if not getattr(bare, "peft_config", None) and any(isinstance(m, BaseTunerLayer) for m in bare.modules()):
         bare.unload_lora()  # without any adapter PEFT's shells around the layers go as well

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,23 +22,24 @@ import torch
 import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from coeffdiff import __version__, backbone, sampling
-from coeffdiff.config import ModelFacts, Settings, resolve_auto
-from coeffdiff.console import progress, say
+from coeffdiff.config import ModelFacts, Settings, resolve_auto, with_values
+from coeffdiff.console import Bar, progress, say
 from coeffdiff.data.latents import LatentData, encode_photos, encode_texts, latent_scaling, share_of
 from coeffdiff.data.photos import PhotoSet, captions_for, fill, read_photos
-from coeffdiff.errors import ConfigError, Interrupted, ModelError, NonFiniteLoss, ResumeError
+from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
 from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, fill_alphas, save_adapter
 from coeffdiff.method.coefficients import Coefficients, clear_dropout, draw_dropout
 from coeffdiff.method.injection import inject, verify
 from coeffdiff.method.lora import add_lora
 from coeffdiff.training.card import model_card
 from coeffdiff.training.launch import start_processes
+from coeffdiff.training.memory import peak_gib, reset_peak
 from coeffdiff.training.objective import denoising_loss
 from coeffdiff.training.state import (
     Checkpoint,
@@ -49,6 +50,7 @@ from coeffdiff.training.state import (
     load_checkpoint,
     new_run,
     save_checkpoint,
+    store,
 )
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -123,6 +125,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
     steps, accumulate, batch_size = int(training.steps), int(training.accumulate), int(training.batch_size)
     run = resume or _from_main(state, lambda: new_run(settings.output, str(settings.subject.token)))
+    settings = with_values(settings, {"output": str(run.path)})
     _introduce(settings, chosen, photos, base, run, state)
 
     # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes
@@ -155,11 +158,17 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     model, optimizer = accelerator.prepare(unet, adamw)
+    header = _header(settings, trainables, base.name, steps)  # now: what it refuses must not cost a whole run
 
     # 5. From the beginning, or from where it stopped
     step, loss = 0, math.nan
+    samples_a_step = batch_size * accumulate * state.num_processes
+    identities = [photo.digest + (photo.caption or "") for photo in photos.photos]
     if resume:
-        step, loss = _restore(run, trainables, optimizer, schedule, accelerator.scaler, photos)
+        step, loss = _restore(
+            run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step
+        )
+        _check_same_step(step, state)
         say(
             f"continuing {run.path} after step {step}"
             if step
@@ -167,28 +176,32 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
         )
         if step >= steps and run.finished:
             raise ResumeError(f"{run.path} has finished its {step} steps; ask for more with --steps.")
-    elif state.is_main_process:
-        claim(run, settings)
+    if state.is_main_process:
+        with disk_errors(f"The run folder {run.path}"):
+            (store if resume else claim)(run, settings)
     state.wait_for_everyone()
 
     def save(step: int, loss: float) -> None:
         if state.is_main_process:
-            digests = [photo.digest for photo in photos.photos]
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-            states = (optimizer.state_dict(), schedule.state_dict(), scaler, digests, loss)
-            save_checkpoint(run, Checkpoint(step, trainables.tensors(), *states), training.keep_checkpoints)
+            states = (optimizer.state_dict(), schedule.state_dict(), scaler)
+            checkpoint = Checkpoint(step, trainables.tensors(), *states, identities, samples_a_step, loss)
+            save_checkpoint(run, checkpoint, training.keep_checkpoints)
         state.wait_for_everyone()
 
-    def preview(step: int, loss: float) -> list[Path]:
+    def preview(step: int, on_progress: Callable[[float], None]) -> list[Path]:
         files: list[Path] = []
         if previews and state.is_main_process:
+            clear_dropout(trainables.coefficients)
             parts = {"unet": unet, "vae": vae, "scheduler": pipe.scheduler}
-            files = _preview(run.samples(step), step, settings, previews, parts, trainables, base.name, state)
+            adapter = {"path": str(run.adapter), "scale": 1.0, "kind": header.kind, "token": header.token}
+            details = {"model": base.name, "adapters": [adapter | {"trained_steps": step}]}
+            files = _preview(run.samples(step), settings, previews, parts, details, state, on_progress)
         state.wait_for_everyone()
         return files
 
     # 6. The loop: draw, predict, loss, backward, step; once in a while log, preview, save
-    samples_a_step = batch_size * accumulate * state.num_processes
+    reset_peak(state.device)
     with (
         StepLog(run.log, step, state.is_main_process) as log,
         _interruptions() as interrupted,
@@ -247,33 +260,24 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
                     f"Continue with: coeffdiff train --resume --output {run.path}"
                 )
             if settings.validation.every and step % settings.validation.every == 0 and step < steps:
-                preview(step, loss)
+                preview(step, functools.partial(_drawing, bar, step))
 
-    # 7. The result
+    # 7. The result, before its pictures: they are worth less than it
     clear_dropout(trainables.coefficients)
-    pictures = preview(step, loss)
-    if state.is_main_process:
-        header = _header(settings, trainables, base.name, step)
-        card = model_card(header, settings, loss, [picture.name for picture in pictures])
-        extras = {picture.name: picture.read_bytes() for picture in pictures}
-        with disk_errors(f"The adapter {run.adapter}"):
-            save_adapter(run.adapter, unet, header, extras | {"README.md": card.encode()})
-    state.wait_for_everyone()
+
+    def finish(pictures: list[Path]) -> None:
+        if state.is_main_process:
+            card = model_card(header, settings, loss, [picture.name for picture in pictures])
+            extras = {picture.name: picture.read_bytes() for picture in pictures}
+            with disk_errors(f"The adapter {run.adapter}"):
+                save_adapter(run.adapter, unet, header, extras | {"README.md": card.encode()})
+        state.wait_for_everyone()
+
+    finish([])
+    if previews:
+        with progress("pictures", len(previews) * len(settings.validation.seeds)) as bar:
+            finish(preview(step, bar))
     return Result(run.path, run.adapter, step, loss, time.monotonic() - begun)
-
-
-def peak_gib(device: torch.device) -> float:
-    """The most memory this process has held so far: of the GPU where it trains on one, else resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    if sys.platform == "win32":
-        import psutil  # one of Accelerate's requirements
-
-        return psutil.Process().memory_info().peak_wset / 2**30
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Settings, dict[str, Any]]:
@@ -290,6 +294,12 @@ def _resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Settin
         settings = settings.model_copy(deep=True)
         settings.training.precision = "fp16" if launched == "fp16" else "bf16"
     settings, chosen = resolve_auto(settings, facts)
+    if settings.model.variant == "auto":
+        variant = backbone.chosen_variant(base, DTYPES[settings.training.precision])
+        settings, chosen = (
+            with_values(settings, {"model.variant": variant}),
+            chosen | {"model.variant": variant},
+        )
     if settings.training.precision == "fp16" and state.device.type != "cuda":
         raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
     return settings, chosen
@@ -333,7 +343,7 @@ def _encode(
 ) -> tuple[LatentData, dict[str, Any], Any]:
     """Photos and texts through the parts of the model that do not train.
 
-    Returns: what training draws from, the validation prompts ready for sampling, and the VAE (on the CPU).
+    Returns: what training draws from, the validation prompts ready for sampling, and the VAE (on the CPU) for them.
     """
     subject, training = settings.subject, settings.training
     token, word = str(subject.token), subject.class_word
@@ -371,7 +381,8 @@ def _encode(
             device=state.device,
             on_photo=advance,
         )
-    vae.to("cpu")
+    vae = vae.to("cpu") if prompts else None  # pictures need it again
+    pipe.vae = None
     _free(state)
     timesteps = pipe.scheduler.config.num_train_timesteps
     return LatentData(encoded, texts, latent_scaling(vae), timesteps, training.seed), previews, vae
@@ -393,7 +404,7 @@ def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
         lora = add_lora(
             unet,
             rank=method.lora.rank,
-            alpha=method.lora.alpha,
+            alpha=float(method.lora.alpha),
             targets=method.lora.targets,
             dora=method.lora.dora,
             seed=seed,
@@ -414,15 +425,26 @@ def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
 
 
 def _restore(
-    run: RunFolder, trainables: Trainables, optimizer: Any, schedule: Any, scaler: Any, photos: PhotoSet
+    run: RunFolder,
+    trainables: Trainables,
+    optimizer: Any,
+    schedule: Any,
+    scaler: Any,
+    identities: list[str],
+    samples_a_step: int,
 ) -> tuple[int, float]:
-    """Step and loss of the newest whole checkpoint, after loading it; (0, nan) if there is none yet."""
+    """Step and loss of the newest whole checkpoint, after loading it; (0, nan) if none has been written yet."""
     checkpoint = load_checkpoint(run)
     if checkpoint is None:
         return 0, math.nan
-    if checkpoint.photos != [photo.digest for photo in photos.photos]:
+    if checkpoint.photos != identities:
         raise ResumeError(
-            f"The photos have changed since {run.path} began. Put them back, or start a new run without --resume."
+            f"The photos or their captions have changed since {run.path} began. Put them back, or start a new run."
+        )
+    if checkpoint.samples_a_step != samples_a_step:
+        raise ResumeError(
+            f"{run.path} took {checkpoint.samples_a_step} samples a step over all processes, this launch would take "
+            f"{samples_a_step}. Start as many processes as before."
         )
     trainables.restore(checkpoint.tensors)
     optimizer.load_state_dict(checkpoint.optimizer)
@@ -430,6 +452,16 @@ def _restore(
     if scaler and checkpoint.scaler:
         scaler.load_state_dict(checkpoint.scaler)
     return checkpoint.step, checkpoint.loss
+
+
+def _check_same_step(step: int, state: PartialState) -> None:
+    """All machines must read the same checkpoint. Raises: ResumeError on all of them if one does not."""
+    steps = gather_object([step]) if state.num_processes > 1 else [step]
+    if len(set(steps)) > 1:
+        raise ResumeError(
+            f"The processes would continue after different steps ({steps}). Every machine needs the newest "
+            "checkpoint: copy the run folder to all of them, or keep it on a shared disk."
+        )
 
 
 def clip_gradients(accelerator: Accelerator, trainables: Trainables, settings: Settings) -> dict[str, float]:
@@ -473,40 +505,42 @@ def _check_finite(loss: float, norms: dict[str, float], step: int, run: RunFolde
 
 def _preview(
     folder: Path,
-    step: int,
     settings: Settings,
     previews: dict[str, Any],
     parts: dict[str, Any],
-    trainables: Trainables,
-    model: str,
+    details: dict[str, Any],
     state: PartialState,
+    on_progress: Callable[[float], None],
 ) -> list[Path]:
-    """Validation pictures with the adapter as it is now, and their grid; the network is left as it was found."""
+    """Validation pictures with the adapter as it is now, and their grid; the network is left as it was found.
+
+    Pictures that cannot be made are said and no reason to end a run.
+    """
     unet, vae = parts["unet"], parts["vae"]
-    validation, resolution = settings.validation, int(settings.training.resolution)
-    clear_dropout(trainables.coefficients)
-    pipe = StableDiffusionXLPipeline(
-        **parts,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        add_watermarker=False,
-    )
-    options = sampling.Options(
-        steps=validation.steps, guidance=validation.guidance, width=resolution, height=resolution
-    )
+    validation, side = settings.validation, int(settings.training.resolution)
+    text = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipe = StableDiffusionXLPipeline(**parts, **text, add_watermarker=False)
     requests = [sampling.Request(prompt, seed) for prompt in previews for seed in validation.seeds]
     vae.to(state.device)
     unet.eval()
     try:
-        with _without_autocast(unet), disk_errors(f"The validation pictures {folder}"):
-            details = {"model": model, "trained_steps": step}
-            return sampling.write_pictures(
-                pipe, requests, options, folder, encoded=previews, details=details, overwrite=True
+        with _without_autocast(unet):
+            options = sampling.Options(
+                steps=validation.steps, guidance=validation.guidance, width=side, height=side
             )
-    except ModelError as error:  # a picture that is not finite; the training's own loss is watched elsewhere
-        say(f"hint     there are no validation pictures of step {step}: {error}")
+            return sampling.write_pictures(
+                pipe,
+                requests,
+                options,
+                folder,
+                encoded=previews,
+                details=details,
+                overwrite=True,
+                on_progress=on_progress,
+            )
+    except (CoeffDiffError, torch.OutOfMemoryError) as error:
+        reason = "the GPU has too little memory" if isinstance(error, torch.OutOfMemoryError) else str(error)
+        say(f"hint     there are no validation pictures in {folder}: {reason}")
         return []
     finally:
         unet.train()
@@ -539,7 +573,7 @@ def _header(settings: Settings, trainables: Trainables, model: str, step: int) -
         templates=tuple(subject.templates),
         form=settings.method.coeff.form,
         heads={layer: c.heads for layer, c in trainables.coefficients.items()},
-        lora=LoraHeader(rank=lora.rank, alpha=lora.alpha, dora=lora.dora) if trainables.lora else None,
+        lora=LoraHeader(rank=lora.rank, alpha=float(lora.alpha), dora=lora.dora) if trainables.lora else None,
         trained_steps=step,
         resolution=int(settings.training.resolution),
         versions=versions(),
@@ -570,6 +604,10 @@ def _from_main(state: PartialState, decide: Callable[[], Any]) -> Any:
 def _status(loss: float, moved: float | None, seconds: float, peak: float) -> str:
     alpha = "" if moved is None else f"  |alpha| {moved:.4f}"
     return f"loss {loss:.4f}{alpha}  {seconds:.2f} s/step  {peak:.1f} GiB"
+
+
+def _drawing(bar: Bar, step: int, done: float) -> None:
+    bar(step, f"making validation pictures, {done:.1f} done")
 
 
 @contextmanager

@@ -26,9 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from coeffdiff.config import Settings, differences, load_settings, save_settings, with_values
-from coeffdiff.errors import ConfigError, ResumeError, TrainingError
+from coeffdiff.config import Settings, differences, given_settings, load_settings, save_settings, with_values
+from coeffdiff.errors import AdapterError, ConfigError, ResumeError, TrainingError
 from coeffdiff.files import appearing
+from coeffdiff.method.adapter import read_header
 
 RUNS = Path("runs")
 _STEP = re.compile(r"step-(\d+)")
@@ -43,7 +44,8 @@ class Checkpoint:
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     scaler: dict[str, Any]
-    photos: list[str]  # digests, in order: other photos would be another run
+    photos: list[str]  # what tells them and their captions apart, in order: others would be another run
+    samples_a_step: int  # over all processes
     loss: float
 
 
@@ -76,7 +78,11 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return self.adapter.is_dir()
+        """Whether the adapter has all the steps that the settings ask for."""
+        try:
+            return read_header(self.adapter).trained_steps >= int(self.settings().training.steps)
+        except (AdapterError, ValueError):
+            return False
 
     def settings(self) -> Settings:
         return load_settings(self.config)
@@ -115,6 +121,12 @@ def claim(run: RunFolder, settings: Settings) -> None:
         raise ConfigError(f"The run folder {run.path} cannot be written: {error.strerror}.") from None
 
 
+def store(run: RunFolder, settings: Settings) -> None:
+    """Replace config.yaml, since a continued run may have more steps to go."""
+    with appearing(run.config) as temporary:
+        save_settings(settings, temporary)
+
+
 def run_to_resume(output: Path | Literal["auto"], token: str | None) -> RunFolder:
     """The run that --resume means: `output`, or else the newest unfinished one (of this token).
 
@@ -134,28 +146,29 @@ def run_to_resume(output: Path | Literal["auto"], token: str | None) -> RunFolde
 
 
 # What may differ between a run and its continuation: none of it changes what a step computes.
-_FREE = ("output", "training.checkpoint_every", "training.keep_checkpoints", "validation.every")
+_FREE = ("output", "training.checkpoint_every", "training.keep_checkpoints", "validation.")
 
 
 def settings_to_resume(
     run: RunFolder, file: Path | None, flags: dict[str, Any], assignments: Iterable[str]
 ) -> Settings:
-    """The run's own settings with what was asked for on top.
+    """The run's own settings with what was asked for on top; "auto" asks for nothing.
 
     More steps are fine as long as the learning rate does not depend on how many there are.
     Raises: ResumeError naming the settings that would make it another run, with both values.
     """
-    stored, asked = run.settings(), load_settings(file, flags, assignments)
-    given = differences(Settings(), asked)
-    changed = {name: pair for name, pair in differences(stored, asked, _FREE).items() if name in given}
-    wanted = {name: new for name, (_, new) in differences(stored, asked).items() if name in given}
+    stored, asked = run.settings(), given_settings(file, flags, assignments)
+    asked = {name: value for name, value in asked.items() if value != "auto" and name != "output"}
+    continued = with_values(stored, asked)
+    changed = {
+        name: pair for name, pair in differences(stored, continued).items() if not name.startswith(_FREE)
+    }
     if stored.training.lr_schedule in ("constant", "constant_with_warmup"):
         changed.pop("training.steps", None)
     if changed:
         shown = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
         raise ResumeError(f"{run.path} began with other settings: {shown}. Drop them, or start a new run.")
-    wanted.pop("output", None)
-    return with_values(stored, wanted)
+    return continued
 
 
 def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
@@ -164,7 +177,9 @@ def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
     Raises: TrainingError if the disk refuses; the checkpoints before it are untouched.
     """
     final = run.checkpoint(checkpoint.step)
-    rest = {name: getattr(checkpoint, name) for name in ("step", "schedule", "photos", "loss")}
+    rest = {
+        name: getattr(checkpoint, name) for name in ("step", "schedule", "photos", "samples_a_step", "loss")
+    }
     try:
         with appearing(final, durable=True) as temporary:
             temporary.mkdir()
@@ -188,7 +203,10 @@ def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load_checkpoint(run: RunFolder) -> Checkpoint | None:
-    """The newest checkpoint that reads back whole, or None. Nothing in it is ever unpickled freely."""
+    """The newest checkpoint that reads back whole, or None if there is none. Nothing is ever unpickled freely.
+
+    Raises: ResumeError if there are some and none of them reads back.
+    """
     for folder in run.checkpoints():
         try:
             rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -206,6 +224,8 @@ def load_checkpoint(run: RunFolder) -> Checkpoint | None:
             pickle.UnpicklingError,
         ):
             continue
+    if run.checkpoints():
+        raise ResumeError(f"None of the checkpoints of {run.path} can be read; it cannot be continued.")
     return None
 
 

@@ -59,7 +59,7 @@ class AdapterHeader(BaseModel):
     """What an adapter says of itself. Text is bounded and printable, since it comes from files of others."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    format_version: int
+    format_version: int = Field(ge=1)
     kind: Literal["coeff", "lora", "coeff+lora"]
     base_model: str = Field(max_length=1000)
     token: str = Field(min_length=1, max_length=200)
@@ -146,7 +146,10 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
     adapter = Adapter(unet, name, folder, header)
     try:
         if alphas:
-            fill_alphas(inject(unet, name, layers=list(header.heads), form=header.form), alphas)
+            layers = inject(unet, name, layers=list(header.heads), form=header.form)
+            fill_alphas(layers, alphas)
+            for coefficients in layers.values():
+                coefficients.requires_grad_(False)
         if header.lora:
             load_lora(unet, lora, name, **header.lora.model_dump(), origin=str(folder / LORA_FILE))
         others[name] = adapter

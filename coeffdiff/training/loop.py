@@ -381,11 +381,12 @@ def _encode(
             device=state.device,
             on_photo=advance,
         )
+    scaling = latent_scaling(vae)
     vae = vae.to("cpu") if prompts else None  # pictures need it again
     pipe.vae = None
     _free(state)
     timesteps = pipe.scheduler.config.num_train_timesteps
-    return LatentData(encoded, texts, latent_scaling(vae), timesteps, training.seed), previews, vae
+    return LatentData(encoded, texts, scaling, timesteps, training.seed), previews, vae
 
 
 def _bucket_step(base: Any, resolution: int) -> int:

@@ -8,9 +8,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,23 +26,9 @@ app = typer.Typer(
 )
 
 
-class Method(str, Enum):
-    coeff = "coeff"
-    lora = "lora"
-    both = "coeff+lora"
-
-
-class Precision(str, Enum):
-    auto = "auto"
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
-
-class Offload(str, Enum):
-    none = "none"
-    model = "model"
-    sequential = "sequential"
+Method = Literal["coeff", "lora", "coeff+lora"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Offload = Literal["none", "model", "sequential"]
 
 
 def main() -> None:
@@ -149,7 +134,7 @@ def train(
         "subject.token": token,
         "subject.class_word": class_word,
         "model.name": model,
-        "method.kind": method.value if method else None,
+        "method.kind": method,
         "training.steps": steps,
         "training.resolution": resolution,
         "training.seed": seed,
@@ -198,8 +183,8 @@ def sample(
     scheduler: Annotated[str | None, typer.Option(help="Any of diffusers', such as ddim or unipc.")] = None,
     precision: Annotated[
         Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")
-    ] = Precision.auto,
-    offload: Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")] = Offload.none,
+    ] = "auto",
+    offload: Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")] = "none",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures made at a time.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Folder for the pictures. (default: samples/N)")] = None,
     model: Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)")] = None,
@@ -239,7 +224,7 @@ def sample(
         if model or not headers:
             raise
         raise ModelError(f"{error} The adapter was trained on it; pass --model if it has moved.") from None
-    device, dtype = sampling.choose_device(precision.value)
+    device, dtype = sampling.choose_device(precision)
     say(f"model    {base.name} on {device}, {str(dtype).removeprefix('torch.')}")
 
     # All that can be wrong is found before the weights are read, which takes a while
@@ -247,7 +232,7 @@ def sample(
         shapes = backbone.unet_on_meta(base)
         for (path, _), header in zip(wanted, headers, strict=True):
             check_architecture(shapes, header, path)
-    sampling.refuse_offload(device, offload.value)
+    sampling.refuse_offload(device, offload)
     outline = backbone.load_pipeline(base, dtype=dtype, parts=())  # tokenizers and scheduler alone
     if scheduler:
         sampling.set_scheduler(outline, scheduler)
@@ -264,7 +249,7 @@ def sample(
         loaded = load_adapter(pipe, path, scale)
         what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
         say(f"adapter  {path} at scale {loaded.scale:g} ({what})")
-    sampling.prepare_device(pipe, device, offload.value)
+    sampling.prepare_device(pipe, device, offload)
     seconds = estimate.expected_seconds(pipe, options, len(requests), device)
     if seconds > 60:
         say(f"expect   about {duration(seconds)} on this {device.type}")

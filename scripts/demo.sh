@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to pictures: makes .venv, paints a few photos of a toy, trains coeff+lora on them, samples.
-# Needs Python 3.10 or newer and, the first time, the network for pip. Everything lands in demo/.
+# Needs Python 3.11 or newer and, the first time, the network for pip. Everything lands in demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/install.sh

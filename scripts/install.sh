@@ -5,14 +5,14 @@
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.10 python3}; do
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
         if command -v "$candidate" >/dev/null &&
-            "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "coeffdiff needs Python 3.10 or newer; none was found (set PYTHON to its path)." >&2
+    echo "coeffdiff needs Python 3.11 or newer; none was found (set PYTHON to its path)." >&2
     return 1
 }
 
@@ -39,16 +39,18 @@ install_torch() {
 }
 
 make_venv() {
-    local wanted="coeffdiff${EXTRAS:-}" stamp=.venv/.coeffdiff-installed
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(cat pyproject.toml scripts/constraints.txt | cksum) $wanted" ]; then
-        return
-    fi
-    if [ ! -x .venv/bin/python ]; then
+    local pins stamp
+    pins=$(cat pyproject.toml scripts/constraints.txt | cksum)
+    # What the tests need includes what the demo needs, so either of the two stamps will do for the demo.
+    for stamp in "${EXTRAS:-}" "[dev]"; do
+        if [ "$(cat ".venv/.installed$stamp" 2>/dev/null)" = "$pins" ]; then return; fi
+    done
+    if [ ! -x .venv/bin/pip ]; then # a venv without pip is what Debian leaves where python3-venv is missing
         echo "Making .venv ..."
-        "$(find_python)" -m venv .venv
+        "$(find_python)" -m venv --clear .venv
     fi
     .venv/bin/python -c 'import torch' 2>/dev/null || install_torch
     echo "The other libraries (diffusers, transformers, accelerate, peft, ...) are installed: about 150 MB to download."
     .venv/bin/pip install --quiet --constraint scripts/constraints.txt --editable ".${EXTRAS:-}"
-    echo "$(cat pyproject.toml scripts/constraints.txt | cksum) $wanted" >"$stamp"
+    echo "$pins" >".venv/.installed${EXTRAS:-}"
 }

@@ -151,6 +151,32 @@ def test_a_slip_of_the_fingers_is_exit_code_2(arguments):
     assert "Traceback" not in result.output
 
 
+def test_a_mistake_on_another_machine_is_said_there(trained, monkeypatch):
+    """Photos that only rank 1 lacks: that rank names itself and the mistake."""
+    monkeypatch.setenv("RANK", "1")
+    result = call("train", "--model", str(trained / "model"), "--images", "nowhere", "--token", "sks")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("[rank 1] PhotoError: There is no")
+
+
+def test_a_wrong_option_is_found_before_the_weights_are_read(trained, monkeypatch):
+    """A scheduler that does not exist, steps beyond the model's: load_pipeline is never asked for the networks."""
+    from coeffdiff import backbone
+
+    real, asked = backbone.load_pipeline, []
+
+    def spy(base, *, dtype, parts=None):
+        asked.append(parts)
+        return real(base, dtype=dtype, parts=parts)
+
+    monkeypatch.setattr(backbone, "load_pipeline", spy)
+    for wrong in (["--scheduler", "eulr"], ["--steps", "1001"], ["--width", "60"]):
+        assert (
+            call("sample", "--prompt", "sks", "--adapter", str(trained / "runs/sks"), *wrong).exit_code == 2
+        )
+    assert set(asked) <= {()}
+
+
 def test_runs_are_counted_up_and_said(trained):
     """Two runs of one token: runs/sks and runs/sks-2, both announced, none overwritten."""
     first, second = train(trained), train(trained)

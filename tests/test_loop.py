@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from coeffdiff import backbone
+from coeffdiff import backbone, sampling
 from coeffdiff.config import load_settings, with_values
 from coeffdiff.errors import ConfigError, NonFiniteLoss, ResumeError
 from coeffdiff.method.adapter import read_header
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop
+from coeffdiff.training.prepare import Trainables
 from coeffdiff.training.state import RunFolder, settings_to_resume
 
 METHODS = ("coeff", "lora", "coeff+lora")
@@ -283,7 +285,7 @@ def test_pictures_that_fail_cost_nothing_but_themselves(tiny_folder, monkeypatch
     def fails(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop.sampling, "write_pictures", fails)
+    monkeypatch.setattr(sampling, "write_pictures", fails)
     values = {"validation.prompts": ["<V>"], "validation.every": 2, "training.steps": 3}
     loop.train(settings_for(tiny_folder, "run", **values))
     assert read_header(Path("run/adapter")).trained_steps == 3
@@ -361,7 +363,7 @@ def test_text_encoders_leave_memory_before_the_unet_comes(tiny_folder, monkeypat
             alive["at start"] = sum(isinstance(o, CLIPTextModel) for o in gc.get_objects())
         return real(base, dtype=dtype, parts=parts)
 
-    monkeypatch.setattr(loop.backbone, "load_pipeline", spy)
+    monkeypatch.setattr(backbone, "load_pipeline", spy)
     loop.train(settings_for(tiny_folder, "run", **{"training.steps": 1}))
     assert alive["before unet"] == alive["at start"]
 
@@ -430,9 +432,7 @@ def test_alpha_and_lora_are_clipped_apart(tiny_folder):
     coefficients["layer"].alpha.grad = torch.full((2, 2), 0.25)  # norm 0.5: below its limit
     parameter = torch.nn.Parameter(torch.zeros(4))
     parameter.grad = torch.full((4,), 50.0)  # norm 100
-    norms = loop.clip_gradients(
-        loop.Accelerator(), loop.Trainables(coefficients, {"lora": parameter}), settings
-    )
+    norms = loop.clip_gradients(Accelerator(), Trainables(coefficients, {"lora": parameter}), settings)
     assert norms == pytest.approx({"coeff": 0.5, "lora": 100.0})
     torch.testing.assert_close(coefficients["layer"].alpha.grad, torch.full((2, 2), 0.25))
     torch.testing.assert_close(parameter.grad.norm(), torch.tensor(2.0), rtol=1e-4, atol=0)

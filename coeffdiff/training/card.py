@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterable
 
 from coeffdiff.config import Settings
@@ -45,7 +47,7 @@ An adapter for `{_plain(header.base_model)}`, trained with coeffdiff ({header.ki
 {gallery}
 In prompts the subject is called **{_plain(subject)}**.
 
-    coeffdiff sample --adapter . --prompt {_quoted(f"a photo of {subject} in the snow")}
+    coeffdiff sample --adapter . --prompt {shlex.quote(f"a photo of {subject} in the snow")}
 
 ```python
 adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
@@ -66,9 +68,8 @@ adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
 
 
 def _quoted(text: str) -> str:
-    """A YAML and shell safe double-quoted string of text that came from a person."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    """Text that came from a person as a YAML string: JSON is a part of YAML."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _plain(text: str) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import gc
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,32 +13,37 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import accelerate
-import diffusers
-import peft
 import torch
-import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
-from coeffdiff import __version__, backbone, sampling
-from coeffdiff.config import ModelFacts, Settings, resolve_auto, with_values
+from coeffdiff import backbone
+from coeffdiff.config import Settings, with_values
 from coeffdiff.console import Bar, progress, say
-from coeffdiff.data.latents import LatentData, encode_photos, encode_texts, latent_scaling, share_of
-from coeffdiff.data.photos import PhotoSet, captions_for, fill, read_photos
-from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
-from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, fill_alphas, save_adapter
-from coeffdiff.method.coefficients import Coefficients, clear_dropout, draw_dropout
-from coeffdiff.method.injection import inject, verify
-from coeffdiff.method.lora import add_lora
+from coeffdiff.data.latents import share_of
+from coeffdiff.data.photos import read_photos
+from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, ResumeError
+from coeffdiff.method.adapter import save_adapter
+from coeffdiff.method.coefficients import clear_dropout, draw_dropout
+from coeffdiff.method.injection import verify
 from coeffdiff.training.card import model_card
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.memory import peak_gib, reset_peak
 from coeffdiff.training.objective import denoising_loss
+from coeffdiff.training.prepare import (
+    DTYPES,
+    Trainables,
+    encode,
+    header_for,
+    introduce,
+    make_trainable,
+    resolve,
+)
+from coeffdiff.training.preview import write_previews
 from coeffdiff.training.state import (
     Checkpoint,
     RunFolder,
@@ -53,8 +56,6 @@ from coeffdiff.training.state import (
     store,
 )
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Result:
@@ -65,41 +66,6 @@ class Result:
     steps: int
     loss: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class Trainables:
-    """What learns: alphas by layer name and LoRA parameters by name, all float32."""
-
-    coefficients: dict[str, Coefficients]
-    lora: dict[str, nn.Parameter]
-
-    @property
-    def alphas(self) -> list[Tensor]:
-        return [c.alpha for c in self.coefficients.values()]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies on the CPU under the names that checkpoints use."""
-        named = {f"{layer}.alpha": c.alpha for layer, c in self.coefficients.items()} | self.lora
-        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
-
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of tensors(). Raises: ResumeError if they are not exactly these."""
-        own = self.tensors()
-        if own.keys() != tensors.keys() or any(own[k].shape != t.shape for k, t in tensors.items()):
-            raise ResumeError(
-                "The checkpoint holds other layers than this model has; it belongs to another run."
-            )
-        fill_alphas(self.coefficients, {k: t for k, t in tensors.items() if k not in self.lora})
-        for name, parameter in self.lora.items():
-            parameter.copy_(tensors[name])
-
-    def moved(self) -> float | None:
-        """Mean |alpha| over all entries of all layers (distance from ordinary attention); None without alpha."""
-        if not self.coefficients:
-            return None
-        return float(torch.cat([c.displacement().flatten() for c in self.coefficients.values()]).mean())
 
 
 def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
@@ -114,23 +80,21 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     begun = time.monotonic()
     # 1. What is asked for, checked before anything is slow or written
     if settings.subject.images is None or settings.subject.token is None:
-        missing = (
-            "--images, a folder of photos" if settings.subject.images is None else "--token, such as sks"
-        )
-        raise ConfigError(f"Training needs {missing}.")
+        missing = "--images" if settings.subject.images is None else "--token"
+        raise ConfigError(f"Training needs {missing}; for instance: train --images photos/ --token sks.")
     state = start_processes()
     photos = read_photos(settings.subject.images)
     base = backbone.find_backbone(settings.model)
-    settings, chosen = _resolve(settings, base, state)
+    settings, chosen = resolve(settings, base, state)
     training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
     steps, accumulate, batch_size = int(training.steps), int(training.accumulate), int(training.batch_size)
     run = resume or _from_main(state, lambda: new_run(settings.output, str(settings.subject.token)))
     settings = with_values(settings, {"output": str(run.path)})
-    _introduce(settings, chosen, photos, base, run, state)
+    introduce(settings, chosen, photos, base, run, state)
 
     # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes
     dtype = DTYPES[training.precision]
-    data, previews, vae = _encode(settings, photos, base, dtype, state)
+    data, previews, vae = encode(settings, photos, base, dtype, state)
 
     # 3. The UNet, frozen, and what learns on it
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"unet"})
@@ -158,7 +122,8 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     model, optimizer = accelerator.prepare(unet, adamw)
-    header = _header(settings, trainables, base.name, steps)  # now: what it refuses must not cost a whole run
+    # Made now, although it is written last: what it refuses must not cost a whole run
+    header = header_for(settings, trainables, base.name, steps)
 
     # 5. From the beginning, or from where it stopped
     step, loss = 0, math.nan
@@ -169,11 +134,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
             run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step
         )
         _check_same_step(step, state)
-        say(
-            f"continuing {run.path} after step {step}"
-            if step
-            else f"{run.path} has no checkpoint; beginning anew"
-        )
+        say(f"resume   {run.path} after step {step}" + ("" if step else ", as there is no checkpoint yet"))
         if step >= steps and run.finished:
             raise ResumeError(f"{run.path} has finished its {step} steps; ask for more with --steps.")
     if state.is_main_process:
@@ -196,7 +157,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
             parts = {"unet": unet, "vae": vae, "scheduler": pipe.scheduler}
             adapter = {"path": str(run.adapter), "scale": 1.0, "kind": header.kind, "token": header.token}
             details = {"model": base.name, "adapters": [adapter | {"trained_steps": step}]}
-            files = _preview(run.samples(step), settings, previews, parts, details, state, on_progress)
+            files = write_previews(run.samples(step), settings, previews, parts, details, state, on_progress)
         state.wait_for_everyone()
         return files
 
@@ -239,9 +200,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
                         _check_finite(loss, norms, step, run, training.precision)
                     optimizer.step()
                     optimizer.zero_grad()
-            skipped = (
-                accelerator.optimizer_step_was_skipped
-            )  # by an fp16 scaler that lowers its scale: normal
+            skipped = accelerator.optimizer_step_was_skipped  # normal where an fp16 scaler lowers its scale
             rates = schedule.get_last_lr()
             if not skipped:
                 schedule.step()
@@ -278,151 +237,6 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
         with progress("pictures", len(previews) * len(settings.validation.seeds)) as bar:
             finish(preview(step, bar))
     return Result(run.path, run.adapter, step, loss, time.monotonic() - begun)
-
-
-def _resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Settings, dict[str, Any]]:
-    facts = ModelFacts(
-        unet_parameters=backbone.unet_parameters(base),
-        native_resolution=backbone.native_resolution(base),
-        device_type=state.device.type,
-        bf16=state.device.type == "cuda" and torch.cuda.is_bf16_supported(),
-    )
-    launched = os.environ.get(
-        "ACCELERATE_MIXED_PRECISION", "no"
-    )  # what accelerate launch or its config asks for
-    if settings.training.precision == "auto" and launched in ("fp16", "bf16"):
-        settings = settings.model_copy(deep=True)
-        settings.training.precision = "fp16" if launched == "fp16" else "bf16"
-    settings, chosen = resolve_auto(settings, facts)
-    if settings.model.variant == "auto":
-        variant = backbone.chosen_variant(base, DTYPES[settings.training.precision])
-        settings, chosen = (
-            with_values(settings, {"model.variant": variant}),
-            chosen | {"model.variant": variant},
-        )
-    if settings.training.precision == "fp16" and state.device.type != "cuda":
-        raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
-    return settings, chosen
-
-
-def _introduce(
-    settings: Settings,
-    chosen: dict[str, Any],
-    photos: PhotoSet,
-    base: Any,
-    run: RunFolder,
-    state: PartialState,
-) -> None:
-    """Everything that was found and decided, before anything slow begins."""
-    subject, training = settings.subject, settings.training
-    say(f"model    {base.name}")
-    say(
-        f"photos   {len(photos.photos)} in {subject.images}"
-        + (f", {len(photos.skipped)} left out" if photos.skipped else "")
-    )
-    for skipped in photos.skipped:
-        say(f"         left out {skipped.path.name}: {skipped.reason}")
-    for note in photos.notes:
-        say(f"         {note}")
-    if not subject.class_word:
-        say(
-            "hint     without --class-word the model is not told what kind of thing this is. DreamBooth's authors "
-            "measured a subject fidelity (DINO) of 0.744 with the right class noun, 0.303 without"
-        )
-    batch = f"batch {training.batch_size} x {training.accumulate} accumulated x {state.num_processes} process"
-    say(
-        f"method   {settings.method.kind}, {training.steps} steps, {batch}{'es' if state.num_processes > 1 else ''}"
-    )
-    if chosen:
-        say("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
-    say(f"run      {run.path} on {state.device.type}, precision {training.precision}")
-
-
-def _encode(
-    settings: Settings, photos: PhotoSet, base: Any, dtype: torch.dtype, state: PartialState
-) -> tuple[LatentData, dict[str, Any], Any]:
-    """Photos and texts through the parts of the model that do not train.
-
-    Returns: what training draws from, the validation prompts ready for sampling, and the VAE (on the CPU) for them.
-    """
-    subject, training = settings.subject, settings.training
-    token, word = str(subject.token), subject.class_word
-    captions = [captions_for(photo, subject.templates, token, word) for photo in photos.photos]
-    prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
-    pipe = backbone.load_pipeline(base, dtype=dtype, parts={"text", "vae"})
-    for text in dict.fromkeys([t for texts in captions for t in texts] + prompts):
-        for warning in sampling.length_warnings(text, pipe):
-            say(f"hint     {warning}")
-    pipe.text_encoder.to(state.device)
-    pipe.text_encoder_2.to(state.device)
-    texts = encode_texts(pipe, (text for texts in captions for text in texts), state.device)
-    previews = (
-        sampling.encode_prompts(pipe, prompts, guidance=settings.validation.guidance) if prompts else {}
-    )
-    vae = pipe.vae
-    pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
-    _free(state)
-    with state.local_main_process_first(), progress("encoding photos", len(photos.photos)) as bar:
-        done = 0
-
-        def advance(_photo: Any, _cached: bool) -> None:
-            nonlocal done
-            done += 1
-            bar(done)
-
-        encoded = encode_photos(
-            photos.photos,
-            captions,
-            vae,
-            settings.photos,
-            resolution=int(training.resolution),
-            step=_bucket_step(base, int(training.resolution)),
-            seed=training.seed,
-            device=state.device,
-            on_photo=advance,
-        )
-    scaling = latent_scaling(vae)
-    vae = vae.to("cpu") if prompts else None  # pictures need it again
-    pipe.vae = None
-    _free(state)
-    timesteps = pipe.scheduler.config.num_train_timesteps
-    return LatentData(encoded, texts, scaling, timesteps, training.seed), previews, vae
-
-
-def _bucket_step(base: Any, resolution: int) -> int:
-    """What bucket sides are multiples of: 64 pixels, as SDXL was trained, or what the UNet's levels need if less."""
-    levels = len(backbone.unet_config(base)["down_block_types"])
-    return min(64, backbone.vae_factor(base) * 2 ** (levels - 1)) if resolution < 512 else 64
-
-
-def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
-    """LoRA first: PEFT freezes everything that is there when it comes. What learns is float32."""
-    method, seed = settings.method, settings.training.seed
-    unet.requires_grad_(False)
-    lora: dict[str, nn.Parameter] = {}
-    coefficients: dict[str, Coefficients] = {}
-    if "lora" in method.kind:
-        lora = add_lora(
-            unet,
-            rank=method.lora.rank,
-            alpha=float(method.lora.alpha),
-            targets=method.lora.targets,
-            dora=method.lora.dora,
-            seed=seed,
-        )
-    if "coeff" in method.kind:
-        coefficients = inject(
-            unet,
-            targets=method.coeff.targets,
-            blocks=method.coeff.blocks,
-            form=method.coeff.form,
-            seed=seed,
-            backend=method.coeff.backend,
-        )
-    for parameter in [*lora.values(), *(c.alpha for c in coefficients.values())]:
-        parameter.requires_grad_(True)
-        parameter.data = parameter.data.float()
-    return Trainables(coefficients, lora)
 
 
 def _restore(
@@ -504,89 +318,6 @@ def _check_finite(loss: float, norms: dict[str, float], step: int, run: RunFolde
     raise NonFiniteLoss(f"The {what} is not finite at step {step}; {cause}. {kept}")
 
 
-def _preview(
-    folder: Path,
-    settings: Settings,
-    previews: dict[str, Any],
-    parts: dict[str, Any],
-    details: dict[str, Any],
-    state: PartialState,
-    on_progress: Callable[[float], None],
-) -> list[Path]:
-    """Validation pictures with the adapter as it is now, and their grid; the network is left as it was found.
-
-    Pictures that cannot be made are said and no reason to end a run.
-    """
-    unet, vae = parts["unet"], parts["vae"]
-    validation, side = settings.validation, int(settings.training.resolution)
-    text = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    pipe = StableDiffusionXLPipeline(**parts, **text, add_watermarker=False)
-    requests = [sampling.Request(prompt, seed) for prompt in previews for seed in validation.seeds]
-    vae.to(state.device)
-    unet.eval()
-    try:
-        with _without_autocast(unet):
-            options = sampling.Options(
-                steps=validation.steps, guidance=validation.guidance, width=side, height=side
-            )
-            return sampling.write_pictures(
-                pipe,
-                requests,
-                options,
-                folder,
-                encoded=previews,
-                details=details,
-                overwrite=True,
-                on_progress=on_progress,
-            )
-    except (CoeffDiffError, torch.OutOfMemoryError) as error:
-        reason = "the GPU has too little memory" if isinstance(error, torch.OutOfMemoryError) else str(error)
-        say(f"hint     there are no validation pictures in {folder}: {reason}")
-        return []
-    finally:
-        unet.train()
-        vae.to("cpu")
-        _free(state)
-
-
-@contextmanager
-def _without_autocast(unet: nn.Module) -> Iterator[None]:
-    """Accelerate replaces the forward of what it prepares by one under autocast; pictures are made without it."""
-    wrapped = unet.__dict__.get("forward")
-    if wrapped is None:
-        yield
-        return
-    unet.__dict__["forward"] = unet.__dict__["_original_forward"]
-    try:
-        yield
-    finally:
-        unet.__dict__["forward"] = wrapped
-
-
-def _header(settings: Settings, trainables: Trainables, model: str, step: int) -> AdapterHeader:
-    subject, lora = settings.subject, settings.method.lora
-    return AdapterHeader(
-        format_version=FORMAT_VERSION,
-        kind=settings.method.kind,
-        base_model=model,
-        token=str(subject.token),
-        class_word=subject.class_word,
-        templates=tuple(subject.templates),
-        form=settings.method.coeff.form,
-        heads={layer: c.heads for layer, c in trainables.coefficients.items()},
-        lora=LoraHeader(rank=lora.rank, alpha=float(lora.alpha), dora=lora.dora) if trainables.lora else None,
-        trained_steps=step,
-        resolution=int(settings.training.resolution),
-        versions=versions(),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Of everything that decides a result."""
-    modules = (torch, diffusers, transformers, accelerate, peft)
-    return {"coeffdiff": __version__} | {module.__name__: str(module.__version__) for module in modules}
-
-
 def _from_main(state: PartialState, decide: Callable[[], Any]) -> Any:
     """What the main process decides, on all processes; its error is raised on all as well."""
     answer: list[Any] = [None]
@@ -634,9 +365,3 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _free(state: PartialState) -> None:
-    gc.collect()
-    if state.device.type == "cuda":
-        torch.cuda.empty_cache()

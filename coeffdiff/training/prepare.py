@@ -1,0 +1,242 @@
+"""What a run needs before its first step: settings resolved, photos and texts encoded, the UNet made trainable."""
+
+from __future__ import annotations
+
+import gc
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import accelerate
+import diffusers
+import peft
+import torch
+import transformers
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from coeffdiff import __version__, backbone, sampling
+from coeffdiff.config import ModelFacts, Settings, resolve_auto, with_values
+from coeffdiff.console import progress, say
+from coeffdiff.data.latents import LatentData, encode_photos, encode_texts, latent_scaling
+from coeffdiff.data.photos import PhotoSet, captions_for, fill
+from coeffdiff.errors import ConfigError, ResumeError
+from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, fill_alphas
+from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.injection import inject
+from coeffdiff.method.lora import add_lora
+from coeffdiff.training.state import RunFolder
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Trainables:
+    """What learns: alphas by layer name and LoRA parameters by name, all float32."""
+
+    coefficients: dict[str, Coefficients]
+    lora: dict[str, nn.Parameter]
+
+    @property
+    def alphas(self) -> list[Tensor]:
+        return [c.alpha for c in self.coefficients.values()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies on the CPU under the names that checkpoints use."""
+        named = {f"{layer}.alpha": c.alpha for layer, c in self.coefficients.items()} | self.lora
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of tensors(). Raises: ResumeError if they are not exactly these."""
+        own = self.tensors()
+        if own.keys() != tensors.keys() or any(own[k].shape != t.shape for k, t in tensors.items()):
+            raise ResumeError(
+                "The checkpoint holds other layers than this model has; it belongs to another run."
+            )
+        fill_alphas(self.coefficients, {k: t for k, t in tensors.items() if k not in self.lora})
+        for name, parameter in self.lora.items():
+            parameter.copy_(tensors[name])
+
+    def moved(self) -> float | None:
+        """Mean |alpha| over all entries of all layers (distance from ordinary attention); None without alpha."""
+        if not self.coefficients:
+            return None
+        return float(torch.cat([c.displacement().flatten() for c in self.coefficients.values()]).mean())
+
+
+def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Settings, dict[str, Any]]:
+    """Settings without "auto" for this model and device, and what was chosen. Raises: ConfigError for fp16 on a CPU."""
+    facts = ModelFacts(
+        unet_parameters=backbone.unet_parameters(base),
+        native_resolution=backbone.native_resolution(base),
+        device_type=state.device.type,
+        bf16=state.device.type == "cuda" and torch.cuda.is_bf16_supported(),
+    )
+    launched = os.environ.get(
+        "ACCELERATE_MIXED_PRECISION", "no"
+    )  # what accelerate launch or its config asks for
+    if settings.training.precision == "auto" and launched in ("fp16", "bf16"):
+        settings = settings.model_copy(deep=True)
+        settings.training.precision = "fp16" if launched == "fp16" else "bf16"
+    settings, chosen = resolve_auto(settings, facts)
+    if settings.model.variant == "auto":
+        variant = backbone.chosen_variant(base, DTYPES[settings.training.precision])
+        settings, chosen = (
+            with_values(settings, {"model.variant": variant}),
+            chosen | {"model.variant": variant},
+        )
+    if settings.training.precision == "fp16" and state.device.type != "cuda":
+        raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
+    return settings, chosen
+
+
+def introduce(
+    settings: Settings,
+    chosen: dict[str, Any],
+    photos: PhotoSet,
+    base: Any,
+    run: RunFolder,
+    state: PartialState,
+) -> None:
+    """Everything that was found and decided, before anything slow begins."""
+    subject, training = settings.subject, settings.training
+    say(f"model    {base.name}")
+    say(
+        f"photos   {len(photos.photos)} in {subject.images}"
+        + (f", {len(photos.skipped)} left out" if photos.skipped else "")
+    )
+    for skipped in photos.skipped:
+        say(f"         left out {skipped.path.name}: {skipped.reason}")
+    for note in photos.notes:
+        say(f"         {note}")
+    if not subject.class_word:
+        say(
+            "hint     without --class-word the model is not told what kind of thing this is. DreamBooth's authors "
+            "measured a subject fidelity (DINO) of 0.744 with the right class noun, 0.303 without"
+        )
+    batch = f"batch {training.batch_size} x {training.accumulate} accumulated x {state.num_processes} process"
+    say(
+        f"method   {settings.method.kind}, {training.steps} steps, {batch}{'es' if state.num_processes > 1 else ''}"
+    )
+    if chosen:
+        say("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
+    say(f"run      {run.path} on {state.device.type}, precision {training.precision}")
+
+
+def encode(
+    settings: Settings, photos: PhotoSet, base: Any, dtype: torch.dtype, state: PartialState
+) -> tuple[LatentData, dict[str, Any], Any]:
+    """Photos and texts through the parts of the model that do not train.
+
+    Returns: what training draws from, the validation prompts ready for sampling, and the VAE (on the CPU) for them.
+    """
+    subject, training = settings.subject, settings.training
+    token, word = str(subject.token), subject.class_word
+    captions = [captions_for(photo, subject.templates, token, word) for photo in photos.photos]
+    prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
+    pipe = backbone.load_pipeline(base, dtype=dtype, parts={"text", "vae"})
+    for text in dict.fromkeys([t for texts in captions for t in texts] + prompts):
+        for warning in sampling.length_warnings(text, pipe):
+            say(f"hint     {warning}")
+    pipe.text_encoder.to(state.device)
+    pipe.text_encoder_2.to(state.device)
+    texts = encode_texts(pipe, (text for texts in captions for text in texts), state.device)
+    previews = (
+        sampling.encode_prompts(pipe, prompts, guidance=settings.validation.guidance) if prompts else {}
+    )
+    vae = pipe.vae
+    pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
+    free_memory(state)
+    with state.local_main_process_first(), progress("encoding photos", len(photos.photos)) as bar:
+        done = 0
+
+        def advance(_photo: Any, _cached: bool) -> None:
+            nonlocal done
+            done += 1
+            bar(done)
+
+        encoded = encode_photos(
+            photos.photos,
+            captions,
+            vae,
+            settings.photos,
+            resolution=int(training.resolution),
+            step=_bucket_step(base, int(training.resolution)),
+            seed=training.seed,
+            device=state.device,
+            on_photo=advance,
+        )
+    scaling = latent_scaling(vae)
+    vae = vae.to("cpu") if prompts else None  # pictures need it again
+    pipe.vae = None
+    free_memory(state)
+    timesteps = pipe.scheduler.config.num_train_timesteps
+    return LatentData(encoded, texts, scaling, timesteps, training.seed), previews, vae
+
+
+def _bucket_step(base: Any, resolution: int) -> int:
+    """What bucket sides are multiples of: 64 pixels, as SDXL was trained, or what the UNet's levels need if less."""
+    levels = len(backbone.unet_config(base)["down_block_types"])
+    return min(64, backbone.vae_factor(base) * 2 ** (levels - 1)) if resolution < 512 else 64
+
+
+def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
+    """LoRA first: PEFT freezes everything that is there when it comes. What learns is float32."""
+    method, seed = settings.method, settings.training.seed
+    unet.requires_grad_(False)
+    lora: dict[str, nn.Parameter] = {}
+    coefficients: dict[str, Coefficients] = {}
+    if "lora" in method.kind:
+        lora = add_lora(
+            unet,
+            rank=method.lora.rank,
+            alpha=float(method.lora.alpha),
+            targets=method.lora.targets,
+            dora=method.lora.dora,
+            seed=seed,
+        )
+    if "coeff" in method.kind:
+        coefficients = inject(
+            unet,
+            targets=method.coeff.targets,
+            blocks=method.coeff.blocks,
+            form=method.coeff.form,
+            seed=seed,
+            backend=method.coeff.backend,
+        )
+    for parameter in [*lora.values(), *(c.alpha for c in coefficients.values())]:
+        parameter.requires_grad_(True)
+        parameter.data = parameter.data.float()
+    return Trainables(coefficients, lora)
+
+
+def header_for(settings: Settings, trainables: Trainables, model: str, step: int) -> AdapterHeader:
+    subject, lora = settings.subject, settings.method.lora
+    return AdapterHeader(
+        format_version=FORMAT_VERSION,
+        kind=settings.method.kind,
+        base_model=model,
+        token=str(subject.token),
+        class_word=subject.class_word,
+        templates=tuple(subject.templates),
+        form=settings.method.coeff.form,
+        heads={layer: c.heads for layer, c in trainables.coefficients.items()},
+        lora=LoraHeader(rank=lora.rank, alpha=float(lora.alpha), dora=lora.dora) if trainables.lora else None,
+        trained_steps=step,
+        resolution=int(settings.training.resolution),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides a result."""
+    modules = (torch, diffusers, transformers, accelerate, peft)
+    return {"coeffdiff": __version__} | {module.__name__: str(module.__version__) for module in modules}
+
+
+def free_memory(state: PartialState) -> None:
+    """Give back what nobody holds any more, to the GPU's other users too."""
+    gc.collect()
+    if state.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,78 @@
+"""Validation pictures: made by the code of `sample`, with the adapter as it is at that step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import StableDiffusionXLPipeline
+from torch import nn
+
+from coeffdiff import sampling
+from coeffdiff.config import Settings
+from coeffdiff.console import say
+from coeffdiff.errors import CoeffDiffError
+from coeffdiff.training.prepare import free_memory
+
+
+def write_previews(
+    folder: Path,
+    settings: Settings,
+    previews: dict[str, Any],
+    parts: dict[str, Any],
+    details: dict[str, Any],
+    state: PartialState,
+    on_progress: Callable[[float], None],
+) -> list[Path]:
+    """Validation pictures with the adapter as it is now, and their grid; the network is left as it was found.
+
+    Pictures that cannot be made are said and no reason to end a run.
+    """
+    unet, vae = parts["unet"], parts["vae"]
+    validation, side = settings.validation, int(settings.training.resolution)
+    text = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipe = StableDiffusionXLPipeline(**parts, **text, add_watermarker=False)
+    requests = [sampling.Request(prompt, seed) for prompt in previews for seed in validation.seeds]
+    vae.to(state.device)
+    unet.eval()
+    try:
+        with _without_autocast(unet):
+            options = sampling.Options(
+                steps=validation.steps, guidance=validation.guidance, width=side, height=side
+            )
+            return sampling.write_pictures(
+                pipe,
+                requests,
+                options,
+                folder,
+                encoded=previews,
+                details=details,
+                overwrite=True,
+                on_progress=on_progress,
+            )
+    except (CoeffDiffError, torch.OutOfMemoryError) as error:
+        reason = "the GPU has too little memory" if isinstance(error, torch.OutOfMemoryError) else str(error)
+        say(f"hint     there are no validation pictures in {folder}: {reason}")
+        return []
+    finally:
+        unet.train()
+        vae.to("cpu")
+        free_memory(state)
+
+
+@contextmanager
+def _without_autocast(unet: nn.Module) -> Iterator[None]:
+    """Accelerate replaces the forward of what it prepares by one under autocast; pictures are made without it."""
+    wrapped = unet.__dict__.get("forward")
+    if wrapped is None:
+        yield
+        return
+    unet.__dict__["forward"] = unet.__dict__["_original_forward"]
+    try:
+        yield
+    finally:
+        unet.__dict__["forward"] = wrapped

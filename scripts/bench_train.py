@@ -90,9 +90,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from coeffdiff import backbone
     from coeffdiff.config import ModelSettings, load_settings
     from coeffdiff.method.coefficients import draw_dropout
-    from coeffdiff.training.loop import DTYPES, Trainables, clip_gradients, make_trainable
+    from coeffdiff.training.loop import clip_gradients
     from coeffdiff.training.memory import peak_gib, reset_peak
     from coeffdiff.training.objective import denoising_loss
+    from coeffdiff.training.prepare import DTYPES, Trainables, make_trainable
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -153,8 +153,8 @@ def load_pipeline(
 
     import torch
 
-    half = {name: _dtype(backbone, name, dtype) != torch.float32 for name in from_folder}
-    chosen = {name: _weights(backbone, name, half=half[name]) for name in from_folder}
+    # One variant for the whole model, the VAE included although it may be computed in float32.
+    chosen = {name: _weights(backbone, name, half=dtype != torch.float32) for name in from_folder}
     needed: dict[Source, set[str]] = {}
     for name, (_, files) in chosen.items():
         needed.setdefault(_place(backbone, name)[0], set()).update(files)
@@ -202,8 +202,7 @@ def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
     if backbone.file:
         return None
     own = [name for name in _NETWORKS if not (name == "vae" and backbone.vae)]
-    half = {name: _dtype(backbone, name, dtype) != torch.float32 for name in own}
-    found = {_weights(backbone, name, half=half[name])[0] for name in own}
+    found = {_weights(backbone, name, half=dtype != torch.float32)[0] for name in own}
     return found.pop() if len(found) == 1 else "auto"
 
 

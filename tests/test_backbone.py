@@ -241,14 +241,14 @@ def mark(found, dtype, network="unet"):
 
 
 def test_auto_takes_fp16_for_half_precision_and_plain_otherwise(saved, folder):
-    """Plain files hold 0 and fp16 files 4. The VAE loads in float32, so it takes the plain ones."""
+    """Plain files hold 0 and fp16 files 4; the VAE, computed in float32, takes the variant of the rest."""
     marked(saved, folder, None)
     marked(saved, folder, "fp16")
     found = find(folder)
     assert mark(found, torch.float32) == 0
     assert mark(found, torch.bfloat16) == mark(found, torch.float16) == 4
     assert (chosen_variant(found, torch.float32), chosen_variant(found, torch.bfloat16)) == (None, "fp16")
-    assert mark(found, torch.float16, "vae") == 0
+    assert mark(found, torch.float16, "vae") == 4
 
 
 def test_auto_takes_what_is_there(saved_fp16, saved):

@@ -214,6 +214,28 @@ def test_the_log_has_one_line_a_step_and_forgets_what_a_resume_repeats():
     assert lines[0]["grad_norm"] == {"coeff": None}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_log_on_a_full_disk_is_one_sentence():
+    """The failed line is told once; closing the file, which fails again, adds nothing."""
+    with pytest.raises(TrainingError, match=r"The log .* cannot be written: No space left"):  # noqa: SIM117
+        with StepLog(Path("log.jsonl"), 0) as log:
+            log._file.close()
+            log._file = open("/dev/full", "a")  # noqa: PTH123, SIM115
+            log.write({"step": 1})
+
+
+def test_a_run_folder_that_cannot_be_written_is_not_left_behind(monkeypatch):
+    """The disk is full when config.yaml is written: one sentence, no empty folder."""
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "save_settings", full)
+    with pytest.raises(ConfigError, match="run cannot be written: No space left on device"):
+        claim(RunFolder(Path("run")), Settings())
+    assert not Path("run").exists()
+
+
 def test_other_processes_write_no_log():
     """With writes=False nothing appears."""
     with StepLog(Path("log.jsonl"), 0, writes=False) as log:

@@ -16,7 +16,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +118,9 @@ def claim(run: RunFolder, settings: Settings) -> None:
             f"{run.path} has just been taken by another run; start again or name an --output."
         ) from None
     except OSError as error:
+        with suppress(OSError):
+            (run.path / "checkpoints").rmdir()
+            run.path.rmdir()
         raise ConfigError(f"The run folder {run.path} cannot be written: {error.strerror}.") from None
 
 
@@ -249,7 +252,8 @@ class StepLog:
 
     def __exit__(self, *_: object) -> None:
         if self._file:
-            self._file.close()
+            with suppress(OSError):  # on a full disk the line that could not be written has been told already
+                self._file.close()
 
     def write(self, line: dict[str, Any]) -> None:
         """Numbers that are not finite become null, as JSON has none. Raises: TrainingError if the disk is full."""

@@ -73,19 +73,15 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
         device_type=state.device.type,
         bf16=state.device.type == "cuda" and torch.cuda.is_bf16_supported(),
     )
-    launched = os.environ.get(
-        "ACCELERATE_MIXED_PRECISION", "no"
-    )  # what accelerate launch or its config asks for
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # by accelerate launch or its config
     if settings.training.precision == "auto" and launched in ("fp16", "bf16"):
         settings = settings.model_copy(deep=True)
         settings.training.precision = "fp16" if launched == "fp16" else "bf16"
     settings, chosen = resolve_auto(settings, facts)
     if settings.model.variant == "auto":
         variant = backbone.chosen_variant(base, DTYPES[settings.training.precision])
-        settings, chosen = (
-            with_values(settings, {"model.variant": variant}),
-            chosen | {"model.variant": variant},
-        )
+        settings = with_values(settings, {"model.variant": variant})
+        chosen["model.variant"] = variant
     if settings.training.precision == "fp16" and state.device.type != "cuda":
         raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
     return settings, chosen
@@ -212,6 +208,7 @@ def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
 
 
 def header_for(settings: Settings, trainables: Trainables, model: str, step: int) -> AdapterHeader:
+    """What the adapter will say of itself after `step` steps on `model`."""
     subject, lora = settings.subject, settings.method.lora
     return AdapterHeader(
         format_version=FORMAT_VERSION,

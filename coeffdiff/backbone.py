@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from coeffdiff.config import SDXL_BASE, ModelSettings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ModelError
+from coeffdiff.pocket import POCKET, shipped
 
 if TYPE_CHECKING:
     import torch
@@ -96,13 +97,10 @@ def find_backbone(model: ModelSettings) -> Backbone:
 
     Raises: ModelError, if there is no such model, it is not SDXL, it is damaged, or it cannot be had offline.
     """
-    if model.name == "pocket":
-        raise ModelError(
-            "The pocket model is not part of this version; pass --model with a hub id, a diffusers folder or a "
-            ".safetensors file of an SDXL model (a folder that is called pocket: ./pocket)."
-        )
     path = Path(model.name).expanduser()
-    if path.is_dir():
+    if model.name == POCKET:  # a folder of that name in the working directory is ./pocket
+        backbone = Backbone(POCKET, "folder", Source(POCKET, shipped(POCKET)), None)
+    elif path.is_dir():
         name = str(path.resolve())
         backbone = Backbone(name, "folder", Source(name, path.resolve()), model.variant or None)
     elif path.exists():

@@ -104,7 +104,7 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Hub id, diffusers folder or .safetensors file. (default: SDXL base 1.0)"),
+        typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
     ] = None,
     method: Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")] = None,
@@ -263,6 +263,44 @@ def sample(
     else:
         for file in files:
             print(file)
+
+
+@app.command()
+@_answers
+def demo(
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for all of it. (default: demo, or the next free)")
+    ] = None,
+    subject: Annotated[
+        str, typer.Option(help="Which of the made-up subjects is learned.")
+    ] = "grey_sloth_plushie",
+    method: Annotated[Method, typer.Option(help="What is trained.")] = "coeff+lora",
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of the pictures.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Photos, training and pictures on a small model that comes along: no network, no GPU, a few minutes."""
+    from coeffdiff.demo import demo as run_demo
+    from coeffdiff.demo import readable_size
+
+    result = run_demo(output, subject=subject, method=method, steps=steps, seed=seed)
+    if as_json:
+        print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
+        return
+    word = result.class_word
+    say(f"done in {duration(result.seconds)}")
+    say(f"photos   {result.photos}")
+    say(f"adapter  {result.adapter} ({readable_size(result.adapter_bytes)}, the only thing to keep or share)")
+    say(f"pictures {result.pictures}, each with its recipe; all in one, to be opened first:")
+    print(result.figure)
+    say(
+        f"""
+More of these:
+    coeffdiff sample --adapter {result.run} --prompt "a photo of <V> {word} at night" -n 4
+With your own photos, and SDXL in place of the small model (a download of 7 GB, and a GPU to be quick):
+    coeffdiff train --images YOUR_PHOTOS/ --token sks --class-word "stuffed animal"
+    coeffdiff sample --prompt "a photo of <V> stuffed animal in the snow" -n 4"""
+    )
 
 
 def _read_prompts(file: Path | None) -> list[str]:

@@ -49,7 +49,8 @@ class Section(BaseModel):
 
 class ModelSettings(Section):
     name: str = Field(
-        SDXL_BASE, description="hub id, diffusers folder or single .safetensors file of an SDXL model"
+        SDXL_BASE,
+        description="an SDXL model: hub id, diffusers folder or single .safetensors file; or pocket, which ships",
     )
     variant: str | None = Field(
         "auto", description="file variant such as fp16; auto takes fp16 where it is there"

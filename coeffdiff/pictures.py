@@ -1,4 +1,4 @@
-"""Pictures as files and sheets: PNGs that carry their recipe, and labelled grids. Nothing here needs torch."""
+"""Pictures as files and sheets: PNGs that carry their recipe, labelled grids, figures. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
 
 _GAP = 8  # pixels between everything
 _INK, _PAPER, _EMPTY = (34, 34, 34), (255, 255, 255), (236, 236, 236)
+_SOFT, _SHEET = (112, 110, 106), (252, 251, 249)  # of figures: grey ink, and paper a little warmer than white
 
 
 def labelled_grid(
@@ -118,7 +120,7 @@ def labelled_grid(
     _write(draw, titles, round(points * 1.3), round(line * 1.3), _GAP, _GAP)
     for column, lines in enumerate(heads):
         x = _GAP + left + column * (cell + _GAP) + cell // 2
-        _write(draw, lines, points, line, x, top + head - len(lines) * line, centred=True)
+        _write(draw, lines, points, line, x, top + head - len(lines) * line, anchor="ma")
     y = first
     for label, pictures, height in zip(labels, scaled, heights, strict=True):
         _write(draw, label, points, line, _GAP, y + (height - len(label) * line) // 2)
@@ -133,13 +135,90 @@ def labelled_grid(
     return grid
 
 
-def fitted(image: Image.Image, cell: int) -> Image.Image:
-    """The picture with its longer side at `cell` pixels; small ones grow by whole pixels, so that they stay sharp."""
+@dataclass(frozen=True)
+class Band:
+    """A row of a figure: what it is, more about it in grey behind that, pictures, and a few words over each."""
+
+    heading: str
+    pictures: Sequence[Image.Image]
+    note: str = ""
+    columns: Sequence[str] = ()
+
+
+def figure(
+    bands: Sequence[Band], *, title: str, facts: str = "", footer: str = "", cell: int = 256
+) -> Image.Image:
+    """A sheet to show: a title, facts in grey, bands as wide as the longest, and its origin in small print.
+
+    Letters are large against the pictures, so that they can be read on a page that shows half the size.
+
+    Args:
+        cell: side in pixels of a picture in the longest band; in shorter ones they are up to a quarter larger.
+    """
+    points, gap, margin = max(12, round(cell * 0.09)), round(cell * 0.055), round(cell * 0.16)
+    width = max([1, *(len(band.pictures) for band in bands)]) * (cell + gap) - gap
+    blocks = [(margin, _paragraph(title, round(points * 1.6), width, bold=True))]  # each after so much space
+    if facts:
+        blocks.append((round(points * 0.4), _paragraph(facts, points, width, _SOFT)))
+    for band in bands:
+        blocks.append((round(points * 1.6), _band(band, points, width, gap, round(cell * 1.25))))
+    if footer:
+        blocks.append((round(points * 1.2), _paragraph(footer, round(points * 0.75), width, _SOFT)))
+    height = sum(space + block.height for space, block in blocks) + margin
+    sheet = Image.new("RGB", (width + 2 * margin, height), _SHEET)
+    y = 0
+    for space, block in blocks:
+        sheet.paste(block, (margin, y + space))
+        y += space + block.height
+    return sheet
+
+
+def _paragraph(
+    text: str, points: int, width: int, ink: tuple[int, int, int] = _INK, bold: bool = False
+) -> Image.Image:
+    line = round(points * 1.35)
+    lines = _wrapped(text, points, width, 4)
+    block = Image.new("RGB", (width, len(lines) * line), _SHEET)
+    _write(ImageDraw.Draw(block), lines, points, line, 0, 0, ink=ink, bold=bold)
+    return block
+
+
+def _band(band: Band, points: int, width: int, gap: int, most: int) -> Image.Image:
+    """Heading and note on one line, then the words over the pictures, then the pictures, `most` pixels at most."""
+    pitch = min(most + gap, (width + gap) / max(1, len(band.pictures)))  # from one picture to the next
+    side = math.floor(pitch) - gap
+    large, line = round(points * 1.15), round(points * 1.3)
+    heading = _wrapped(band.heading, large, width, 1)
+    behind = round(_font_for(band.heading, large).getlength("".join(heading)) + points * 0.8)
+    note = _wrapped(band.note, points, max(1, width - behind), 1)
+    heads = [_wrapped(text, points, side, 3) for text in band.columns]
+    head = max((len(lines) for lines in heads), default=0) * line
+    pictures = [fitted(picture, side, smoothly=True) for picture in band.pictures]
+    top = round(large * 1.6) + (round(points * 0.3) + head if head else 0)
+    block = Image.new("RGB", (width, top + max((p.height for p in pictures), default=0)), _SHEET)
+    draw = ImageDraw.Draw(block)
+    _write(draw, heading, large, line, 0, large, anchor="ls", bold=True)
+    _write(draw, note, points, line, behind, large, anchor="ls", ink=_SOFT)
+    for column, lines in enumerate(heads):
+        y = top - round(points * 0.25) - len(lines) * line
+        _write(draw, lines, points, line, round(column * pitch), y)
+    for column, picture in enumerate(pictures):
+        block.paste(picture, (round(column * pitch), top))
+    return block
+
+
+def fitted(image: Image.Image, cell: int, smoothly: bool = False) -> Image.Image:
+    """The picture with its longer side at `cell` pixels.
+
+    Small ones grow by whole pixels, so that they stay sharp, or smoothly to the full cell.
+    """
     ratio = cell / max(image.size)
-    grows = ratio >= 2
-    ratio = math.floor(ratio) if grows else min(ratio, 1.0)
+    resampling = Image.Resampling.LANCZOS
+    if not smoothly and ratio >= 2:
+        ratio, resampling = math.floor(ratio), Image.Resampling.NEAREST
+    elif not smoothly:
+        ratio = min(ratio, 1.0)
     size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
-    resampling = Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS
     return image.convert("RGB").resize(size, resampling)
 
 
@@ -175,11 +254,22 @@ def _wrapped(text: str, points: int, width: int, most: int) -> list[str]:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, lines: list[str], points: int, line: int, x: int, y: int, centred: bool = False
+    draw: ImageDraw.ImageDraw,
+    lines: list[str],
+    points: int,
+    line: int,
+    x: int,
+    y: int,
+    *,
+    anchor: str = "la",
+    ink: tuple[int, int, int] = _INK,
+    bold: bool = False,
 ) -> None:
+    """Lines, `line` pixels apart; anchor in Pillow's letters. Pillow's font has one weight: bold ones are outlined."""
     font = _font_for(" ".join(lines), points)
     for number, text in enumerate(lines):
-        draw.text((x, y + number * line), text, _INK, font, anchor="ma" if centred else "la")
+        at = (x, y + number * line)
+        draw.text(at, text, ink, font, anchor=anchor, stroke_width=points / 60 if bold else 0)
 
 
 def _font_for(text: str, points: int) -> Any:

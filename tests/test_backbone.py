@@ -31,6 +31,7 @@ from coeffdiff.backbone import (
 )
 from coeffdiff.config import ModelSettings
 from coeffdiff.errors import ModelError
+from coeffdiff.pocket import shipped
 from coeffdiff.pocket.model import build_pipeline, parameter_count, save_random, tokenizer_pair
 
 NETWORKS = ("text_encoder", "text_encoder_2", "vae", "unet")
@@ -309,13 +310,35 @@ def test_vaes_that_do_not_fit_are_refused(saved, folder, tmp_path):
     assert "me/vae is no folder here and not complete in the cache" in sentence(find, saved, vae="me/vae")
 
 
+# --- the model that ships ---------------------------------------------------------------------------------------
+
+
+def test_pocket_is_in_the_package(tmp_path, monkeypatch):
+    """Wherever one is, and even beside a folder of that name, which is ./pocket."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pocket").mkdir()
+    backbone = find("pocket")
+    assert backbone.name == "pocket" and backbone.source.folder == shipped("pocket")
+    assert native_resolution(backbone) == 128 and vae_factor(backbone) == 8
+    pipe = load_pipeline(backbone, dtype=torch.float32)
+    assert {network.dtype for network in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)} == {
+        torch.float32
+    }
+    with pytest.raises(ModelError, match=r"model_index\.json"):
+        find("./pocket")
+
+
+def test_an_installation_without_the_weights_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr("coeffdiff.pocket.WEIGHTS", tmp_path)
+    assert "lacks" in sentence(find, "pocket") and "install it again" in sentence(find, "pocket")
+
+
 # --- names and folders that are no SDXL ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("pocket", "The pocket model is not part of this version"),
         ("./nowhere", "There is no model folder or file ./nowhere"),
         ("/no/where/model.safetensors", "There is no model folder or file /no/where/model.safetensors"),
         ("a/b/c", "There is no model folder or file a/b/c"),

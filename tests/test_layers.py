@@ -16,9 +16,10 @@ ORDER = [
     {"pocket"},
     {"backbone"},
     {"data"},
-    {"sampling"},
+    {"sampling", "metrics"},
     {"estimate"},
     {"training"},
+    {"demo"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,4 +1,4 @@
-"""PNGs that carry their recipe, and labelled grids."""
+"""PNGs that carry their recipe, labelled grids, and figures."""
 
 from __future__ import annotations
 
@@ -133,9 +133,49 @@ def test_pictures_are_fitted_into_their_cells():
     assert pictures.fitted(filled("red", (100, 50)), 256).size == (200, 100)
     assert pictures.fitted(filled("red", (200, 50)), 256).size == (200, 50)
     assert pictures.fitted(Image.new("LA", (4096, 1)), 64).size == (64, 1)
+    assert pictures.fitted(filled("red", (100, 50)), 256, smoothly=True).size == (256, 128)
 
 
 def test_an_empty_grid_is_a_picture():
     """No rows, or rows without pictures."""
     assert pictures.labelled_grid([]).width > 0
     assert pictures.labelled_grid([("nothing", [])], title="empty").height > 0
+
+
+def test_a_figure_of_known_pictures():
+    """Three pictures of a cell, then two a quarter larger: at their places on light paper, words above them."""
+    rows = [
+        pictures.Band("first", [filled("red"), filled("lime"), filled("blue")], "a note", ["a", "b", "c"]),
+        pictures.Band("second", [filled("red", (256, 256)), filled("blue", (256, 256))]),
+    ]
+    sheet = np.asarray(pictures.figure(rows, title="Title", facts="facts", footer="footer", cell=100)).astype(
+        int
+    )
+    paper = sheet[0, 0]
+    assert (paper > 240).all()
+    assert sheet.shape[1] == 16 + 3 * 100 + 2 * 6 + 16
+    lime = (sheet == (0, 255, 0)).all(2)
+    top, left = np.argwhere(lime)[0]
+    assert (left, lime.sum()) == (16 + 106, 100 * 100)
+    assert (sheet[top : top + 100, 16:116] == (255, 0, 0)).all()
+    assert (sheet[top : top + 100, 228:328] == (0, 0, 255)).all()
+    for column in (16, 122, 228):
+        assert (sheet[top - 20 : top, column : column + 100] < 100).any()
+    below = sheet[top + 100 :]
+    red = np.argwhere((below == (255, 0, 0)).all(2))
+    assert (red.max(0) - red.min(0) + 1 == 125).all() and red[0][1] == 16
+    assert (below[red[0][0], 16 + 131 : 16 + 131 + 125] == (0, 0, 255)).all()
+    assert (below[red.max(0)[0] + 1 :] < 200).any()  # the footer
+
+
+def test_words_of_a_figure_stay_on_it():
+    """Whatever its length and script, text keeps to the width; the same figure is made twice."""
+    for text in ("words " * 200, "w" * 900, "猫" * 300, "", "line\n" * 40, "\0\ud800"):
+        rows = [pictures.Band(text, [filled("red")], text, [text])]
+        made = [pictures.figure(rows, title=text, facts=text, footer=text, cell=128) for _ in range(2)]
+        assert made[0].tobytes() == made[1].tobytes()
+        sheet = np.asarray(made[0]).astype(int)
+        assert sheet.shape[1] == 128 + 2 * 20
+        assert (sheet[:, :10] == sheet[0, 0]).all() and (sheet[:, -10:] == sheet[0, 0]).all()
+    for rows in ([], [pictures.Band("empty", [])]):
+        assert pictures.figure(rows, title="nothing").width > 256

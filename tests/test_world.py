@@ -200,12 +200,12 @@ def test_moving_the_object_moves_its_mask_and_nothing_else():
 
 
 def test_the_mask_is_where_the_object_is():
-    """Repainting the object changes pixels inside the mask only."""
+    """Repainting the object changes pixels inside the mask only, but for what the lens spreads: next to nothing here."""
     scene = sample_scene(8, kind="teapot", pattern="plain", colour="red", setting="in the kitchen")
     blue = {**scene.look.colours, "body": (0.1, 0.2, 0.9)}
     images, masks = render([scene, replace(scene, look=dataclasses.replace(scene.look, colours=blue))], 64)
     changed = (images[0] - images[1]).abs().amax(0)
-    assert changed[masks[0, 0] == 0].max() < 1e-4
+    assert changed[masks[0, 0] == 0].max() < 1e-3
     assert changed[masks[0, 0] == 1].mean() > 0.2
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.trainers import BpeTrainer
 
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ConfigError
@@ -48,24 +54,27 @@ class Size:
 
 def _unet(
     *,
-    channels: tuple[int, int, int],
-    heads: tuple[int, int, int],
-    depths: tuple[int, int, int],
+    channels: tuple[int, ...],
+    heads: tuple[int, ...],
+    depths: tuple[int, ...],
     groups: int,
     text_width: int,
     pooled_width: int,
     time_id_width: int,
     sample_size: int,
+    layers: int = 2,
 ) -> dict[str, Any]:
+    """Three levels, of which the first has no attention, as in SDXL; of two levels both have it."""
+    plain = len(channels) - 2
     return {
         "sample_size": sample_size,
         "in_channels": 4,
         "out_channels": 4,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "down_block_types": ("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * 2,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * plain,
         "block_out_channels": channels,
-        "layers_per_block": 2,
+        "layers_per_block": layers,
         "norm_num_groups": groups,
         "transformer_layers_per_block": depths,
         # Despite its name diffusers reads this as the number of heads.
@@ -134,6 +143,24 @@ SIZES: dict[str, Size] = {
         text=_text(vocabulary=514, width=20, layers=2, heads=5, projection=20, activation="quick_gelu"),
         text_2=_text(vocabulary=514, width=28, layers=3, heads=4, projection=36, activation="gelu"),
     ),
+    # What the package ships, see build.py. Two levels, so that 16 x 16 and 8 x 8 both have attention; many narrow
+    # heads, so that there is something to mix.
+    "pocket": Size(
+        unet=_unet(
+            channels=(96, 160),
+            heads=(6, 10),
+            depths=(1, 1),
+            layers=1,
+            groups=8,
+            text_width=96 + 128,
+            pooled_width=128,
+            time_id_width=32,
+            sample_size=16,
+        ),
+        vae=_vae(channels=(24, 48, 96, 128), layers=1, groups=4, scaling=1.0, sample_size=128),
+        text=_text(vocabulary=768, width=96, layers=3, heads=4, projection=128, activation="quick_gelu"),
+        text_2=_text(vocabulary=768, width=128, layers=3, heads=4, projection=128, activation="gelu"),
+    ),
     # The public configs of stabilityai/stable-diffusion-xl-base-1.0.
     "sdxl": Size(
         unet=_unet(
@@ -189,20 +216,45 @@ def text_configs(size: str) -> tuple[CLIPTextConfig, CLIPTextConfig]:
     return CLIPTextConfig(**found.text), CLIPTextConfig(**found.text_2)
 
 
-def tokenizer_pair() -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """Two CLIP tokenizers over bytes, without merges: any text encodes, one token a byte, and nothing is unknown.
+def tokenizer_pair(words: Sequence[str] = ()) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Two CLIP tokenizers over bytes, with merges that make one token of each of `words`: any text encodes.
 
-    The ids are CLIP's first 512 (the 256 bytes, then the same as the last byte of a word), then begin and end of
-    text, which is the highest id. The first pads with end of text and the second with "!" (id 0), as in SDXL.
+    The ids are CLIP's first 512 (the 256 bytes, then the same as the last byte of a word), then what was merged,
+    then begin and end of text, which is the highest id. The first pads with end of text and the second with "!"
+    (id 0), as in SDXL. Without words there are no merges: one token a byte.
     """
     symbols = _byte_symbols()
-    words = [*symbols, *(symbol + "</w>" for symbol in symbols), BEGIN, END]
-    vocabulary = {word: number for number, word in enumerate(words)}
+    merges = _merges(words, symbols)
+    known = [
+        *symbols,
+        *(symbol + "</w>" for symbol in symbols),
+        *("".join(pair) for pair in merges),
+        BEGIN,
+        END,
+    ]
+    vocabulary = {word: number for number, word in enumerate(known)}
     first, second = (
-        CLIPTokenizer(vocab=dict(vocabulary), merges=[], pad_token=pad, model_max_length=MAX_TOKENS)
+        CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=pad, model_max_length=MAX_TOKENS)
         for pad in (END, "!")
     )
     return first, second
+
+
+def _merges(words: Sequence[str], symbols: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges in order, learned until each word is whole."""
+    if not words:
+        return []
+    learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = WhitespaceSplit()
+    trainer = BpeTrainer(
+        vocab_size=2 * len(symbols) + sum(map(len, words)),  # more than it can need
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=list(symbols),
+        show_progress=False,
+    )
+    learner.train_from_iterator(sorted(words), trainer)
+    return [(first, second) for first, second in json.loads(learner.to_str())["model"]["merges"]]
 
 
 def _byte_symbols() -> list[str]:
@@ -245,7 +297,7 @@ def build_pipeline(
         prediction_type: goes into the scheduler's config.
     Raises: ConfigError for an unknown size or prediction type.
     """
-    scheduler = _scheduler(prediction_type)
+    scheduler = euler_scheduler(prediction_type)
     tokenizer, tokenizer_2 = tokenizer_pair()
     return StableDiffusionXLPipeline(
         **{name: _fill(network, (name, seed), dtype) for name, network in _networks(size).items()},
@@ -273,7 +325,7 @@ def save_random(
     Raises: ConfigError if the folder exists or cannot be written.
     """
     folder = Path(folder)
-    size_named(size), _scheduler(prediction_type)  # refused before minutes of drawing
+    size_named(size), euler_scheduler(prediction_type)  # refused before minutes of drawing
     refuse_existing(folder)
     try:
         with appearing(folder) as unfinished, quiet_libraries():
@@ -292,7 +344,8 @@ def refuse_existing(folder: Path) -> None:
         raise ConfigError(f"{folder} already exists; nothing is overwritten, so give a folder that does not.")
 
 
-def _scheduler(prediction_type: str) -> EulerDiscreteScheduler:
+def euler_scheduler(prediction_type: PredictionType = "epsilon") -> EulerDiscreteScheduler:
+    """SDXL's own. Raises: ConfigError for an unknown prediction type."""
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ConfigError(f"The prediction type {prediction_type!r} is neither epsilon nor v_prediction.")
     return EulerDiscreteScheduler(**_SCHEDULER, prediction_type=prediction_type)

@@ -34,6 +34,9 @@ PATTERNS = ("plain", "striped", "dotted", "checkered", "wooden", "shiny")
 MARK_SHAPES = ("disc", "star", "heart", "ring", "bar", "smile", "bolt", "band", "zigzag", "spiral", "half")
 
 FIELD_OF_VIEW = 36.0  # degrees
+# Standard deviations, as shares of the picture's side.
+BACKDROP_BLUR = 1.6 / 128  # of everything behind and under the object
+LENS_BLUR = 0.5 / 128  # of the whole picture
 
 
 # --- what is drawn ----------------------------------------------------------------------------------
@@ -896,14 +899,29 @@ def _compose(
         shadow=ground[:, 0], ao=ground[:, 1], near=ground[:, 2],
         mirror=F.interpolate(mirror[part], size=(full, full), mode="bilinear", align_corners=False) if afloat else None,
     )  # fmt: skip
-    picture = place.paint(view)
+    # The lens is focused on the object, and wide open: that is how things are photographed.
+    # At the picture's own resolution: nothing finer is left of it anyway.
+    soft = _blurred(F.avg_pool2d(place.paint(view), fine), BACKDROP_BLUR * (full // fine))
+    picture = F.interpolate(soft, size=(full, full), mode="bilinear", align_corners=False)
     own = cover[part]
     picture = picture * (1.0 - own) + colour[part].transpose(0, 1)
     if place.foreground is not None:
         paint, weight = place.foreground(view)
         picture = mix(picture, paint, weight)
-    picture = _develop(picture).transpose(0, 1)
-    return F.avg_pool2d(picture, fine) ** (1.0 / 2.2), F.avg_pool2d(own[:, None], fine)
+    picture = F.avg_pool2d(_develop(picture).transpose(0, 1), fine)
+    picture = _blurred(picture, LENS_BLUR * (full // fine))
+    return picture ** (1.0 / 2.2), F.avg_pool2d(own[:, None], fine)
+
+
+def _blurred(picture: Tensor, sigma: float) -> Tensor:
+    """[A, B, h, w] under a Gaussian of sigma pixels, edges continued."""
+    reach = math.ceil(2.5 * sigma)
+    steps = torch.arange(-reach, reach + 1, device=picture.device, dtype=picture.dtype)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    flat = F.pad(picture.flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")
+    flat = F.conv2d(F.conv2d(flat, kernel[None, None, None]), kernel[None, None, :, None])
+    return flat.view_as(picture)
 
 
 def _develop(light: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from coeffdiff.seeding import stable_seed
 
 __all__ = [
     "COLOURS", "KINDS", "PATTERNS", "SETTINGS", "Camera", "Light", "Look", "Mark", "Scene", "article", "caption",
-    "in_ranges", "render", "sample_scene", "vocabulary",
+    "in_ranges", "mentioned", "render", "sample_scene", "vocabulary",
 ]  # fmt: skip
 
 SETTINGS = tuple(PLACES)
@@ -161,11 +161,11 @@ def sample_scene(seed: int, **fixed: Any) -> Scene:
     shape = {name: _between(r, bounds) for name, bounds in thing.ranges.items()} | dict(
         fixed.get("shape", {})
     )
-    size = given("size", lambda r: r.uniform(0.82, 1.0))
+    size = given("size", lambda r: r.uniform(0.80, 0.96))
     camera = given(
         "camera",
         lambda r: Camera(
-            r.uniform(-22, 22), _between(r, place.elevation), r.uniform(3.2, 3.9), r.uniform(0.42, 0.60)
+            r.uniform(-22, 22), _between(r, place.elevation), r.uniform(2.8, 3.4), r.uniform(0.42, 0.60)
         ),
     )
     light = given(
@@ -262,6 +262,22 @@ def caption(scene: Scene, seed: int | str = 0) -> str:
     if plan < 0.93:
         return lot.choice(_THING_ONLY).format(thing=article(scene.kind))
     return lot.choice(_SETTING_ONLY).format(setting=setting)
+
+
+def mentioned(scene: Scene, text: str) -> dict[str, str]:
+    """What a caption of a scene says of it: the attributes (kind, colour, pattern, setting) that it names.
+
+    Settings hold words for colours ("on top of a white rug"), which say nothing of the object.
+    """
+    said = {}
+    if scene.setting in text:
+        said["setting"] = scene.setting
+    words = f" {text.replace(scene.setting, ' ').replace(',', ' ')} "
+    for name in ("kind", "colour", "pattern"):
+        value = getattr(scene, name)
+        if value and f" {value} " in words:
+            said[name] = value
+    return said
 
 
 def vocabulary() -> tuple[str, ...]:

@@ -1,0 +1,259 @@
+"""demo(): photos of a made-up subject -> adapter -> one labelled picture, by the code that teaches SDXL."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from coeffdiff import __version__, backbone, sampling
+from coeffdiff.config import load_settings
+from coeffdiff.console import duration, progress, say
+from coeffdiff.errors import ConfigError, LaunchError
+from coeffdiff.files import appearing
+from coeffdiff.method.adapter import load_adapter, read_coefficients, read_lora
+from coeffdiff.pictures import Band, figure, save_png
+from coeffdiff.pocket import POCKET
+from coeffdiff.pocket.subjects import (
+    DEV,
+    EVAL,
+    PHOTO_SETTINGS,
+    Subject,
+    photo_scenes,
+    write_photos,
+)
+from coeffdiff.pocket.world import article
+from coeffdiff.training import loop
+from coeffdiff.training.launch import start_processes
+
+FOLDER = Path("demo")  # or demo-2, demo-3, ... where there is one already
+TOKEN = "sks"
+PLACES = 6
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a demo leaves: paths, and what its figure says. seconds is the wall time of it all."""
+
+    folder: Path
+    figure: Path
+    photos: Path
+    run: Path
+    adapter: Path
+    pictures: Path
+    subject: str
+    class_word: str
+    method: str
+    steps: int
+    trained_numbers: int
+    adapter_bytes: int
+    training_seconds: float
+    seconds: float
+
+
+def demo(
+    folder: Path | None = None,
+    *,
+    subject: str = DEV[0].name,
+    method: str = "coeff+lora",
+    steps: int | None = None,
+    seed: int = 0,
+    denoising_steps: int = sampling.Options.steps,
+) -> Result:
+    """Teach the pocket model a subject that it does not know, and show it in places that no photo shows.
+
+    Args:
+        folder: must be free; by default `demo`, or the next free `demo-N`.
+        subject: a name of DEV.
+        steps: of training; by default what training takes for so small a model.
+        seed: of training and of the first picture, the next has the next; the photos are always the same five.
+        denoising_steps: of each picture.
+    Raises: ConfigError, before anything is written, for a subject, folder or setting that cannot be; Interrupted
+        after Ctrl-C in training; and what else train and generate raise.
+    """
+    begun = time.monotonic()
+    # 1. What is asked for, checked before anything is slow or written
+    individual = _subject_named(subject)
+    folder, places, word = _free(folder), new_places(individual), individual.class_word
+    options = sampling.Options(steps=denoising_steps, batch_size=PLACES)
+    photos, pictures = folder / "photos", folder / "pictures"
+    values: dict[str, Any] = {
+        "model.name": POCKET,
+        "subject.images": str(photos),
+        "subject.token": TOKEN,
+        "subject.class_word": word,
+        "method.kind": method,
+        "training.steps": steps,
+        "training.seed": seed,
+        "validation.prompts": [],  # its pictures are made here, beside those of the base model
+        "output": str(folder / "run"),
+    }
+    settings = load_settings(None, values)
+    base = backbone.find_backbone(settings.model)
+    if start_processes().num_processes > 1:
+        raise LaunchError("The demo is the work of one process; start it without accelerate launch.")
+
+    # 2. Photos, and an ordinary run on them
+    say(f"demo     {folder}: {individual.name}, {article(word)} that the model does not know")
+    _photograph(individual, photos)
+    run = loop.train(settings)
+
+    # 3. The same places and the same noise, without the adapter and with it
+    device, dtype = sampling.choose_device()
+    pipe = backbone.load_pipeline(base, dtype=dtype)
+    sampling.prepare_device(pipe, device)
+    made: dict[str, list[Image.Image]] = {}
+    with progress("sampling", 2 * PLACES) as bar:
+        for name, thing in (("base", article(word)), ("adapter", f"{TOKEN} {word}")):
+            if name == "adapter":
+                load_adapter(pipe, run.adapter)
+                sampling.prepare_device(pipe, device)  # what came is still on the CPU
+
+            def told(part: float, before: int = len(made) * PLACES) -> None:
+                bar(before + part)
+
+            prompts = {place: f"a photo of {thing} {place}" for place in places}
+            made[name] = _pictures(pipe, prompts, seed, options, pictures / name, told)
+
+    # 4. What it came to
+    numbers, size = _measured(run.adapter)
+    result = Result(
+        folder=folder,
+        figure=folder / "demo.png",
+        photos=photos,
+        run=run.run,
+        adapter=run.adapter,
+        pictures=pictures,
+        subject=individual.name,
+        class_word=word,
+        method=method,
+        steps=run.steps,
+        trained_numbers=numbers,
+        adapter_bytes=size,
+        training_seconds=run.seconds,
+        seconds=time.monotonic() - begun,
+    )
+    save_png(_sheet(result, made, places, seed, device, backbone.unet_parameters(base)), result.figure)
+    return result
+
+
+def _sheet(
+    result: Result,
+    made: Mapping[str, list[Image.Image]],
+    places: Sequence[str],
+    seed: int,
+    device: torch.device,
+    unet: int,
+) -> Image.Image:
+    """The photos over the base model's pictures over the adapter's; unet: how many numbers the base model's has."""
+    word, threads = result.class_word, torch.get_num_threads()
+    where = f"a {device.type} GPU" if device.type != "cpu" else f"{threads} CPU thread{'s' * (threads > 1)}"
+    known, learned = f"a photo of {article(word)} {places[0]}", f"a photo of {TOKEN} {word} {places[0]}"
+    return figure(
+        [
+            Band("Photos", _opened(result.photos), "all that training sees"),
+            Band("Base model", made["base"], f'"{known}", ...', places),
+            Band("With the adapter", made["adapter"], f'"{learned}", ... from the same noise'),
+        ],
+        title=f"{article(word).capitalize()}, learned from five photos, in places that none of them shows",
+        facts=f"{result.method}: {result.trained_numbers:,} numbers, trained for {result.steps} steps in "
+        f"{duration(result.training_seconds)} on {where}; an adapter of {readable_size(result.adapter_bytes)}\n"
+        f"Base model: {POCKET}, SDXL's architecture with {unet:,} numbers in its UNet",
+        footer=f"coeffdiff demo --subject {result.subject} --method {result.method} --steps {result.steps} "
+        f"--seed {seed}\n"
+        f"coeffdiff {__version__}, torch {torch.__version__}, {datetime.date.today().isoformat()}",
+    )
+
+
+def new_places(subject: Subject, count: int = PLACES) -> tuple[str, ...]:
+    """Settings that the subject's photos do not show, of those in which it can be seen well."""
+    shown = {scene.setting for scene in photo_scenes(subject)}
+    return tuple(setting for setting in PHOTO_SETTINGS if setting not in shown)[:count]
+
+
+def readable_size(size: int) -> str:
+    """274000 -> '274 KB'."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(1, round(size / 1e3))} KB"
+
+
+def _subject_named(name: str) -> Subject:
+    """Raises: ConfigError for one that does not exist, or that is not for this."""
+    known = {subject.name: subject for subject in DEV}
+    if name in known:
+        return known[name]
+    names = ", ".join(known)
+    if any(name == subject.name for subject in EVAL):
+        raise ConfigError(
+            f"{name} is held back: the comparison of methods needs subjects that nothing else has trained on. "
+            f"The demo has {names}."
+        )
+    near = difflib.get_close_matches(name, known, 1)
+    raise ConfigError(
+        f"There is no subject {name!r}.{f' Did you mean {near[0]}?' if near else ''} The demo has {names}."
+    )
+
+
+def _free(folder: Path | None) -> Path:
+    """The folder, or the next free name. Raises: ConfigError if what was asked for holds something already."""
+
+    def is_free(path: Path) -> bool:
+        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+    if folder is None:
+        names = (FOLDER if n == 1 else FOLDER.with_name(f"{FOLDER.name}-{n}") for n in itertools.count(1))
+        return next(path for path in names if is_free(path))
+    if not is_free(folder):
+        raise ConfigError(f"{folder} is not empty; name another --output. Nothing was changed.")
+    return folder
+
+
+def _photograph(subject: Subject, folder: Path) -> None:
+    """All photos or none. Raises: ConfigError if the disk refuses."""
+    was_there = folder.parent.exists()
+    try:
+        with appearing(folder) as unfinished:
+            write_photos(subject, unfinished)
+    except OSError as error:
+        if not was_there:  # appearing has made it
+            with suppress(OSError):
+                folder.parent.rmdir()
+        raise ConfigError(f"The photos {folder} cannot be written: {error.strerror or error}.") from None
+
+
+def _pictures(
+    pipe: Any,
+    prompts: Mapping[str, str],
+    seed: int,
+    options: sampling.Options,
+    folder: Path,
+    on_progress: Callable[[float], None],
+) -> list[Image.Image]:
+    """A picture for each place's prompt and next seed, made and written with its recipe as `sample` does it."""
+    requests = [sampling.Request(prompt, seed + i) for i, prompt in enumerate(prompts.values())]
+    images = []
+    made = sampling.generate(pipe, requests, options, on_progress=on_progress)
+    for number, (place, (request, image)) in enumerate(zip(prompts, made, strict=True), 1):
+        file = folder / f"{number}-{place.replace(' ', '-')}.png"
+        save_png(image, file, sampling.recipe(pipe, request, options, {"model": POCKET}))
+        images.append(image)
+    return images
+
+
+def _opened(folder: Path) -> list[Image.Image]:
+    return [Image.open(file) for file in sorted(folder.glob("*.jpg"))]
+
+
+def _measured(adapter: Path) -> tuple[int, int]:
+    """How many numbers an adapter holds, and how many bytes its folder takes."""
+    header, alphas = read_coefficients(adapter)
+    tensors = [*alphas.values(), *read_lora(adapter, header).values()]
+    return sum(t.numel() for t in tensors), sum(file.stat().st_size for file in adapter.iterdir())

@@ -1,0 +1,244 @@
+"""What an adapter learns of a subject that pocket does not know, and what it costs: every arm on the dev subjects.
+
+python scripts/measure_customization.py --folder build/customization
+python scripts/measure_customization.py --folder build/sweep --arms coeff --subjects grey_sloth_plushie wooden_pot \\
+    --set method.coeff.learning_rate=0.003 method.coeff.learning_rate=0.01 method.coeff.learning_rate=0.03
+
+Similarity: mean pairwise cosine of pocket-dino's features of pictures and of the five photos that were trained on,
+in six places that no photo shows, two pictures a place, of the same seeds in every arm. Setting: how often the judge
+sees the place of the prompt. The ceiling are other photos of the subject in the same places after a round trip through
+the VAE, the floor round trips of others of its class there. Every cell is a small JSON file, of these weights and
+settings, and is not computed twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TRAINED = ("lora", "coeff", "coeff+lora")
+ARMS = ("base", *TRAINED, "ceiling", "floor")
+TOKEN, SEEDS = "sks", (11, 12)
+
+
+def main() -> int:
+    from coeffdiff.errors import CoeffDiffError
+    from coeffdiff.pocket.subjects import DEV
+
+    names = [subject.name for subject in DEV]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="cells, runs and pictures; resumes")
+    parser.add_argument("--subjects", nargs="+", default=names, choices=names)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--steps", type=int, help="of training; default: by model")
+    parser.add_argument(
+        "--denoising-steps", type=int, default=25, help="of every picture; fewer only to try things out"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="A.B=C", help="each one a variant of every trained arm"
+    )
+    chosen = parser.parse_args()
+    try:
+        cells = [
+            cell(chosen, subject, arm, variant)
+            for subject in chosen.subjects
+            for arm in chosen.arms
+            for variant in (chosen.set if arm in TRAINED and chosen.set else [""])
+        ]
+    except CoeffDiffError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(table(cells))
+    return 0
+
+
+def cell(chosen: Any, subject: str, arm: str, variant: str) -> dict[str, Any]:
+    """One subject under one arm, from its file if that is there."""
+    from coeffdiff.files import appearing
+    from coeffdiff.pocket import WEIGHTS
+    from coeffdiff.pocket.build import fingerprint
+    from coeffdiff.seeding import stable_seed
+
+    weights = [fingerprint(file) for file in sorted(WEIGHTS.rglob("*.safetensors"))]
+    content = stable_seed(subject, arm, variant, chosen.steps, chosen.denoising_steps, *weights)
+    key = f"{subject}-{arm}-{content:016x}"
+    file = chosen.folder / "cells" / f"{key}.json"
+    if not file.exists():
+        print(f"{subject}  {arm}  {variant}", file=sys.stderr)
+        facts = measure(chosen, chosen.folder / "work" / key, subject, arm, variant)
+        with appearing(file) as unfinished:
+            unfinished.write_text(json.dumps(facts, indent=1) + "\n")
+    return json.loads(file.read_text())
+
+
+def measure(chosen: Any, folder: Path, name: str, arm: str, variant: str) -> dict[str, Any]:
+    """Train if the arm trains, make its pictures, and score them."""
+    import torch
+    from PIL import Image
+
+    from coeffdiff.demo import new_places
+    from coeffdiff.metrics import load_dino, mean_pairwise_cosine
+    from coeffdiff.pictures import labelled_grid, save_png
+    from coeffdiff.pocket import POCKET_DINO, WEIGHTS
+    from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
+    from coeffdiff.pocket.subjects import SUBJECTS, write_photos
+
+    subject, judges = SUBJECTS[name], trusted_judges(WEIGHTS)
+    photos = [Image.open(path).convert("RGB") for path in write_photos(subject, folder / "photos")]
+    places = [place for place in new_places(subject) for _ in SEEDS]
+    if arm in ("ceiling", "floor"):
+        pictures, learned = round_trips(subject, arm, places), {}
+    else:
+        pictures, learned = adapted(chosen, folder, subject, arm, variant, places)
+    dino = load_dino(POCKET_DINO)
+    values = torch.stack([_tensor(picture) for picture in pictures])
+    answers = [QUESTIONS["setting"][answer] for answer in judges.answers(values)["setting"].tolist()]
+    rows = [(place, pictures[i : i + len(SEEDS)]) for i, place in enumerate(places) if i % len(SEEDS) == 0]
+    save_png(labelled_grid(rows, [str(seed) for seed in SEEDS]), folder / "pictures.png")
+    return {
+        "subject": name,
+        "arm": arm,
+        "variant": variant,
+        "similarity": round(mean_pairwise_cosine(dino.features(pictures), dino.features(photos)), 4),
+        "setting": round(statistics.fmean(a == b for a, b in zip(answers, places, strict=True)), 4),
+        **learned,
+    }
+
+
+def adapted(
+    chosen: Any, folder: Path, subject: Any, arm: str, variant: str, places: Sequence[str]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arm's pictures, and what its training came to."""
+    import torch
+
+    from coeffdiff import backbone, sampling
+    from coeffdiff.config import ModelSettings, load_settings
+    from coeffdiff.method.adapter import load_adapter, read_coefficients
+    from coeffdiff.pocket import POCKET
+    from coeffdiff.pocket.world import article
+    from coeffdiff.training import loop
+
+    device, dtype = sampling.choose_device()
+    pipe = backbone.load_pipeline(backbone.find_backbone(ModelSettings(name=POCKET)), dtype=dtype)
+    facts: dict[str, Any] = {}
+    if arm in TRAINED:
+        run = folder / "run"
+        shutil.rmtree(run, ignore_errors=True)  # of a try that was interrupted; a minute is lost at most
+        values = {
+            "model.name": POCKET, "subject.images": str(folder / "photos"), "subject.token": TOKEN,
+            "subject.class_word": subject.class_word, "method.kind": arm, "training.steps": chosen.steps,
+            "validation.prompts": [], "output": str(run),
+        }  # fmt: skip
+        result = loop.train(load_settings(None, values, [variant] if variant else []))
+        load_adapter(pipe, result.adapter)
+        facts = {"steps": result.steps, "training_seconds": round(result.seconds, 1)}
+        _, alphas = read_coefficients(result.adapter)
+        if alphas:
+            every = torch.cat([alpha.flatten().abs() for alpha in alphas.values()])
+            facts["mean_abs_alpha"] = round(float(every.mean()), 4)
+    sampling.prepare_device(pipe, device)
+    thing = f"{TOKEN} {subject.class_word}" if arm in TRAINED else article(subject.class_word)
+    requests = [
+        sampling.Request(f"a photo of {thing} {place}", SEEDS[i % len(SEEDS)])
+        for i, place in enumerate(places)
+    ]
+    options = sampling.Options(steps=chosen.denoising_steps, batch_size=len(requests))
+    return [picture for _, picture in sampling.generate(pipe, requests, options)], facts
+
+
+def round_trips(subject: Any, arm: str, places: Sequence[str]) -> list[Any]:
+    """The subject, or another of its class, in each place, through the VAE."""
+    import torch
+    from diffusers import AutoencoderKL
+    from PIL import Image
+
+    from coeffdiff.pocket import POCKET, shipped
+    from coeffdiff.pocket.world import render, sample_scene
+    from coeffdiff.seeding import stable_seed
+
+    seeds = [stable_seed(arm, subject.name, i) for i in range(len(places))]
+    if arm == "ceiling":
+        scenes = [subject.scene(seed, setting=place) for seed, place in zip(seeds, places, strict=True)]
+    else:
+        scenes = [
+            sample_scene(seed, kind=subject.kind, setting=place)
+            for seed, place in zip(seeds, places, strict=True)
+        ]
+    images, _ = render(scenes)
+    vae = AutoencoderKL.from_pretrained(shipped(POCKET) / "vae", torch_dtype=torch.float32).eval()
+    with torch.no_grad():
+        seen = vae.decode(vae.encode(images * 2.0 - 1.0).latent_dist.mode()).sample
+    values = (seen.clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in values]
+
+
+def _tensor(picture: Any) -> Any:
+    """A picture -> [3, R, R] in -1..1."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def table(cells: Sequence[dict[str, Any]]) -> str:
+    """Means over subjects as Markdown, with the share of the way from base to ceiling, mean and deviation of the
+    subjects' own shares; then on what it was measured."""
+    import torch
+
+    from coeffdiff.pocket import WEIGHTS
+
+    ends = {(one["subject"], one["arm"]): one["similarity"] for one in cells if one["arm"] not in TRAINED}
+    arms: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in cells:
+        arms.setdefault((one["arm"], one["variant"]), []).append(one)
+
+    def mean(found: Sequence[dict[str, Any]], name: str, digits: int) -> str:
+        values = [one[name] for one in found if name in one]
+        return f"{statistics.fmean(values):.{digits}f}" if values else ""
+
+    def gap(found: Sequence[dict[str, Any]]) -> str:
+        shares = []
+        for one in found:
+            low, high = (ends.get((one["subject"], end)) for end in ("base", "ceiling"))
+            if low is None or high is None:
+                return ""
+            shares.append((one["similarity"] - low) / (high - low))
+        spread = f" +- {statistics.stdev(shares):.0%}" if len(shares) > 1 else ""
+        return f"{statistics.fmean(shares):.0%}{spread}"
+
+    lines = [
+        "| arm | subjects | similarity | of the gap | setting | mean abs alpha | training s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (arm, variant), found in arms.items():
+        row = (
+            f"{arm} {variant}".strip(), str(len(found)), mean(found, "similarity", 3), gap(found),
+            mean(found, "setting", 2), mean(found, "mean_abs_alpha", 3), mean(found, "training_seconds", 0),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(row) + " |")
+    steps = json.loads((WEIGHTS / "record.json").read_text())["unet"]["steps"]
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    lines += [
+        "",
+        f"{datetime.date.today().isoformat()}, {device}, Python {platform.python_version()}, torch "
+        f"{torch.__version__}; pocket's UNet has {steps} steps; {' '.join(sys.argv)}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from coeffdiff import __version__
-from coeffdiff.console import duration, is_main_process, progress, say
+from coeffdiff.console import duration, is_main_process, progress, say, share_cores
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, ModelError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ Offload = Literal["none", "model", "sequential"]
 
 def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
+    share_cores()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
     if not sys.warnoptions:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 
 def main() -> int:
+    from coeffdiff.console import share_cores
+
+    share_cores()
     import torch
 
     from coeffdiff.errors import CoeffDiffError

@@ -30,6 +30,9 @@ TOKEN, SEEDS = "sks", (11, 12)
 
 
 def main() -> int:
+    from coeffdiff.console import share_cores
+
+    share_cores()
     from coeffdiff.errors import CoeffDiffError
     from coeffdiff.pocket.subjects import DEV
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import copy
 
 import pytest
-import torch
+
+from coeffdiff.console import share_cores
+
+share_cores()  # processes that tests start inherit it
+
+import torch  # noqa: E402
 
 # One: the tiny model gains nothing from more, and on a busy machine its threads mostly wait for each other.
 torch.set_num_threads(1)

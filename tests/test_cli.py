@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,20 @@ def test_help_answers_without_loading_what_is_slow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_threads_that_wait_sleep_unless_a_person_chose_otherwise():
+    """The command line says so to OpenMP before torch is loaded, where it would no longer be heard."""
+    code = (
+        "import os, sys; from coeffdiff import cli; sys.argv = ['coeffdiff', '--version']; loaded = 'torch' in sys.modules\n"
+        "try: cli.main()\n"
+        "except SystemExit: print(loaded, os.environ['OMP_WAIT_POLICY'])"
+    )
+    for given, heard in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment |= {"OMP_WAIT_POLICY": given} if given else {}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.stdout.splitlines()[-1] == f"False {heard}", done.stderr
 
 
 def test_the_command_and_the_module_are_one():

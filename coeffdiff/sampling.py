@@ -37,7 +37,6 @@ OnProgress = Callable[[float], None]  # how many pictures are done, a started on
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GRID_FILE = "grid.png"
-_KEY = "coeffdiff"  # the text chunk with the recipe as JSON
 _LARGEST_SEED = 2**63 - 1
 
 

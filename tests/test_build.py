@@ -177,7 +177,7 @@ def test_judges_who_are_often_wrong_may_not_judge(built, tmp_path, monkeypatch):
     shutil.copytree(built.weights / "judges", tmp_path / "judges")
     with pytest.raises(ModelError, match="There are no judges"):
         judges.trusted_judges(tmp_path)
-    (tmp_path / "record.json").write_text(json.dumps({"judges": facts | {"colour_vae": 0.96}}))
+    (tmp_path / "record.json").write_text(json.dumps({"judges": facts | {"colour_plain": 0.96}}))
     with pytest.raises(TrainingError, match="The judges of colour are right on less than 97%"):
         judges.trusted_judges(tmp_path)
     (tmp_path / "record.json").write_text(json.dumps({"judges": facts}))

@@ -46,6 +46,35 @@ def test_the_training_benchmark_measures_every_arm_in_a_process_of_its_own(tmp_p
     assert "| coeff+lora |" in done.stdout
 
 
+def test_customization_is_measured_once_for_every_cell(tmp_path):
+    """Base, a trained arm in two variants and both ends: five rows; asked again, nothing is made anew."""
+    arguments = ("--folder", "out", "--subjects", "robot_mug", "--arms", "base", "coeff", "ceiling", "floor")
+    arguments += ("--steps", "2", "--denoising-steps", "2")
+    arguments += ("--set", "method.coeff.dropout=0", "method.coeff.learning_rate=0.05")
+    first = run("measure_customization.py", *arguments, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count("robot_mug") == 5
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in first.stdout.splitlines()[2:7]}
+    assert list(rows) == [
+        "base",
+        "coeff method.coeff.dropout=0",
+        "coeff method.coeff.learning_rate=0.05",
+        "ceiling",
+        "floor",
+    ]
+    likeness = {name: float(row[2]) for name, row in rows.items()}
+    assert likeness["ceiling"] > likeness["floor"]
+    assert float(rows["coeff method.coeff.learning_rate=0.05"][5]) > float(
+        rows["coeff method.coeff.dropout=0"][5]
+    )  # mean |alpha|
+    cells = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").iterdir()]
+    assert {(cell["arm"], cell.get("steps")) for cell in cells} == {
+        ("base", None), ("coeff", 2), ("ceiling", None), ("floor", None)
+    }  # fmt: skip
+    again = run("measure_customization.py", *arguments, cwd=tmp_path)
+    assert again.stdout == first.stdout and "robot_mug" not in again.stderr
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
 def test_shell_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(SCRIPTS / script)], capture_output=True).returncode == 0

@@ -53,14 +53,14 @@ COUNTS = {"train": 19_200, "heldout": 1_920, "individuals": 9_600}
 PLANS = {
     "vae": Plan(4800, 7e-4, cooldown=0.35, weight_decay=0.0, average=0.998),
     "decoder": Plan(3600, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
-    "unet": Plan(12_000, 6e-4, warmup=300, cooldown=0.25),
+    "unet": Plan(6_300, 6e-4, warmup=300, cooldown=0.35),
     "clip": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "dino": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
-    "judges": Plan(2400, 2e-3, cooldown=0.5, weight_decay=0.02, average=0.99),
+    "judges": Plan(3600, 2e-3, cooldown=0.5, weight_decay=0.02, average=0.99),
 }
 TRAINED_ON = 9_600  # of the train set, by the VAE
 BATCH = 32  # of the UNet
-ROUND_TRIPS = 9_600  # of the train set's pictures, for those who look at pictures
+ROUND_TRIPS = {"train": 9_600, "individuals": 4_800}  # for those who look at pictures
 CLIP_BATCH = 96
 HELD_INDIVIDUALS = 100  # the last of all; pocket-dino is measured on them, and nothing trains on them
 SCORED_TOGETHER = 20
@@ -613,7 +613,7 @@ def _either(plain: Renders, seen: Renders, indices: Sequence[int], lot: torch.Ge
 
 def build_clip(shop: Workshop) -> None:
     """pocket-clip: pictures and captions in one space, by CLIP's own loss, made aware of captions that fit twice."""
-    train, seen = shop.train, through_vae(shop, shop.train, min(ROUND_TRIPS, len(shop.train)))
+    train, seen = shop.train, through_vae(shop, shop.train, min(ROUND_TRIPS["train"], len(shop.train)))
     scenes, (first, _) = list(train.scenes()), tokenizer_pair(vocabulary())
     torch.manual_seed(stable_seed("clip"))
     text, _ = text_configs(POCKET)
@@ -685,7 +685,8 @@ def build_dino(shop: Workshop) -> None:
     Supervised contrastive learning (arXiv 2004.11362) on the class token itself, which is what subject fidelity
     is measured on. Half of a batch is of few kinds, so that a kind alone does not tell.
     """
-    plain, seen = shop.individuals, through_vae(shop, shop.individuals, len(shop.individuals))
+    plain = shop.individuals
+    seen = through_vae(shop, plain, min(ROUND_TRIPS["individuals"], len(plain)))
     count = known_individuals(plain)
     kinds: dict[str, list[int]] = {}
     for number in range(count):
@@ -754,7 +755,7 @@ def measure_dino(shop: Workshop) -> dict[str, float]:
 
 
 def build_judges(shop: Workshop) -> None:
-    train, seen = shop.train, through_vae(shop, shop.train, min(ROUND_TRIPS, len(shop.train)))
+    train, seen = shop.train, through_vae(shop, shop.train, min(ROUND_TRIPS["train"], len(shop.train)))
     right = truth(list(train.scenes()))
     torch.manual_seed(stable_seed("judges"))
     network = Judges().to(memory_format=torch.channels_last)

@@ -48,7 +48,11 @@ def main() -> int:
         "--denoising-steps", type=int, default=25, help="of every picture; fewer only to try things out"
     )
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="A.B=C", help="each one a variant of every trained arm"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="A.B=C[,D.E=F]",
+        help="a variant of every trained arm; settings joined by commas",
     )
     chosen = parser.parse_args()
     try:
@@ -142,7 +146,7 @@ def adapted(
             "subject.class_word": subject.class_word, "method.kind": arm, "training.steps": chosen.steps,
             "validation.prompts": [], "output": str(run),
         }  # fmt: skip
-        result = loop.train(load_settings(None, values, [variant] if variant else []))
+        result = loop.train(load_settings(None, values, variant.split(",") if variant else []))
         load_adapter(pipe, result.adapter)
         facts = {"steps": result.steps, "training_seconds": round(result.seconds, 1)}
         _, alphas = read_coefficients(result.adapter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 
@@ -11,6 +12,11 @@ from coeffdiff.console import share_cores
 share_cores()  # processes that tests start inherit it
 
 import torch  # noqa: E402
+
+if (
+    not torch.cuda.is_available()
+):  # the kernels are tested in Triton's interpreter; it hears this when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # One: the tiny model gains nothing from more, and on a busy machine its threads mostly wait for each other.
 torch.set_num_threads(1)

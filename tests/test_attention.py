@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from coeffdiff.errors import ConfigError, ShapeError
-from coeffdiff.method import attention
-from coeffdiff.method.attention import BACKENDS, choose_backend, mixed_attention
+from coeffdiff.method import attention, chunked
+from coeffdiff.method.attention import BACKENDS, choose_backend, mixed_attention, unusable
 
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+ANYWHERE = [name for name in BACKENDS if name != "fused"]  # the fused one has tests of its own
+every_backend = pytest.mark.parametrize("backend", ANYWHERE)
 
 # For the values by hand: two heads, two keys, and scores that make A0 = [3/4, 1/4] and A1 = [1/2, 1/2]
 Q = torch.tensor([[[[math.log(3)]], [[0.0]]]])
@@ -127,8 +131,8 @@ def test_backends_agree_with_the_definition(backend, sizes, mask, rows, monkeypa
     batch, heads, queries, keys, _ = SIZES[sizes]
     tensors, mask = inputs(*SIZES[sizes]), MASKS[mask](batch, heads, queries, keys)
     if rows:
-        monkeypatch.setattr(attention, "CHUNK_BYTES", rows * batch * heads * keys * 4)
-        assert len(list(attention._chunks(tensors[0], tensors[1]))) == math.ceil(queries / rows)
+        monkeypatch.setattr(chunked, "chunk_bytes", lambda device: rows * batch * heads * keys * 4)
+        assert len(list(chunked._chunks(tensors[0], tensors[1]))) == math.ceil(queries / rows)
 
     got = with_gradients(lambda *t: mixed_attention(*t, mask=mask, scale=0.7, backend=backend), tensors)
     want = with_gradients(lambda *t: definition(*t, mask=mask, scale=0.7), tensors)
@@ -147,7 +151,7 @@ def test_the_identity_is_ordinary_attention(backend):
 def test_the_backward_equations_pass_gradcheck(monkeypatch):
     """Finite differences, without autograd's help: the chunked backward, several chunks, with and without mask."""
     tensors = inputs(2, 3, 5, 4, 2, requires_grad=True)
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 2 * 2 * 3 * 4 * 4)
+    monkeypatch.setattr(chunked, "chunk_bytes", lambda device: 2 * 2 * 3 * 4 * 4)
     for mask in (None, MASKS["added, full"](2, 3, 5, 4)):
         assert torch.autograd.gradcheck(
             lambda *t, m=mask: mixed_attention(*t, mask=m, backend="chunked"), tensors
@@ -157,7 +161,7 @@ def test_the_backward_equations_pass_gradcheck(monkeypatch):
 def test_large_scores_do_not_overflow():
     """Scores of 2,000 apart leave one map at [1, 0]: out is the first value, and nothing is NaN."""
     q, k = torch.full((1, 1, 1, 1), 1000.0), torch.tensor([[[[1.0], [-1.0]]]])
-    for backend in BACKENDS:
+    for backend in ANYWHERE:
         got = with_gradients(
             lambda *t, b=backend: mixed_attention(*t, backend=b), (q, k, k + 3, torch.eye(1))
         )
@@ -226,7 +230,7 @@ def test_it_compiles_into_one_graph(backend, masked, monkeypatch, fresh_compiler
     """fullgraph, through autograd: equal output and gradients."""
     sizes = (2, 3, 7, 5, 4)
     tensors, mask = inputs(*sizes), MASKS["added, per batch"](2, 3, 7, 5).double() if masked else None
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 2 * 2 * 3 * 5 * 4)
+    monkeypatch.setattr(chunked, "chunk_bytes", lambda device: 2 * 2 * 3 * 5 * 4)
 
     def function(*t):
         return mixed_attention(*t, mask=mask, backend=backend)
@@ -258,11 +262,13 @@ def test_the_operators_keep_what_they_tell_the_compiler(dtype, masked):
     """torch.library.opcheck on both: schema, autograd, and shapes and strides of the fakes."""
     q, k, v, coeff = inputs(2, 3, 7, 5, 4, dtype=dtype, requires_grad=True)
     mask = MASKS["added, full"](2, 3, 7, 5).to(coeff.dtype) if masked else None
-    forward, backward = torch.ops.coeffdiff.chunked_attention, torch.ops.coeffdiff.chunked_attention_backward
-    torch.library.opcheck(forward.default, (q, k, v, coeff, mask, 0.5))
+    forward, backward = torch.ops.coeffdiff.mixed_attention, torch.ops.coeffdiff.mixed_attention_backward
+    torch.library.opcheck(forward.default, (q, k, v, coeff, mask, 0.5, "chunked"))
     q, k, v, coeff = (tensor.detach() for tensor in (q, k, v, coeff))
-    out, lse = forward(q, k, v, coeff, mask, 0.5)
-    torch.library.opcheck(backward.default, (torch.ones_like(out), q, k, v, coeff, mask, lse, 0.5))
+    out, kept = forward(q, k, v, coeff, mask, 0.5, "chunked")
+    torch.library.opcheck(
+        backward.default, (torch.ones_like(out), q, k, v, coeff, mask, kept, 0.5, "chunked")
+    )
 
 
 def kept_for_backward(backend):
@@ -279,23 +285,30 @@ def kept_for_backward(backend):
 
 
 def test_training_stores_no_map():
-    """chunked keeps its inputs and a number per head and query; the reference keeps maps of all heads."""
+    """chunked keeps its inputs and nothing else; the reference keeps maps of all heads."""
     assert max(kept_for_backward("reference")) == 3 * 50 * 60
-    assert sorted(kept_for_backward("chunked")) == [3 * 3, 3 * 50, 3 * 50 * 2, 3 * 60 * 2, 3 * 60 * 2]
+    assert sorted(kept_for_backward("chunked")) == [0, 3 * 3, 3 * 50 * 2, 3 * 60 * 2, 3 * 60 * 2]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "forward and backward"])
 def test_the_largest_temporary_is_a_chunk(training, monkeypatch):
-    """With chunks of 2 rows no operation inside, forward or backward, makes a tensor above 3 x 2 x 60 or k's size."""
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 2 * 3 * 60 * 4)
-    largest = []
-    scores = attention._scores
-    monkeypatch.setattr(attention, "_scores", lambda *a: largest.append(scores(*a)) or largest[-1])
-    out = mixed_attention(*inputs(1, 3, 50, 60, 2, requires_grad=training), backend="chunked")
-    if training:
-        out.sum().backward()
-    assert {tensor.numel() for tensor in largest} == {3 * 2 * 60}
-    assert len(largest) == (50 if training else 25)
+    """With chunks of 2 rows nothing inside, forward or backward, is larger than 3 x 2 x 60 maps or than k."""
+    monkeypatch.setattr(chunked, "chunk_bytes", lambda device: 2 * 3 * 60 * 4)
+    sizes = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.extend(tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor))
+            return out
+
+    q, k, v, coeff = inputs(1, 3, 50, 60, 2)
+    with Watching():
+        out, kept = chunked.forward(q, k, v, coeff, None, 0.5)
+        if training:
+            chunked.backward(torch.ones_like(out), q, k, v, coeff, None, kept, 0.5)
+    assert max(sizes) == max(3 * 2 * 60, k.numel())
+    assert len(sizes) > 25
 
 
 # What is refused, and what is chosen
@@ -320,7 +333,7 @@ def test_shapes_that_do_not_fit_are_named():
 def test_an_unknown_backend_is_refused_with_the_known_ones():
     """The sentence lists what there is."""
     with pytest.raises(
-        ConfigError, match=r"no attention backend 'flash'; there are auto, reference, chunked"
+        ConfigError, match=r"no attention backend 'flash'; there are auto, reference, chunked, fused"
     ):
         mixed_attention(*inputs(1, 3, 5, 7, 2), backend="flash")
 
@@ -333,10 +346,44 @@ def test_the_choice_comes_with_its_reason():
     assert reason.startswith("cpu:") and "12.0 MiB" in reason
 
 
+def test_the_fused_backend_says_where_it_cannot_run(monkeypatch):
+    """Without Triton, and on a CPU with it."""
+    q, k, v, coeff = inputs(1, 3, 5, 7, 2, dtype=torch.float32)
+    monkeypatch.setattr(attention, "_TRITON", False)
+    assert "needs Triton, which is not installed" in unusable("fused", q, k)
+    monkeypatch.setattr(attention, "_TRITON", True)
+    monkeypatch.setattr(attention, "_INTERPRETED", False)
+    with pytest.raises(ConfigError, match=r"The fused backend runs on CUDA GPUs, not on cpu\."):
+        mixed_attention(q, k, v, coeff, backend="fused")
+
+
+def test_a_chunk_is_half_of_the_last_cache(monkeypatch):
+    """Half of 8 MiB holds the maps of 2**20 / (3 * 1024) = 341 queries; of an enormous one no more than 32 MiB is used."""
+    q, k, _, _ = inputs(1, 3, 512, 1024, 4, dtype=torch.float32)
+    monkeypatch.setattr(chunked, "cache_bytes", lambda: 8 * 2**20)
+    assert chunked.rows_of_a_chunk(q, k) == 341
+    monkeypatch.setattr(chunked, "cache_bytes", lambda: 2**30)
+    assert chunked.chunk_bytes(q.device) == 32 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("files", "size"),
+    [({"index0": "48K", "index3": "32M"}, 32 * 2**20), ({"index2": "512"}, 512), ({}, 2**23)],
+)
+def test_the_last_cache_is_read_from_the_system(files, size, tmp_path, monkeypatch):
+    """The largest of what Linux lists; 8 MiB where it lists nothing."""
+    for name, text in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(text + "\n")
+    monkeypatch.setattr(chunked, "_LINUX_CACHES", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert chunked.cache_bytes.__wrapped__() == size
+
+
 def test_auto_runs_what_was_chosen(monkeypatch):
     """backend="auto" is the default and takes choose_backend's word."""
     asked = []
-    monkeypatch.setattr(attention, "choose_backend", lambda q, k: asked.append(1) or ("spy", "because"))
+    monkeypatch.setattr(attention, "choose_backend", lambda q, k, mask: asked.append(1) or ("spy", "because"))
     monkeypatch.setitem(BACKENDS, "spy", lambda q, *rest: q + 1)
     tensors = inputs(1, 3, 5, 7, 2)
     assert torch.equal(mixed_attention(*tensors), tensors[0] + 1)

@@ -20,8 +20,10 @@ from coeffdiff.metrics import load_dino, mean_pairwise_cosine
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, WEIGHTS, shipped
 from coeffdiff.pocket.build import fingerprint
 from coeffdiff.pocket.judges import QUESTIONS, Judges, trusted_judges
+from coeffdiff.pocket.model import tokenizer_pair
 from coeffdiff.pocket.renders import as_float
 from coeffdiff.pocket.subjects import SUBJECTS, write_photos
+from coeffdiff.pocket.world import render, sample_scene, vocabulary
 from coeffdiff.training import loop
 
 SLOTH = SUBJECTS["grey_sloth_plushie"]
@@ -65,6 +67,15 @@ def test_the_score_in_the_record_is_of_the_weights_that_ship():
     assert record["score"]["unet_steps"] == record["unet"]["steps"]
 
 
+def test_the_tokenizers_that_ship_are_those_that_the_code_makes(pipe):
+    """Every token has the id under which the text encoders learned it, in every process."""
+    for made, ships in zip(tokenizer_pair(vocabulary()), (pipe.tokenizer, pipe.tokenizer_2), strict=True):
+        assert made.get_vocab() == ships.get_vocab()
+        text = "a photo of qzx red mug on top of a white rug at night"
+        assert made(text).input_ids == ships(text).input_ids
+    assert CLIPTokenizerFast.from_pretrained(shipped(POCKET_CLIP)).get_vocab() == pipe.tokenizer.get_vocab()
+
+
 def test_pooled_output_changes_with_the_prompt(pipe):
     """Each word counts; the pooled state is that of the end token, also behind a word that means nothing."""
 
@@ -95,8 +106,6 @@ def test_clip_finds_the_caption_of_a_photo():
     """Loaded as its big namesake is: of two photos and two captions, each finds its own."""
     network = CLIPModel.from_pretrained(shipped(POCKET_CLIP)).eval()
     tokenizer = CLIPTokenizerFast.from_pretrained(shipped(POCKET_CLIP))
-    from coeffdiff.pocket.world import render, sample_scene
-
     scenes = [sample_scene(i, kind=k, setting=s) for i, (k, s) in enumerate(
         [("mug", "in the snow"), ("car", "on the beach"), ("teapot", "at night")]
     )]  # fmt: skip

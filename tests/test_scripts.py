@@ -32,18 +32,51 @@ def test_photos_are_made_as_an_ordinary_folder(tmp_path):
     assert {(photo.width, photo.height) for photo in found.photos} == {(64, 64)}
 
 
-def test_the_training_benchmark_measures_every_arm_in_a_process_of_its_own(tmp_path):
-    """One round of one step: four rows, ratios to lora, the numbers each arm trains."""
-    arguments = ("--steps", "1", "--rounds", "1", "--rank", "4", "--json", "figures.json")
-    done = run("bench_train.py", *arguments, cwd=tmp_path)
+def test_the_benchmark_of_steps_measures_every_arm_in_a_process_of_its_own(tmp_path):
+    """One round of one step: the numbers each arm trains, two batch sizes, a table of each kind."""
+    arguments = ("--size", "tiny", "--precision", "no", "--steps", "1", "--rounds", "1", "--rank", "4")
+    done = run("bench_sdxl.py", *arguments, "--batch", "1", "2", "--json", "figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = {row["arm"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]}
-    assert list(rows) == ["frozen", "coeff", "lora", "coeff+lora"]
-    assert rows["frozen"]["trained"] == 0
-    assert rows["coeff+lora"]["trained"] == rows["coeff"]["trained"] + rows["lora"]["trained"]
-    assert rows["lora"]["time_ratio"] == rows["lora"]["memory_ratio"] == 1
-    assert all(row["seconds"] > 0 and row["peak_gib"] > 0.1 for row in rows.values())
-    assert "| coeff+lora |" in done.stdout
+    arms = json.loads((tmp_path / "figures.json").read_text())["rounds"][0]
+    assert list(arms) == ["frozen", "coeff", "lora", "coeff+lora"]
+    assert arms["frozen"]["trained"] == 0
+    assert arms["coeff+lora"]["trained"] == arms["coeff"]["trained"] + arms["lora"]["trained"]
+    for arm in arms.values():
+        assert [row["batch"] for row in arm["training"]] == [1, 2]
+        for row in (*arm["training"], arm["sampling"]):
+            assert row["seconds"] > 0 and row["peak_gib"] > 0.1
+    assert done.stdout.count("| coeff+lora |") == 3
+    lora = [line for line in done.stdout.splitlines() if "| lora |" in line][:2]
+    assert all(line.count("| 1.00 |") == 2 for line in lora)
+
+
+def test_the_benchmark_of_attention_measures_every_backend_that_runs_here(tmp_path):
+    """SDXL's four layers at 128 pixels: ratios to SDPA of every backend, a reason for the one that cannot run."""
+    arguments = (
+        "--device",
+        "cpu",
+        "--pixels",
+        "128",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--json",
+        "figures.json",
+    )
+    done = run("bench_attention.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [(row["shape"], row["arm"]) for row in rows] == [
+        (f"128 px {shape}", arm)
+        for shape in ("self, 10 x 64 x 64", "self, 20 x 16 x 16", "cross, 10 x 64 x 77", "cross, 20 x 16 x 77")
+        for arm in ("sdpa", "reference", "chunked", "fused")
+    ]  # fmt: skip
+    for row in rows:
+        if row["arm"] == "fused":
+            assert row["refused"]
+        else:
+            assert row["forward"][0] > 0 and row["both"][0] > 0 and row["both_mib"] >= 0
 
 
 def test_customization_is_measured_once_for_every_cell(tmp_path):

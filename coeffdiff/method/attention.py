@@ -13,18 +13,23 @@ Backward, with G[h] = dOut[h] v[h]^T:
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError, ShapeError
+from coeffdiff.method.chunked import chunk_bytes
 
-# Maps of one chunk, in bytes: about what a core's second-level cache and its share of the third hold.
-CHUNK_BYTES = 4 * 2**20
-# On a GPU every chunk costs a dozen kernel launches: few large ones, as memory allows.
-GPU_CHUNK_BYTES = 256 * 2**20
+_TRITON = importlib.util.find_spec("triton") is not None
+# Triton's interpreter runs the kernels on a CPU: for tests, thousands of times too slow for anything else.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def mixed_attention(
@@ -50,29 +55,49 @@ def mixed_attention(
         scale: factor of the scores; 1 / sqrt(D) by default.
         backend: a key of BACKENDS, or "auto" (see choose_backend).
     Returns: [B, H, Q, D] in q's dtype; softmax and mixing run in float32, or float64 for float64 inputs.
-    Raises: ShapeError if the shapes do not fit; ConfigError for an unknown backend.
+    Raises: ShapeError if the shapes do not fit; ConfigError for a backend that is unknown or cannot do it.
     Memory beyond the inputs: see BACKENDS.
     Source: Miao, Chen and Qiu 2025, arXiv 2503.18337.
     """
     _check_shapes(q, k, v, coeff)
-    if backend == "auto":
-        backend, _ = choose_backend(q, k)
-    if backend not in BACKENDS:
-        raise ConfigError(
-            f"There is no attention backend {backend!r}; there are auto, {', '.join(BACKENDS)}."
-        )
     if mask is not None:
         mask = _additive(mask, q, k)
+    if backend == "auto":
+        backend, _ = choose_backend(q, k, mask)
+    if reason := unusable(backend, q, k, mask):
+        raise ConfigError(reason)
     return BACKENDS[backend](q, k, v, coeff, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
 
 
-def choose_backend(q: Tensor, k: Tensor) -> tuple[str, str]:
-    """The backend for these inputs and the reason, for people: ("chunked", "CPU: ...")."""
+def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[str, str]:
+    """The backend for these inputs and the reason, for people: ("chunked", "cpu: ...").
+
+    The fused kernels agree with the definition in Triton's interpreter and compile for sm_80 and sm_90, but have not
+    been seen on a GPU yet; until then they are for those who ask for them.
+    """
     maps = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4
-    return (
-        "chunked",
-        f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed in chunks, never stored",
-    )
+    why = f"chunks of {chunk_bytes(q.device) / 2**20:.1f} MiB"
+    if q.device.type == "cuda":
+        why += (
+            f"; {unusable('fused', q, k, mask) or 'the fused kernels, untried on a GPU, must be asked for'}"
+        )
+    return "chunked", f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored ({why})"
+
+
+def unusable(backend: str, q: Tensor, k: Tensor, mask: Tensor | None = None) -> str:
+    """Why a backend cannot take these inputs, as a sentence; empty if it can."""
+    if backend not in BACKENDS:
+        return f"There is no attention backend {backend!r}; there are auto, {', '.join(BACKENDS)}."
+    if backend != "fused":
+        return ""
+    if not _TRITON:
+        return "The fused backend needs Triton, which is not installed."
+    if q.device.type != "cuda" and not (q.device.type == "cpu" and _INTERPRETED):
+        return f"The fused backend runs on CUDA GPUs, not on {q.device.type}."
+    from coeffdiff.method import kernels
+
+    reason = kernels.unsupported(q, k, mask)
+    return reason and f"The fused backend cannot take this: {reason}."
 
 
 def reference_attention(
@@ -81,59 +106,53 @@ def reference_attention(
     """The definition, term by term, with all maps stored and autograd's own backward."""
     with _no_autocast(q):
         # float32 throughout: bf16 holds no 1 + 0.0039, so a small alpha on the diagonal would vanish
-        wide = torch.promote_types(q.dtype, torch.float32)
+        wide = _wide(q)
         scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
         maps = (scores if mask is None else scores + mask).softmax(-1)
         mixed = torch.einsum("hg,bgqk->bhqk", coeff.to(wide), maps)
         return (mixed @ v.to(wide)).to(q.dtype)
 
 
-def chunked_attention(
-    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
+def _through_operator(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """Rows of queries whose maps fit in the cache; backward recomputes them from the stored log-sum-exp."""
-    return torch.ops.coeffdiff.chunked_attention(q, k, v, coeff, mask, scale)[0]
+    return torch.ops.coeffdiff.mixed_attention(q, k, v, coeff, mask, scale, backend)[0]
 
 
 # name -> (q, k, v, coeff, additive mask or None, scale) -> [B, H, Q, D]
 #   reference   stores H x Q x K maps, several times over in training
-#   chunked     stores one float per head and query; works anywhere
+#   chunked     rows of queries whose maps fit in the cache; works anywhere
+#   fused       a Triton kernel; stores one float per head and query; CUDA GPUs
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
     "reference": reference_attention,
-    "chunked": chunked_attention,
+    "chunked": functools.partial(_through_operator, "chunked"),
+    "fused": functools.partial(_through_operator, "fused"),
 }
 
 
-@torch.library.custom_op("coeffdiff::chunked_attention", mutates_args=())
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Q, D] in q's dtype, and the log-sum-exp of the scores [B, H, Q] that backward needs.
+# --- one operator for the backends that are not made of torch's own, so that torch.compile takes it as one node ----
 
-    A registered operator, so that torch.compile takes it as one node instead of unrolling the chunks.
-    """
+
+@torch.library.custom_op("coeffdiff::mixed_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, Q, D] in q's dtype, contiguous, and what the backend keeps for its backward."""
     with _no_autocast(q):
-        wide = torch.promote_types(q.dtype, torch.float32)
-        keys, values, c = k.to(wide).transpose(-1, -2), v.to(wide), coeff.detach().to(wide)
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        lse = q.new_empty(q.shape[:-1], dtype=wide)
-        for rows in _chunks(q, k):
-            scores = _scores(q[:, :, rows].to(wide), keys, mask, rows, scale)
-            lse[:, :, rows] = torch.logsumexp(scores, -1)
-            maps = scores.sub_(lse[:, :, rows, None]).exp_()
-            out[:, :, rows] = (_mix(c, maps) @ values).to(q.dtype)
-        return out, lse
+        out, kept = _implementation(backend).forward(q, k, v, coeff.detach().to(_wide(q)), mask, scale)
+    return out, kept
 
 
 @_forward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:-1], dtype=wide)
+    wide = _wide(q)
+    kept = q.shape[:-1] if backend == "fused" else (0,)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(kept, dtype=wide)
 
 
-@torch.library.custom_op("coeffdiff::chunked_attention_backward", mutates_args=())
+@torch.library.custom_op("coeffdiff::mixed_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     q: Tensor,
@@ -141,29 +160,16 @@ def _backward(
     v: Tensor,
     coeff: Tensor,
     mask: Tensor | None,
-    lse: Tensor,
+    kept: Tensor,
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and coeff, in their dtypes; each chunk's maps are computed anew."""
+    """Gradients of q, k, v and coeff, in their dtypes, contiguous; the maps are computed anew."""
     with _no_autocast(q):
-        wide = lse.dtype
-        keys, values, c = k.to(wide), v.to(wide), coeff.detach().to(wide)
-        contiguous = torch.contiguous_format  # as the fake below says, whatever the strides of the inputs
-        dq = torch.empty_like(q, memory_format=contiguous)
-        dk, dv, dcoeff = (torch.zeros_like(x, memory_format=contiguous) for x in (keys, values, c))
-        for rows in _chunks(q, k):
-            queries, d_out = q[:, :, rows].to(wide), grad[:, :, rows].to(wide)
-            scores = _scores(queries, keys.transpose(-1, -2), mask, rows, scale)
-            maps = scores.sub_(lse[:, :, rows, None]).exp_()
-            dv += _mix(c, maps).transpose(-1, -2) @ d_out
-            d_mixed = d_out @ values.transpose(-1, -2)
-            dcoeff += torch.einsum("bhx,bgx->hg", d_mixed.flatten(2), maps.flatten(2))
-            d_maps = _mix(c.T, d_mixed)
-            inner = torch.linalg.vecdot(d_maps, maps)
-            d_scores = d_maps.sub_(inner[..., None]).mul_(maps).mul_(scale)
-            dq[:, :, rows] = (d_scores @ keys).to(q.dtype)
-            dk += d_scores.transpose(-1, -2) @ queries
-        return dq, dk.to(k.dtype), dv.to(v.dtype), dcoeff.to(coeff.dtype)
+        dq, dk, dv, dcoeff = _implementation(backend).backward(
+            grad, q, k, v, coeff.detach().to(_wide(q)), mask, kept, scale
+        )
+    return dq, dk, dv, dcoeff.to(coeff.dtype)
 
 
 @_backward.register_fake
@@ -174,8 +180,9 @@ def _(
     v: Tensor,
     coeff: Tensor,
     mask: Tensor | None,
-    lse: Tensor,
+    kept: Tensor,
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     contiguous = torch.contiguous_format
     return (
@@ -187,54 +194,31 @@ def _(
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, coeff, mask, ctx.scale = inputs
+    q, k, v, coeff, mask, ctx.scale, ctx.backend = inputs
     ctx.save_for_backward(q, k, v, coeff, mask, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, grad, _grad_lse):  # type: ignore[no-untyped-def]
-    q, k, v, coeff, mask, lse = ctx.saved_tensors
+def _differentiate(ctx, grad, _grad_kept):  # type: ignore[no-untyped-def]
+    q, k, v, coeff, mask, kept = ctx.saved_tensors
     if grad is None:
-        return (None,) * 6
-    return (
-        *torch.ops.coeffdiff.chunked_attention_backward(grad, q, k, v, coeff, mask, lse, ctx.scale),
-        None,
-        None,
-    )
+        return (None,) * 7
+    backward = torch.ops.coeffdiff.mixed_attention_backward
+    return (*backward(grad, q, k, v, coeff, mask, kept, ctx.scale, ctx.backend), None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _chunks(q: Tensor, k: Tensor) -> Iterator[slice]:
-    """Slices of query rows whose float32 maps, all heads and batch entries together, take about CHUNK_BYTES."""
-    per_row = q.shape[0] * q.shape[1] * k.shape[2] * 4
-    budget = CHUNK_BYTES if q.device.type == "cpu" else GPU_CHUNK_BYTES
-    rows = max(1, min(q.shape[2], budget // max(per_row, 1)))
-    for start in range(0, q.shape[2], rows):
-        yield slice(start, min(start + rows, q.shape[2]))
-
-
-def _scores(
-    queries: Tensor, keys_transposed: Tensor, mask: Tensor | None, rows: slice, scale: float
-) -> Tensor:
-    scores = (queries * scale) @ keys_transposed
-    if mask is not None:
-        scores += mask if mask.shape[-2] == 1 else mask[..., rows, :]
-    return scores
-
-
-def _mix(coeff: Tensor, maps: Tensor) -> Tensor:
-    """[H, H] x [B, H, q, K] -> [B, H, q, K]: one matrix product over the flattened maps.
-
-    coeff must be detached: matmul would otherwise copy the maps to save memory in a backward that is not its own,
-    half as slow again, and round differently with and without gradients.
-    """
-    return (coeff @ maps.flatten(2)).view_as(maps)
+def _implementation(backend: str) -> Any:
+    """The module whose forward and backward a backend is; Triton is imported here and nowhere else."""
+    return importlib.import_module(
+        "coeffdiff.method.kernels" if backend == "fused" else "coeffdiff.method.chunked"
+    )
 
 
 def _additive(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    wide = torch.promote_types(q.dtype, torch.float32)
+    wide = _wide(q)
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if mask.dim() > 4 or any(
         m not in (1, s) for m, s in zip(reversed(mask.shape), reversed(shape), strict=False)
@@ -266,3 +250,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, coeff: Tensor) -> None:
 def _no_autocast(like: Tensor) -> torch.autocast:
     # Autocast would turn the float32 products inside into bf16 ones, and lose what float32 is there for.
     return torch.autocast(like.device.type, enabled=False)
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)

@@ -1,8 +1,44 @@
 """The fused GPU backend of mixed_attention: Triton kernels and the code that launches them. No autograd.
 
-PLACEHOLDER LOG
+The plan. Mixing needs all H maps of a (query tile, key tile) at one time, and flash attention's registers hold the
+accumulator of one head. So a program owns J of the H heads that receive: it walks along the other side, computes the
+maps of all H heads one after the other, adds each into its J mixed tiles, and multiplies those with its J values. The
+mixing runs in float32 on the ordinary cores, H * H multiply-adds per (query, key), so the coefficients are exact and
+10 heads are not padded to 16. Scores are computed anew in every kernel; nothing of size Q x K is stored.
+
+    _lse_kernel         log-sum-exp per query; left out where all keys fit in one tile (the 77 of a prompt)
+    _mix_kernel         out = M v; with queries and keys exchanged, dv = M^T dOut
+    _delta_kernel       rowsum(dA * A) per query and dcoeff, from <G[h], A[g]> per row of all pairs of heads
+    _score_grad_kernel  dq = scale * dS k; exchanged, dk = scale * dS^T q
+
+Arithmetic, with n = H / J and one product of D-wide tiles over all heads as the unit (flash attention: 2 forward,
+5 backward): forward 1 + n + 1, backward 4 n + 6. H = 10, J = 5: 4 and 14. H = 20, J = 5: 6 and 22. Exponentials:
+1 + n forward, 3 + n backward, against flash's 1 and 1. Mixing: H^2 forward and 4 H^2 backward float32 multiply-adds.
+Traffic from the L2 cache: (1 / BLOCK_R + 1 / BLOCK_C) * 2 * D bytes (16 bits) for each unit above that is a score.
+Memory: the outputs, two float32 per head and query, [H, H] per query tile, and for short sides such as 77 keys at
+most about 10 MiB of float32 sums that several programs share.
+
+What was seen. It has NOT run on a GPU yet: no speed is known, and the tiles below are reasoned, not measured. Triton's
+interpreter (3.9) agrees with the definition in float64. Compiled by Triton 3.6 and 3.9 for sm_80 and sm_90 in float32,
+float16 and bfloat16 at 4096 x 10 and 1024 x 20 heads, 77 keys, D = 64 and 128: at most 72 KiB of shared memory. On
+sm_90 at D = 64 in 16 bits the kernels that mix use 178 to 255 registers and spill 0 to 56 bytes (with a mask up to 96,
+and 240 in the delta kernel). sm_80 spills up to 288 bytes in forward and dv at 64 x 64, float32 up to 296 (77 keys,
+D = 128).
+
+What did not help, by the compiler's report.
+- Query tiles of all heads loaded once into shared memory, heads unrolled: 400 to 1,800 bytes of spills, and both
+  warp groups compute the same scores. A cache modifier .ca, to keep them in L1: cp.async.cg is emitted all the same.
+- The number of heads as a constant of the loops: LLVM unrolls them fivefold, 50 more registers. Hence `heads` beside
+  HEADS.
+- 64 rows with 8 warps in dq and dk: in a product whose result feeds another one Triton puts all warps along the rows,
+  and the second warp group repeats the first. 32 rows take mma.sync instead and split the columns. 4 warps: spills.
+- All 10 heads in one program (J = 10, 32 x 32): no repeated scores, and hardly any spills; smaller tiles load more.
+
+Thought of, not tried: mixing as a tensor-core product (two passes through shared memory per map, and 20 heads padded
+to 32: about as slow as the ordinary cores on paper); dq and delta in one pass (cancels in 16 bits).
 """
-# mypy: disable-error-code="no-untyped-def,import-not-found,import-untyped"
+# ruff: noqa: N803, RUF005 (constants of kernels are upper case; Triton knows no starred tuples)
+# mypy: disable-error-code="no-untyped-def,import-not-found,import-untyped,assignment,misc"
 
 from __future__ import annotations
 
@@ -20,9 +56,8 @@ MAX_WIDTH = 128
 MAX_BATCH = 65535  # of a CUDA grid's third dimension
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
-INTERPRETED = tl.constexpr(
-    triton.knobs.runtime.interpret
-)  # TRITON_INTERPRET=1: kernels run on the CPU, slowly
+# TRITON_INTERPRET=1 at the first import of triton: kernels run on the CPU, slowly
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 # Kernels. "Rows" is the side that a program keeps, "columns" the side that it walks along: queries and keys, or
 # keys and queries where ROWS_ARE_KEYS. A program owns JOINT heads (first, first + 1, ...); where JOINT does not
@@ -66,7 +101,7 @@ def _dot(a, b, PRECISION: tl.constexpr):
 def _scores(
     x, y, mask, mask_r, mask_c, row, col, rows, cols, scale,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-    HIDE_COLS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS_ARE_KEYS: tl.constexpr, EVEN_KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scores [BLOCK_R, BLOCK_C] in units of log 2, so that exp2 of them is exp of the scores."""
     scores = _dot(x, tl.trans(y), PRECISION) * (scale * LOG2E)
@@ -75,10 +110,9 @@ def _scores(
     if MASKED:
         where = mask + tl.cast(r, tl.int64)[:, None] * mask_r + tl.cast(c, tl.int64)[None, :] * mask_c
         scores += tl.load(where, mask=(r < rows)[:, None] & (c < cols)[None, :], other=0.0) * LOG2E
-    if (
-        HIDE_COLS
-    ):  # keys past the end; a key's zeros would otherwise score 0, and exp(0 - lse) can be infinite
-        scores = tl.where((c < cols)[None, :], scores, float("-inf"))
+    if not EVEN_KEYS:  # a key past the end would score 0, and exp(0 - lse) may be infinite
+        known = (r < rows)[:, None] if ROWS_ARE_KEYS else (c < cols)[None, :]
+        scores = tl.where(known, scores, float("-inf"))
     return scores
 
 
@@ -106,7 +140,7 @@ def _lse_kernel(
         y = _tile(k, k_n, k_d, col, cols, BLOCK_C, WIDTH, PADDED, EVEN_C)
         scores = _scores(
             x, y, mask, mask_r, mask_c, row, col, rows, cols, scale,
-            BLOCK_R, BLOCK_C, not EVEN_C, MASKED, PRECISION,
+            BLOCK_R, BLOCK_C, False, EVEN_C, MASKED, PRECISION,
         )  # fmt: skip
         new = tl.maximum(top, tl.max(scores, 1))
         # a row may start with a tile that its mask hides whole: exp2(-inf - -inf) would be NaN
@@ -147,12 +181,12 @@ def _mix_kernel(
     r = row + tl.arange(0, BLOCK_R)
     sums = ()
     for _ in tl.static_range(JOINT):
-        sums = sums + (tl.zeros([BLOCK_R, PADDED], tl.float32),)  # noqa: RUF005
+        sums = sums + (tl.zeros([BLOCK_R, PADDED], tl.float32),)
     for col in range(split * span, tl.minimum(cols, (split + 1) * span), BLOCK_C):
         c = col + tl.arange(0, BLOCK_C)
         mixed = ()
         for _ in tl.static_range(JOINT):
-            mixed = mixed + (tl.zeros([BLOCK_R, BLOCK_C], tl.float32),)  # noqa: RUF005
+            mixed = mixed + (tl.zeros([BLOCK_R, BLOCK_C], tl.float32),)
         for g in range(heads):
             at = tl.cast(g, tl.int64)
             x_tile = _tile(x + at * x_h, x_n, x_d, row, rows, BLOCK_R, WIDTH, PADDED, EVEN_R)
@@ -160,7 +194,7 @@ def _mix_kernel(
             scores = _scores(
                 x_tile, y_tile, mask + at * mask_h if MASKED else mask, mask_r, mask_c,
                 row, col, rows, cols, scale, BLOCK_R, BLOCK_C,
-                not (EVEN_C or ROWS_ARE_KEYS), MASKED, PRECISION,
+                ROWS_ARE_KEYS, EVEN_R if ROWS_ARE_KEYS else EVEN_C, MASKED, PRECISION,
             )  # fmt: skip
             if ONE_TILE:
                 top = tl.max(scores, 1)
@@ -181,13 +215,13 @@ def _mix_kernel(
             new = ()
             for j in tl.static_range(JOINT):
                 head = tl.minimum(first + j, HEADS - 1)
-                new = new + (mixed[j] + tl.load(coeff + head * coeff_h + g * coeff_g) * maps,)  # noqa: RUF005
+                new = new + (mixed[j] + tl.load(coeff + head * coeff_h + g * coeff_g) * maps,)
             mixed = new
         new = ()
         for j in tl.static_range(JOINT):
             head = tl.cast(tl.minimum(first + j, HEADS - 1), tl.int64)
             z_tile = _tile(z + head * z_h, z_n, z_d, col, cols, BLOCK_C, WIDTH, PADDED, EVEN_C)
-            new = new + (sums[j] + _dot(mixed[j].to(z_tile.dtype), z_tile, PRECISION),)  # noqa: RUF005
+            new = new + (sums[j] + _dot(mixed[j].to(z_tile.dtype), z_tile, PRECISION),)
         sums = new
     for j in tl.static_range(JOINT):
         head = tl.cast(tl.minimum(first + j, HEADS - 1), tl.int64)
@@ -224,7 +258,7 @@ def _delta_kernel(
     every = tl.arange(0, HEADS_PADDED)
     products = ()
     for _ in tl.static_range(JOINT):
-        products = products + (tl.zeros([BLOCK_R, HEADS_PADDED], tl.float32),)  # noqa: RUF005
+        products = products + (tl.zeros([BLOCK_R, HEADS_PADDED], tl.float32),)
     for col in range(0, cols, BLOCK_C):
         maps = ()
         for j in tl.static_range(JOINT):
@@ -233,10 +267,10 @@ def _delta_kernel(
             k_tile = _tile(k + at * k_h, k_n, k_d, col, cols, BLOCK_C, WIDTH, PADDED, EVEN_C)
             scores = _scores(
                 q_tile, k_tile, mask + at * mask_h if MASKED else mask, mask_r, mask_c,
-                row, col, rows, cols, scale, BLOCK_R, BLOCK_C, not EVEN_C, MASKED, PRECISION,
+                row, col, rows, cols, scale, BLOCK_R, BLOCK_C, False, EVEN_C, MASKED, PRECISION,
             )  # fmt: skip
             lse_tile = tl.load(lse + at * rows + r, mask=r < rows, other=0.0) * LOG2E
-            maps = maps + (tl.exp2(scores - lse_tile[:, None]),)  # noqa: RUF005
+            maps = maps + (tl.exp2(scores - lse_tile[:, None]),)
         for h in range(heads):
             at = tl.cast(h, tl.int64)
             grad_tile = _tile(grad + at * grad_h, grad_n, grad_d, row, rows, BLOCK_R, WIDTH, PADDED, EVEN_R)
@@ -246,7 +280,7 @@ def _delta_kernel(
             new = ()
             for j in tl.static_range(JOINT):
                 product = tl.sum(d_mixed * maps[j], 1)
-                new = new + (products[j] + tl.where(here, product[:, None], 0.0),)  # noqa: RUF005
+                new = new + (products[j] + tl.where(here, product[:, None], 0.0),)
             products = new
     partial += (tl.program_id(0) * tl.num_programs(2) + batch) * HEADS * HEADS
     for j in tl.static_range(JOINT):
@@ -290,12 +324,12 @@ def _score_grad_kernel(
     r = row + tl.arange(0, BLOCK_R)
     sums = ()
     for _ in tl.static_range(JOINT):
-        sums = sums + (tl.zeros([BLOCK_R, PADDED], tl.float32),)  # noqa: RUF005
+        sums = sums + (tl.zeros([BLOCK_R, PADDED], tl.float32),)
     for col in range(split * span, tl.minimum(cols, (split + 1) * span), BLOCK_C):
         c = col + tl.arange(0, BLOCK_C)
         d_maps = ()
         for _ in tl.static_range(JOINT):
-            d_maps = d_maps + (tl.zeros([BLOCK_R, BLOCK_C], tl.float32),)  # noqa: RUF005
+            d_maps = d_maps + (tl.zeros([BLOCK_R, BLOCK_C], tl.float32),)
         for h in range(heads):
             at = tl.cast(h, tl.int64)
             a_tile = _tile(a + at * a_h, a_n, a_d, row, rows, BLOCK_R, WIDTH, PADDED, EVEN_R)
@@ -304,7 +338,7 @@ def _score_grad_kernel(
             new = ()
             for j in tl.static_range(JOINT):
                 g = tl.minimum(first + j, HEADS - 1)
-                new = new + (d_maps[j] + tl.load(coeff + h * coeff_h + g * coeff_g) * d_mixed,)  # noqa: RUF005
+                new = new + (d_maps[j] + tl.load(coeff + h * coeff_h + g * coeff_g) * d_mixed,)
             d_maps = new
         new = ()
         for j in tl.static_range(JOINT):
@@ -314,7 +348,7 @@ def _score_grad_kernel(
             scores = _scores(
                 x_tile, y_tile, mask + at * mask_h if MASKED else mask, mask_r, mask_c,
                 row, col, rows, cols, scale, BLOCK_R, BLOCK_C,
-                not (EVEN_C or ROWS_ARE_KEYS), MASKED, PRECISION,
+                ROWS_ARE_KEYS, EVEN_R if ROWS_ARE_KEYS else EVEN_C, MASKED, PRECISION,
             )  # fmt: skip
             if ROWS_ARE_KEYS:
                 inner = tl.load(delta + at * queries + c, mask=c < cols, other=0.0)[None, :]
@@ -323,7 +357,7 @@ def _score_grad_kernel(
                 inner = tl.load(delta + at * queries + r, mask=r < rows, other=0.0)[:, None]
                 lse_tile = tl.load(lse + at * queries + r, mask=r < rows, other=0.0)[:, None]
             d_scores = tl.exp2(scores - lse_tile * LOG2E) * (d_maps[j] - inner)
-            new = new + (sums[j] + _dot(d_scores.to(y_tile.dtype), y_tile, PRECISION),)  # noqa: RUF005
+            new = new + (sums[j] + _dot(d_scores.to(y_tile.dtype), y_tile, PRECISION),)
         sums = new
     for j in tl.static_range(JOINT):
         at = tl.cast(tl.minimum(first + j, HEADS - 1), tl.int64)
@@ -346,8 +380,8 @@ class Tiles(NamedTuple):
 # Two rows where a choice pays: the first if it makes enough programs for a large GPU, else the second.
 ENOUGH_PROGRAMS = 120
 
-# (bits per number, heads wider than 64) -> kernel -> tiles. All compile into less than the 99 KiB of shared memory
-# that every GPU from compute capability 8.0 on has; the module's docstring tells how they were found.
+# (bits per number, heads wider than 64) -> kernel -> tiles. All stay below the 99 KiB of shared memory that
+# every GPU from compute capability 8.0 on has; the module's docstring tells how they were found.
 TILES: dict[tuple[int, bool], dict[str, tuple[Tiles, ...]]] = {
     (16, False): {
         "lse": (Tiles(128, 64, 1, 4, 3), Tiles(64, 64, 1, 4, 3)),
@@ -402,14 +436,12 @@ def _tiles(kernel: str, side: Tensor) -> Tiles:
 # Launches
 
 
-def unsupported(q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None) -> str | None:
-    """Why these inputs must go to another backend, in plain words; None if they may come here."""
+def unsupported(q: Tensor, k: Tensor, mask: Tensor | None) -> str:
+    """Why these inputs must go to another backend, in plain words; empty if they may come here."""
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return (
             f"the fused kernels know float16, bfloat16 and float32, not {str(q.dtype).removeprefix('torch.')}"
         )
-    if coeff.dtype != torch.float32:
-        return f"the fused kernels want float32 coefficients, not {str(coeff.dtype).removeprefix('torch.')}"
     if q.shape[1] > MAX_HEADS:
         return f"the fused kernels take up to {MAX_HEADS} heads, not {q.shape[1]}"
     if q.shape[-1] > MAX_WIDTH:
@@ -423,16 +455,18 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | N
     if mask is not None and mask.dtype == torch.float64:
         return "the fused kernels want a float32 mask, not float64"
     if INTERPRETED.value:
-        return None
+        return ""
     if not q.is_cuda:
         return f"the fused kernels run on CUDA devices, not on {q.device.type}"
+    if torch.version.hip is not None:
+        return "the fused kernels were never tried on AMD GPUs"
     capability = torch.cuda.get_device_capability(q.device)
-    if torch.version.hip is None and capability < (8, 0):
+    if capability < (8, 0):
         return f"the fused kernels need compute capability 8.0, not {capability[0]}.{capability[1]}"
-    return None
+    return ""
 
 
-def fused_forward(
+def forward(
     q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, Q, D] in q's dtype, contiguous, and the log-sum-exp of the scores [B, H, Q], float32.
@@ -456,7 +490,7 @@ def fused_forward(
     return out, lse
 
 
-def fused_backward(
+def backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -465,13 +499,11 @@ def fused_backward(
     mask: Tensor | None,
     lse: Tensor,
     scale: float,
-    *,
-    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dq, dk, dv, contiguous, in their dtypes, and dcoeff [H, H] in coeff's; lse as fused_forward gave it.
+    """dq, dk, dv, contiguous, in their dtypes, and dcoeff [H, H] in coeff's; lse as forward gave it.
 
-    No atomics anywhere, so that equal inputs give equal bits whether deterministic is asked for or not: dcoeff is
-    the sum of one [H, H] for every batch entry and query tile, which costs next to nothing.
+    No atomics anywhere, so that equal inputs give equal bits: dcoeff is the sum of one [H, H] for every batch entry
+    and query tile, which costs next to nothing.
     """
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     batch, heads, queries, _ = q.shape
@@ -523,8 +555,8 @@ def _launch(
     sides: dict[str, Tensor],
     others: dict[str, Tensor],
     *,
-    ROWS_ARE_KEYS: bool = False,  # noqa: N803
-    ONE_TILE: bool = False,  # noqa: N803
+    ROWS_ARE_KEYS: bool = False,
+    ONE_TILE: bool = False,
 ) -> None:
     """Run a kernel on [B, H, tokens, D] tensors, the rows' first and the columns' second; mask is [.., rows, cols]."""
     x, y = list(sides.values())[:2]

@@ -251,6 +251,9 @@ def _merges(words: Sequence[str], symbols: Sequence[str]) -> list[tuple[str, str
         min_frequency=1,
         end_of_word_suffix="</w>",
         initial_alphabet=list(symbols),
+        # Ties between pairs go by ids. Letters that end a word would get theirs in an order that changes from call
+        # to call (tokenizers 0.23), unless they are known from the start.
+        special_tokens=[symbol + "</w>" for symbol in symbols],
         show_progress=False,
     )
     learner.train_from_iterator(sorted(words), trainer)

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError, ShapeError
-from coeffdiff.method.chunked import chunk_bytes
 
 _TRITON = importlib.util.find_spec("triton") is not None
 # Triton's interpreter runs the kernels on a CPU: for tests, thousands of times too slow for anything else.
@@ -76,12 +75,10 @@ def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[st
     been seen on a GPU yet; until then they are for those who ask for them.
     """
     maps = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4
-    why = f"chunks of {chunk_bytes(q.device) / 2**20:.1f} MiB"
+    why = "in chunks that fit the cache"
     if q.device.type == "cuda":
-        why += (
-            f"; {unusable('fused', q, k, mask) or 'the fused kernels, untried on a GPU, must be asked for'}"
-        )
-    return "chunked", f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored ({why})"
+        why = unusable("fused", q, k, mask) or "the fused kernels, untried on a GPU, must be asked for"
+    return "chunked", f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored; {why}"
 
 
 def unusable(backend: str, q: Tensor, k: Tensor, mask: Tensor | None = None) -> str:

@@ -5,12 +5,13 @@ python scripts/bench_attention.py --dtype bf16 --pixels 512 1024 1536 --grow
 
 Needs torch alone. All arms of a shape run in one process and take turns, so that a machine whose speed drifts slows
 all of them alike; a ratio is to SDPA in the same round, and the median of the rounds is shown. Extra memory is the
-peak above inputs, output and gradients. --grow: from 1,024 to 16,384 tokens, with the exponent of the growth.
+peak above the inputs, with output and gradients in it. --grow: from 1,024 to 16,384 tokens, with the exponent of the growth.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import gc
 import json
@@ -20,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -57,7 +59,7 @@ class Shape:
 
 @dataclass
 class Row:
-    """One arm at one shape; seconds of each round, and the peak above inputs and results in MiB."""
+    """One arm at one shape; seconds of each round, and the peak above the inputs in MiB."""
 
     shape: str
     arm: str
@@ -137,6 +139,9 @@ def extra_mib(call: Callable[[], None], device: torch.device) -> float:
     """Peak of a second call above what was there before it, in MiB; on a CPU to about a mebibyte."""
     call()
     gc.collect()
+    if sys.platform == "linux":  # freed memory that the allocator keeps would be used again, and not be seen
+        with suppress(OSError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
     reset_peak(device)
     before = peak_gib(device)
     call()

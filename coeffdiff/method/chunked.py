@@ -3,9 +3,8 @@
 Letters as in attention.py. Forward and backward go through the rows once, and backward computes the maps anew, so
 that nothing of size H x Q x K is ever stored; what is, are a few buffers of H x rows x K, used over and over.
 
-What was tried on a CPU and did not help: keeping the log-sum-exp of the scores for backward, which takes longer to
-compute than the whole in-place softmax; mixing by einsum, which copies; mixing values instead of maps, which is
-another function.
+What did not help on a CPU: keeping the log-sum-exp of the scores for backward, which takes twice as long to compute
+as the whole in-place softmax.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 They are trained on renders and on renders that went through the VAE, so that they judge the picture and not its
 codec, and may judge only what they get right on renders they have never seen. What they get right after a round trip
-is what the codec leaves to be seen: no picture of the model can be expected to score above it.
+tells how much the codec leaves to be seen.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ python scripts/bench_attention.py --dtype bf16 --pixels 512 1024 1536 --grow
 
 Needs torch alone. All arms of a shape run in one process and take turns, so that a machine whose speed drifts slows
 all of them alike; a ratio is to SDPA in the same round, and the median of the rounds is shown. Extra memory is the
-peak above the inputs, with output and gradients in it. --grow: from 1,024 to 16,384 tokens, with the exponent of the growth.
+peak above the inputs, with output and gradients in it. --grow: from 1,024 to 16,384 tokens, with the exponent of the
+growth.
 """
 
 from __future__ import annotations

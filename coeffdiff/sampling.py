@@ -30,6 +30,7 @@ from coeffdiff.method.adapter import COEFF_FILE, AdapterHeader, loaded_adapters
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import unwrapped, verify
 from coeffdiff.pictures import fitted, free_name, labelled_grid, save_png
+from coeffdiff.speed import compile_blocks, prepare_kernels
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Offload = Literal["none", "model", "sequential"]
@@ -109,15 +110,26 @@ def choose_device(precision: Precision = "auto") -> tuple[torch.device, torch.dt
     return device, half if precision == "auto" else DTYPES[precision]
 
 
-def prepare_device(pipe: Any, device: torch.device | str, offload: Offload = "none") -> None:
+def prepare_device(
+    pipe: Any, device: torch.device | str, offload: Offload = "none", *, compiled: bool = False
+) -> None:
     """Move the pipeline, or let diffusers bring its parts to the device when they are needed.
 
     Load adapters before: under sequential offload the UNet has no weights that one could be compared with.
 
-    Raises: ConfigError for offload without a GPU.
+    Args:
+        compiled: torch.compile the UNet's blocks, which happens at the first picture (see speed.compile_blocks).
+    Raises: ConfigError for offload without a GPU, or for what cannot be compiled.
     """
     device = torch.device(device)
     refuse_offload(device, offload)
+    if compiled and offload == "sequential":
+        raise ConfigError(
+            "--compile needs the UNet in one place: it cannot be used with --offload sequential."
+        )
+    prepare_kernels(device, pipe.unet.dtype, pipe.unet, pipe.vae)
+    if compiled:
+        compile_blocks(pipe.unet, device)
     if offload == "none":
         pipe.to(device)
     elif offload == "model":

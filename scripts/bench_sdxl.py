@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed, after two to warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backend", default="auto", help="how mixed attention is computed")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet's blocks")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)  # one process's share
@@ -84,12 +84,17 @@ def measure(options: Any) -> Figures:
     import torch
     from accelerate import Accelerator
 
+    from coeffdiff.speed import compile_blocks, prepare_kernels
+
     if options.threads:
         torch.set_num_threads(options.threads)
     accelerator = Accelerator(mixed_precision=options.precision)
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     unet = random_unet(options.size, accelerator.device, dtype)
+    prepare_kernels(accelerator.device, dtype, unet)
     coefficients, lora = trainables(unet, options)
+    if options.compile:
+        compile_blocks(unet, accelerator.device)
     training = []
     for batch, checkpointing in itertools.product(options.batch, options.checkpointing):
         (
@@ -181,8 +186,6 @@ def train_steps(
     scheduler = DDPMScheduler.from_config(euler_scheduler().config)
     optimizer = torch.optim.AdamW([*alphas, *lora] or [torch.zeros(1, requires_grad=True)], lr=1e-4)
     model = accelerator.prepare_model(unet.train())
-    if options.compile:
-        model = torch.compile(model)
 
     def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         noisy.requires_grad_(options.arm == "frozen")
@@ -224,13 +227,12 @@ def sample_steps(options: Any, accelerator: Any, unet: Any, dtype: Any) -> Figur
     unet.eval().disable_gradient_checkpointing()
     latents, text, conditions = inputs(options, unet, 2, device)
     conditions = {name: value.to(dtype) for name, value in conditions.items()}
-    model = torch.compile(unet) if options.compile else unet
     gc.collect()
     reset_peak(device)
 
     @torch.no_grad()
     def step() -> None:
-        model(
+        unet(
             latents.to(dtype), torch.tensor(500, device=device), text.to(dtype), added_cond_kwargs=conditions
         )
 

@@ -11,6 +11,7 @@ PACKAGE = Path(coeffdiff.__file__).parent
 # From the ground up; a module may import what stands on an earlier line, or in its own package.
 ORDER = [
     {"errors", "seeding", "files"},
+    {"speed"},
     {"method"},
     {"config", "console", "pictures"},
     {"pocket"},
@@ -64,6 +65,6 @@ def test_every_part_has_its_place():
 
 
 def test_the_method_knows_nothing_of_settings_and_models():
-    """`method` takes plain arguments: of the package it imports only errors, seeding and files."""
+    """`method` takes plain arguments: of the package it imports only errors, seeding, files and speed."""
     for file in (PACKAGE / "method").glob("*.py"):
-        assert imported_parts(file) <= {"errors", "seeding", "files", "method"}, file
+        assert imported_parts(file) <= {"errors", "seeding", "files", "speed", "method"}, file

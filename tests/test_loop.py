@@ -279,6 +279,60 @@ def test_more_steps_are_remembered(tiny_folder):
     assert_same("run", "whole")
 
 
+def test_between_two_looks_nobody_waits_for_a_figure(tiny_folder, monkeypatch):
+    """With a look at every third step: the same adapter and the same lines, and only looks ask tensors for numbers."""
+    values = {"training.steps": 6, "training.accumulate": 2, "training.checkpoint_every": 0}
+    loop.train(settings_for(tiny_folder, "every", **values))
+    askers = []
+
+    def spied(real):
+        def ask(*args, **keywords):
+            frame = sys._getframe(1)
+            askers.append((Path(frame.f_code.co_filename), frame.f_code.co_name))
+            return real(*args, **keywords)
+
+        return ask
+
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__", "__index__", "numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, spied(getattr(torch.Tensor, name)))
+    real_step, steps = loop.draw_dropout, []
+
+    def first_of_a_step(*args, **keywords):
+        askers.clear() if not steps else None
+        steps.append(keywords["step"])
+        real_step(*args, **keywords)
+
+    monkeypatch.setattr(loop, "draw_dropout", first_of_a_step)
+    real_save = loop.save_checkpoint
+    seen = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *args: (seen.extend(askers), real_save(*args)))
+    loop.train(settings_for(tiny_folder, "third", **values, **{"training.log_every": 3}))
+    own = [(file.name, who) for file, who in seen if {"coeffdiff", "diffusers", "peft"} & set(file.parts)]
+    assert own[:2] == [("loop.py", "_look")] * 2
+    assert {file for file, _ in own[2:]} == {"prepare.py"}  # what is copied to be saved, after the last step
+    assert_same("every", "third")
+    timed = ("seconds", "peak_gib")
+    assert [{k: v for k, v in line.items() if k not in timed} for line in logged("every")] == [
+        {k: v for k, v in line.items() if k not in timed} for line in logged("third")
+    ]
+
+
+def test_a_loss_that_is_not_finite_is_found_at_the_next_look(tiny_folder, monkeypatch):
+    """NaN at step 2, looked at with step 4: nothing of it is saved, and the log ends before it."""
+    real, calls = loop.denoising_loss, []
+
+    def poisoned(*args):
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(loop, "denoising_loss", poisoned)
+    values = {"training.log_every": 5, "training.checkpoint_every": 4}
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step 2.*No checkpoint"):
+        loop.train(settings_for(tiny_folder, "run", **values))
+    assert [line["step"] for line in logged("run")] == [1]
+    assert not RunFolder(Path("run")).checkpoints()
+
+
 def test_pictures_that_fail_cost_nothing_but_themselves(tiny_folder, monkeypatch):
     """Out of memory, or a picture that is not finite: said in a line, the adapter is there all the same."""
 

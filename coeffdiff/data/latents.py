@@ -26,6 +26,7 @@ from coeffdiff.data.photos import Photo, View, render, view_of
 from coeffdiff.errors import ModelError
 from coeffdiff.files import appearing
 from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.speed import copied
 
 CACHE_VERSION = 1
 
@@ -96,7 +97,7 @@ class LatentData:
         photos = self.bucket(step)
         drawn = [self._sample(photos, step, index) for index in samples]
         columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
-        return Batch(*(column.to(device) for column in columns))
+        return Batch(*(copied(column, device) for column in columns))
 
     def _sample(self, photos: Sequence[EncodedPhoto], step: int, index: int) -> tuple[Tensor, ...]:
         pick = random.Random(stable_seed(self.seed, "sample", step, index))

@@ -18,7 +18,8 @@ import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def mixed_attention(
     if mask is not None:
         mask = _additive(mask, q, k)
     if backend == "auto":
-        backend, _ = choose_backend(q, k, mask)
+        backend, _ = _choice(q, k, mask)
     if reason := unusable(backend, q, k, mask):
         raise ConfigError(reason)
     return BACKENDS[backend](q, k, v, coeff, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
@@ -74,11 +75,18 @@ def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[st
     The fused kernels agree with the definition in Triton's interpreter and compile for sm_80 and sm_90, but have not
     been seen on a GPU yet; until then they are for those who ask for them.
     """
+    backend, why = _choice(q, k, mask)
     maps = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4
-    why = "in chunks that fit the cache"
-    if q.device.type == "cuda":
-        why = unusable("fused", q, k, mask) or "the fused kernels, untried on a GPU, must be asked for"
-    return "chunked", f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored; {why}"
+    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored; {why}"
+
+
+def _choice(q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[str, str]:
+    # Apart from the sentence: torch.compile traces this, and cannot print sizes that it keeps symbolic
+    if q.device.type != "cuda":
+        return "chunked", "in chunks that fit the cache"
+    return "chunked", unusable(
+        "fused", q, k, mask
+    ) or "the fused kernels, untried on a GPU, must be asked for"
 
 
 def unusable(backend: str, q: Tensor, k: Tensor, mask: Tensor | None = None) -> str:
@@ -101,7 +109,7 @@ def reference_attention(
     q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
     """The definition, term by term, with all maps stored and autograd's own backward."""
-    with _no_autocast(q):
+    with _exact(q):
         # float32 throughout: bf16 holds no 1 + 0.0039, so a small alpha on the diagonal would vanish
         wide = _wide(q)
         scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
@@ -135,7 +143,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, Q, D] in q's dtype, contiguous, and what the backend keeps for its backward."""
-    with _no_autocast(q):
+    with _exact(q):
         out, kept = _implementation(backend).forward(q, k, v, coeff.detach().to(_wide(q)), mask, scale)
     return out, kept
 
@@ -162,7 +170,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and coeff, in their dtypes, contiguous; the maps are computed anew."""
-    with _no_autocast(q):
+    with _exact(q):
         dq, dk, dv, dcoeff = _implementation(backend).backward(
             grad, q, k, v, coeff.detach().to(_wide(q)), mask, kept, scale
         )
@@ -244,9 +252,20 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, coeff: Tensor) -> None:
         raise ShapeError(f"coeff must be {heads} x {heads} for {heads} heads, not {tuple(coeff.shape)}.")
 
 
-def _no_autocast(like: Tensor) -> torch.autocast:
-    # Autocast would turn the float32 products inside into bf16 ones, and lose what float32 is there for.
-    return torch.autocast(like.device.type, enabled=False)
+@contextmanager
+def _exact(like: Tensor) -> Iterator[None]:
+    """Products in the dtype of their factors: autocast would make bf16 of float32 ones and TF32 keeps ten bits, and
+    a small alpha on the diagonal of I + alpha would be lost."""
+    with torch.autocast(like.device.type, enabled=False):
+        if not like.is_cuda:
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def _wide(like: Tensor) -> torch.dtype:

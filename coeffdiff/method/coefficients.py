@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coeffdiff.seeding import generator_for
+from coeffdiff.speed import copied
 
 Form = Literal["residual", "identity", "random"]
 
@@ -92,7 +93,7 @@ def _fill_masks(layers: Mapping[str, Coefficients], masks: list[Tensor]) -> None
     if not layers:
         return
     targets = [c.mask for c in layers.values()]
-    flat = torch.cat([mask.flatten() for mask in masks]).to(targets[0])
+    flat = copied(torch.cat([mask.flatten() for mask in masks]), targets[0].device)
     parts = flat.split([mask.numel() for mask in masks])
     for target, part in zip(targets, parts, strict=True):
         target.copy_(part.view_as(target))

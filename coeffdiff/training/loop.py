@@ -30,6 +30,7 @@ from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, ResumeErro
 from coeffdiff.method.adapter import save_adapter
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
 from coeffdiff.method.injection import verify
+from coeffdiff.speed import compile_blocks, prepare_kernels
 from coeffdiff.training.card import model_card
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.memory import peak_gib, reset_peak
@@ -99,10 +100,13 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     # 3. The UNet, frozen, and what learns on it
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"unet"})
     unet, noise_scheduler = pipe.unet.to(state.device), DDPMScheduler.from_config(pipe.scheduler.config)
+    prepare_kernels(state.device, dtype, unet)
     trainables = make_trainable(unet, settings)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
+    if training.compile:
+        compile_blocks(unet, state.device)
 
     # 4. Optimizer, schedule, Accelerate. The schedule is not prepared: it would step once per process
     groups: list[dict[str, Any]] = []
@@ -161,17 +165,20 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
         state.wait_for_everyone()
         return files
 
-    # 6. The loop: draw, predict, loss, backward, step; once in a while log, preview, save
+    # 6. The loop: draw, predict, loss, backward, step; once in a while look, log, preview, save. Between two looks
+    # nothing waits for a GPU (but for fp16, whose scaler has to know whether a gradient overflowed)
     reset_peak(state.device)
+    looks = int(training.log_every)
+    unseen: list[Unseen] = []
     with (
         StepLog(run.log, step, state.is_main_process) as log,
         _interruptions() as interrupted,
         progress("training", steps) as bar,
     ):
         bar(step)
+        looked = time.perf_counter()
         while step < steps:
             step += 1
-            began = time.perf_counter()
             verify(unet)
             draw_dropout(trainables.coefficients, coeff.dropout, seed=training.seed, step=step)
             losses: list[Tensor] = []
@@ -196,30 +203,38 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
                     losses.append(micro_loss.detach())
                     if accelerator.sync_gradients:
                         norms = clip_gradients(accelerator, trainables, settings)
-                        loss, stop = _agree(torch.stack(losses).mean(), interrupted(), state)
-                        _check_finite(loss, norms, step, run, training.precision)
                     optimizer.step()
                     optimizer.zero_grad()
             skipped = accelerator.optimizer_step_was_skipped  # normal where an fp16 scaler lowers its scale
-            rates = schedule.get_last_lr()
+            figures = {"loss": torch.stack(losses).mean(), **norms, "alpha": trainables.moved()}
+            unseen.append(Unseen(step, figures, schedule.get_last_lr(), skipped))
             if not skipped:
                 schedule.step()
 
-            moved, seconds, peak = trainables.moved(), time.perf_counter() - began, peak_gib(state.device)
-            log.write(
-                {"step": step, "loss": loss, "lr": rates, "alpha": moved, "grad_norm": norms}
-                | {"seconds": round(seconds, 4), "peak_gib": round(peak, 3), "skipped": skipped}
-            )
-            bar(step, _status(loss, moved, seconds, peak))
-            if stop or step == steps or (training.checkpoint_every and step % training.checkpoint_every == 0):
+            saves = step == steps or (training.checkpoint_every and step % training.checkpoint_every == 0)
+            shows = settings.validation.every and step % settings.validation.every == 0 and step < steps
+            alone = state.num_processes == 1
+            if not (saves or shows or len(unseen) >= looks or (alone and interrupted())):
+                continue
+            lines, stop = _look(unseen, interrupted(), state)
+            unseen = []
+            now = time.perf_counter()
+            seconds, peak, looked = (now - looked) / len(lines), peak_gib(state.device), now
+            for line in lines:
+                _check_finite(line, run, training.precision)
+                log.write(line | {"seconds": round(seconds, 4), "peak_gib": round(peak, 3)})
+            loss = lines[-1]["loss"]
+            bar(step, _status(loss, lines[-1]["alpha"], seconds, peak))
+            if stop or saves:
                 save(step, loss)
             if stop and step < steps:
                 raise Interrupted(
                     f"Stopped after step {step}, saved in {run.checkpoint(step)}. "
                     f"Continue with: coeffdiff train --resume --output {run.path}"
                 )
-            if settings.validation.every and step % settings.validation.every == 0 and step < steps:
+            if shows:
                 preview(step, functools.partial(_drawing, bar, step))
+            looked = time.perf_counter()
 
     # 7. The result, before its pictures: they are worth less than it
     clear_dropout(trainables.coefficients)
@@ -279,7 +294,7 @@ def _check_same_step(step: int, state: PartialState) -> None:
         )
 
 
-def clip_gradients(accelerator: Accelerator, trainables: Trainables, settings: Settings) -> dict[str, float]:
+def clip_gradients(accelerator: Accelerator, trainables: Trainables, settings: Settings) -> dict[str, Tensor]:
     """Clip alpha and LoRA apart, so that the many do not drown the few; returns their norms before clipping."""
     accelerator.unscale_gradients()
     limits = settings.training.clip_coeff, settings.training.clip_lora
@@ -288,24 +303,45 @@ def clip_gradients(accelerator: Accelerator, trainables: Trainables, settings: S
         ("coeff", "lora"), (trainables.alphas, list(trainables.lora.values())), limits, strict=True
     ):
         if parameters:
-            norms[name] = float(nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+            norms[name] = nn.utils.clip_grad_norm_(parameters, limit or math.inf).detach()
     return norms
 
 
-def _agree(loss: Tensor, stop: bool, state: PartialState) -> tuple[float, bool]:
-    """The mean loss of all processes, and whether any of them was asked to stop."""
-    if state.num_processes == 1:
-        return float(loss), stop
-    both = torch.stack(
-        [loss.float() / state.num_processes, torch.full_like(loss, float(stop), dtype=torch.float32)]
-    )
-    torch.distributed.all_reduce(both)
-    return float(both[0]), bool(both[1] > 0)
+@dataclass(frozen=True)
+class Unseen:
+    """A step that is done or on its way, and figures of it that nobody has waited for yet: 0-d tensors, or None."""
+
+    step: int
+    figures: dict[str, Tensor | None]
+    rates: list[float]
+    skipped: bool
 
 
-def _check_finite(loss: float, norms: dict[str, float], step: int, run: RunFolder, precision: str) -> None:
+def _look(unseen: list[Unseen], stop: bool, state: PartialState) -> tuple[list[dict[str, Any]], bool]:
+    """Wait for the device once, for all figures of all these steps; losses become the mean over all processes.
+
+    Returns: a line for the log for each step, and whether any process was asked to stop.
+    """
+    names = [name for name, figure in unseen[0].figures.items() if figure is not None]
+    table = torch.stack([torch.stack([u.figures[name].float() for name in names]) for u in unseen])  # type: ignore[union-attr]
+    if state.num_processes > 1:
+        shared = torch.cat([table[:, 0] / state.num_processes, table.new_tensor([float(stop)])])
+        torch.distributed.all_reduce(shared)
+        table[:, 0], stop = shared[:-1], bool(shared[-1] > 0)
+    lines = []
+    for one, row in zip(unseen, table.tolist(), strict=True):
+        found = dict(zip(names, row, strict=True))
+        norms = {name: found[name] for name in ("coeff", "lora") if name in found}
+        facts = {"step": one.step, "loss": found["loss"], "lr": one.rates, "alpha": found.get("alpha")}
+        lines.append(facts | {"grad_norm": norms, "skipped": one.skipped})
+    return lines, stop
+
+
+def _check_finite(line: dict[str, Any], run: RunFolder, precision: str) -> None:
     # With fp16 a gradient that overflows is the scaler's business: it skips the step and lowers its scale.
-    if math.isfinite(loss) and (precision == "fp16" or all(map(math.isfinite, norms.values()))):
+    if math.isfinite(line["loss"]) and (
+        precision == "fp16" or all(map(math.isfinite, line["grad_norm"].values()))
+    ):
         return
     cause = {
         "fp16": "fp16 overflows in some models: try --set training.precision=bf16",
@@ -314,8 +350,8 @@ def _check_finite(loss: float, norms: dict[str, float], step: int, run: RunFolde
     }[precision]
     last = next(iter(run.checkpoints()), None)
     kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
-    what = "loss" if not math.isfinite(loss) else "gradient"
-    raise NonFiniteLoss(f"The {what} is not finite at step {step}; {cause}. {kept}")
+    what = "loss" if not math.isfinite(line["loss"]) else "gradient"
+    raise NonFiniteLoss(f"The {what} is not finite at step {line['step']}; {cause}. {kept}")
 
 
 def _from_main(state: PartialState, decide: Callable[[], Any]) -> Any:

@@ -25,6 +25,7 @@ from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, 
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
+from coeffdiff.speed import prepare_kernels
 from coeffdiff.training.state import RunFolder
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -58,11 +59,11 @@ class Trainables:
         for name, parameter in self.lora.items():
             parameter.copy_(tensors[name])
 
-    def moved(self) -> float | None:
-        """Mean |alpha| over all entries of all layers (distance from ordinary attention); None without alpha."""
+    def moved(self) -> Tensor | None:
+        """Mean |alpha| over all entries of all layers (distance from ordinary attention), 0-d; None without alpha."""
         if not self.coefficients:
             return None
-        return float(torch.cat([c.displacement().flatten() for c in self.coefficients.values()]).mean())
+        return torch.cat([c.displacement().flatten() for c in self.coefficients.values()]).mean()
 
 
 def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Settings, dict[str, Any]]:
@@ -142,6 +143,7 @@ def encode(
         sampling.encode_prompts(pipe, prompts, guidance=settings.validation.guidance) if prompts else {}
     )
     vae = pipe.vae
+    prepare_kernels(state.device, dtype, vae)
     pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
     free_memory(state)
     with state.local_main_process_first(), progress("encoding photos", len(photos.photos)) as bar:

@@ -13,6 +13,7 @@ ORDER = [
     {"errors", "seeding", "files"},
     {"method"},
     {"config", "console", "pictures"},
+    {"shortage"},
     {"pocket"},
     {"backbone"},
     {"data"},

@@ -17,6 +17,7 @@ from coeffdiff.config import SDXL_BASE, ModelSettings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ModelError
 from coeffdiff.pocket import POCKET, shipped
+from coeffdiff.shortage import is_shortage
 
 if TYPE_CHECKING:
     import torch
@@ -720,6 +721,8 @@ def _said(what: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:  # there is no list of what three libraries may raise here
+        if is_shortage(error):
+            raise
         raise ModelError(f"{what} cannot be loaded: {_first_sentence(error)}.") from error
 
 

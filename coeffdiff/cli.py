@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from coeffdiff import __version__
-from coeffdiff.console import duration, is_main_process, progress, say, share_cores
+from coeffdiff.console import answer, complain, duration, is_main_process, progress, say, share_cores, visible
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, ModelError
 
+
+class _Commands(TyperGroup):
+    """Typer's own complaints quote arguments, which may be the names of files that somebody else gave them."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _harmless_usage_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _harmless_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _harmless_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(getattr(error, "message", None), str):
+            error.message = visible(error.message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -57,22 +84,42 @@ def _answers(command: Callable[..., None]) -> Callable[..., None]:
             say("Interrupted: stopped at once; what had been saved before is untouched.")
             raise typer.Exit(130) from None
         except Exception as error:
-            if type(error).__name__ != "OutOfMemoryError":
+            from coeffdiff.shortage import is_shortage, too_little
+
+            if is_shortage(error):
+                _complain(f"OutOfMemory: {too_little(error, [])}")
+            elif isinstance(error, OSError) and error.errno in _REFUSALS:
+                named = f": {str(error.filename)[:200]}" if error.filename else ""
+                _complain(
+                    f"{type(error).__name__}: {error.strerror}{named}. What had been saved is untouched."
+                )
+            else:
                 raise
-            _complain(
-                "OutOfMemoryError: the GPU has too little memory for this. In this order: training.batch_size=1, "
-                "training.gradient_checkpointing=true, training.precision=bf16, a lower --resolution; "
-                "for sampling --offload model."
-            )
             raise typer.Exit(2) from None
 
     return run
 
 
+# What a system refuses is no defect of a program's; a file that should be there and is not may be one.
+_REFUSALS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ENAMETOOLONG,
+    }
+    | {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE}
+)
+
+
 def _complain(sentence: str) -> None:
     """Say it from whichever process met it: the photos may be missing on the second machine alone."""
     rank = os.environ.get("RANK", "0")
-    print(sentence if rank == "0" else f"[rank {rank}] {sentence}", file=sys.stderr, flush=True)
+    complain(sentence if rank == "0" else f"[rank {rank}] {sentence}")
 
 
 @app.callback(invoke_without_command=True)
@@ -161,7 +208,7 @@ def train(
         print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
     else:
         say(f"done in {duration(result.seconds)}, last loss {result.loss:.4f}")
-        print(result.adapter)
+        answer(str(result.adapter))
 
 
 @app.command()
@@ -215,6 +262,7 @@ def sample(
 
     from coeffdiff import backbone, estimate, sampling
     from coeffdiff.method.adapter import check_architecture, load_adapter, read_header
+    from coeffdiff.shortage import explained, sampling_switches
 
     options = sampling.Options(
         steps=steps,
@@ -251,18 +299,28 @@ def sample(
         say(f"hint     {warning}")
     requests = [sampling.Request(text, seed + i) for text in prompts for i in range(count)]
 
-    pipe = backbone.load_pipeline(base, dtype=dtype)
+    left = functools.partial(
+        sampling_switches,
+        batch_size=batch_size,
+        offload=offload,
+        precision=next(name for name, known in sampling.DTYPES.items() if known == dtype),
+        size=(width or backbone.native_resolution(base), height or backbone.native_resolution(base)),
+        device_type=device.type,
+    )
+    with explained(left):
+        pipe = backbone.load_pipeline(base, dtype=dtype)
     pipe.scheduler = outline.scheduler
     for (path, scale), header in zip(wanted, headers, strict=True):
         loaded = load_adapter(pipe, path, scale)
         what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
         say(f"adapter  {path} at scale {loaded.scale:g} ({what})")
-    sampling.prepare_device(pipe, device, offload, compiled=compile_)
+    with explained(left):
+        sampling.prepare_device(pipe, device, offload, compiled=compile_)
     seconds = estimate.expected_seconds(pipe, options, len(requests), device)
     if seconds > 60:
         say(f"expect   about {duration(seconds)} on this {device.type}")
     folder = output or _next_folder(Path("samples"))
-    with progress("sampling", len(requests)) as bar:
+    with explained(left), progress("sampling", len(requests)) as bar:
         files = sampling.write_pictures(
             pipe, requests, options, folder, details={"model": base.name}, on_progress=lambda done: bar(done)
         )
@@ -270,7 +328,7 @@ def sample(
         print(json.dumps({"folder": str(folder), "files": [str(file) for file in files]}))
     else:
         for file in files:
-            print(file)
+            answer(str(file))
 
 
 @app.command()
@@ -300,14 +358,14 @@ def demo(
     say(f"photos   {result.photos}")
     say(f"adapter  {result.adapter} ({readable_size(result.adapter_bytes)}, the only thing to keep or share)")
     say(f"pictures {result.pictures}, each with its recipe; all in one, to be opened first:")
-    print(result.figure)
+    answer(str(result.figure))
     say(
-        f"""
+        *f"""
 More of these:
     coeffdiff sample --adapter {result.run} --prompt "a photo of <V> {word} at night" -n 4
 With your own photos, and SDXL in place of the small model (a download of 7 GB, and a GPU to be quick):
     coeffdiff train --images YOUR_PHOTOS/ --token sks --class-word "stuffed animal"
-    coeffdiff sample --prompt "a photo of <V> stuffed animal in the snow" -n 4"""
+    coeffdiff sample --prompt "a photo of <V> stuffed animal in the snow" -n 4""".split("\n")
     )
 
 

@@ -33,6 +33,11 @@ def _folded(text: str) -> str:
     return " ".join(text.split())
 
 
+def _is_broken(text: str) -> bool:
+    """Halves of surrogate pairs, as in bytes that are no UTF-8: names of files may be so, prompts may not."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _above_zero(value: float | str) -> float | str:
     if not isinstance(value, str) and value <= 0:
         raise ValueError("must be above zero")
@@ -45,6 +50,16 @@ AboveZero = Annotated[float | Auto, AfterValidator(_above_zero)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _possible_text(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str | Path) and "\0" in str(text):
+                raise ValueError("it has a zero byte")
+            if isinstance(value, list) and isinstance(text, str) and not text.isascii() and _is_broken(text):
+                raise ValueError("it is not valid text")
+        return value
 
 
 class ModelSettings(Section):
@@ -298,7 +313,7 @@ def _merged(file: Path | None, flags: dict[str, Any] | None, assignments: Iterab
             )
         try:
             value = yaml.safe_load(text) if text.strip() else None
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # 2001-99-99 looks like a date
             value = text
         _put(tree, name.strip(), value)
     return tree
@@ -399,6 +414,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         raise ConfigError(f"{file}{where} is not valid YAML: {problem}.") from None
+    except (ValueError, RecursionError) as error:  # a date that does not exist; a thousand brackets
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{file} is not valid YAML: {problem}.") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):

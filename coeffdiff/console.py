@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -31,10 +32,45 @@ def share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def say(text: str) -> None:
-    """One line to the person. Text of files is printed as it is: no markup is read out of it."""
+_JOINERS = "\u200c\u200d"  # shape letters and emoji, move nothing
+_ACTS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, surrogates, line separators
+
+
+def visible(text: str) -> str:
+    """The text on one line, with all that a terminal would obey or hide written out: \\x1b, \\n, \\u202e.
+
+    The one place where text out of files, names of files and words of strangers are made harmless; everything that
+    this module prints passes it. Markup of any kind is ordinary text here and stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ACTS and c not in _JOINERS else c
+        for c in text
+    )
+
+
+def say(*lines: str) -> None:
+    """Lines to the person. A line break inside one of them is shown, not obeyed: it may come out of a file's name."""
     if is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        complain(*lines)
+
+
+def complain(*lines: str) -> None:
+    """Like say, from whichever process it is."""
+    for line in lines:
+        print(visible(line), file=sys.stderr, flush=True)
+
+
+def answer(text: str) -> None:
+    """A result on standard output, such as a path: harmless on a terminal, byte for byte into a pipe or a file."""
+    if sys.stdout.isatty():
+        text = visible(text)
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:  # a name that is no text, or a pipe that is not UTF-8
+        sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+        sys.stdout.buffer.flush()
 
 
 @contextmanager
@@ -67,7 +103,7 @@ def progress(title: str, total: float) -> Iterator[Bar]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(title, total=total, status="")
-        yield lambda done, status="": bars.update(task, completed=done, status=status)
+        yield lambda done, status="": bars.update(task, completed=done, status=visible(status))
 
 
 def _lines(title: str, total: float) -> Bar:
@@ -83,7 +119,7 @@ def _lines(title: str, total: float) -> Bar:
         last = now
         rate = (done - first) / (now - begun) if done > first else 0
         left = f"  {duration((total - done) / rate)} left" if rate and done < total else ""
-        print(f"{title} {done:g}/{total:g}  {status}{left}".rstrip(), file=sys.stderr, flush=True)
+        complain(f"{title} {done:g}/{total:g}  {status}{left}".rstrip())
 
     return show
 

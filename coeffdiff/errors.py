@@ -8,6 +8,7 @@
     |-- InjectionError              attention layers that cannot take alpha, or have lost it
     |-- AdapterError                an adapter: missing, damaged, foreign
     |   `-- AdapterMismatch         a sound adapter for another base model
+    |-- OutOfMemory                 the GPU's memory or the machine's is too small for this
     |-- LaunchError                 a parallel launch that would not be parallel, or is not supported
     |-- TrainingError               a run that cannot go on
     |   |-- NonFiniteLoss           the loss became NaN or infinite
@@ -51,6 +52,10 @@ class AdapterError(CoeffDiffError):
 
 
 class AdapterMismatch(AdapterError):  # noqa: N818  (reads as a sentence: "AdapterMismatch: ...")
+    pass
+
+
+class OutOfMemory(CoeffDiffError):  # noqa: N818
     pass
 
 

@@ -81,6 +81,8 @@ class Options:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ConfigError(f"guidance must be a finite number from 0 on, not {self.guidance}.")
+        if any("\ud800" <= c <= "\udfff" for c in self.negative_prompt):
+            raise ConfigError("The negative prompt is not valid text; it must be UTF-8.")
         for name in ("width", "height"):
             _check_side(name, getattr(self, name) or 8, 8)  # 8: diffusers asks for it, whatever the VAE
 
@@ -241,6 +243,8 @@ def _scheduler_label(cls: type) -> str:
 
 def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
     """The prompt with the adapters' one token in place of <V>. Raises: ConfigError unless one adapter is meant."""
+    if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise ConfigError(f"The prompt {_short(prompt)} is not valid text; it must be UTF-8.")
     if PLACEHOLDER not in prompt:
         return prompt
     if len(tokens) != 1:

@@ -14,6 +14,7 @@ ORDER = [
     {"speed"},
     {"method"},
     {"config", "console", "pictures"},
+    {"shortage"},
     {"pocket"},
     {"backbone"},
     {"data"},

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from coeffdiff import files
 from coeffdiff.config import Settings, load_settings
 from coeffdiff.errors import ConfigError, ResumeError, TrainingError
 from coeffdiff.files import appearing
@@ -313,6 +314,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(monkeypatch):
             raise PermissionError(13, "in use")
         return real(self, target)
 
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", stubborn)
     with pytest.raises(PermissionError), appearing(Path("adapter")) as temporary:
         temporary.mkdir()

@@ -17,18 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from coeffdiff.config import PhotoSettings
 from coeffdiff.data.photos import Photo, View, render, view_of
 from coeffdiff.errors import ModelError
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, sweep
 from coeffdiff.seeding import generator_for, stable_seed
 from coeffdiff.speed import copied
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+_LARGEST_ENTRY = 64 * 2**20  # bytes; 4096 pixels square take 8 MiB
+_DAY = 86_400.0  # seconds; whatever is half-written after so long was left by a kill
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def encode_photos(
     Raises: ModelError if the VAE gives values that are not finite; PhotoError if a photo has changed since.
     """
     cache = cache_folder(settings)
+    sweep(cache, older_than=_DAY)
     fingerprint = vae_fingerprint(vae)
     result = []
     for photo, texts in zip(photos, captions, strict=True):
@@ -242,14 +245,28 @@ def _encode(vae: Any, image: Image.Image, device: torch.device | str) -> dict[st
 
 
 def _read_cache(file: Path) -> dict[str, Tensor] | None:
+    """What _write_cache wrote under this name, or None: absent, damaged in any byte, or another entry's."""
     try:
-        stored = load_file(file)
-    except (OSError, SafetensorError):  # absent, or damaged: then it is simply made again
+        if file.stat().st_size > _LARGEST_ENTRY:
+            return None
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            stored = {name: opened.get_tensor(name) for name in ("mean", "std")}
+            expected = (opened.metadata() or {}).get("digest")
+        return stored if expected == _entry_digest(file.stem, stored) else None
+    except (OSError, SafetensorError, ValueError, RuntimeError):
         return None
-    return stored if set(stored) == {"mean", "std"} else None
 
 
 def _write_cache(file: Path, tensors: dict[str, Tensor]) -> None:
     # A full or read-only disk costs time at the next run, nothing else.
     with suppress(OSError, SafetensorError), appearing(file) as temporary:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, metadata={"digest": _entry_digest(file.stem, tensors)})
+
+
+def _entry_digest(key: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of an entry's name, shapes and numbers: safetensors itself notices no changed byte among the numbers."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

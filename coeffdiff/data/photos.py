@@ -37,6 +37,7 @@ MASK_SUFFIX = ".mask.png"  # photo.mask.png beside photo.jpg marks its subject a
 SYSTEM_FILE = "a hidden or system file"  # the one reason that an error need not repeat
 MAX_PIXELS = 150_000_000  # 450 MB decoded; above Pillow's warning (90 MP), below its refusal (179 MP)
 MAX_BYTES = 2**30
+MAX_CAPTION_BYTES = 20_000  # the model reads 77 tokens
 MAX_ASPECT = 4
 
 # Only these decoders see a file's bytes; Pillow knows others, one of which starts Ghostscript. MPO comes with JPEG.
@@ -345,6 +346,10 @@ def _read(path: Path) -> bytes:
 def _read_caption(path: Path) -> str | None:
     """A caption on one line, or None if it is blank. Raises: PhotoError, the end of a sentence on the file."""
     try:
+        if not path.is_file():  # reading a pipe would wait forever
+            raise PhotoError("is not an ordinary file")
+        if path.stat().st_size > MAX_CAPTION_BYTES:
+            raise PhotoError(f"is larger than {MAX_CAPTION_BYTES // 1000} kB")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise PhotoError(f"cannot be read ({error.strerror or error})") from None

@@ -31,7 +31,14 @@ from coeffdiff.method.injection import (
     unwrapped,
     verify,
 )
-from coeffdiff.method.lora import LORA_FILE, load_lora, remove_lora, save_lora, set_lora_scale
+from coeffdiff.method.lora import (
+    LORA_FILE,
+    check_lora,
+    load_lora,
+    remove_lora,
+    save_lora,
+    set_lora_scale,
+)
 
 COEFF_FILE = "coeff.safetensors"
 FORMAT_VERSION = 1
@@ -41,6 +48,9 @@ _LARGEST = {
     COEFF_FILE: 64 * 2**20,
     LORA_FILE: 8 * 2**30,
 }  # bytes; SDXL needs 0.2 MB and at most 6 GB (rank 1024)
+_LARGEST_HEADER = (
+    4 * 2**20
+)  # bytes of names, shapes and metadata, which cost some thirty times as much to parse
 
 
 def _harmless(text: str) -> bool:
@@ -68,8 +78,8 @@ class AdapterHeader(BaseModel):
     form: Form = "residual"
     heads: dict[str, int] = Field({}, max_length=10_000)  # layer name -> heads
     lora: LoraHeader | None = None
-    trained_steps: int = Field(ge=0)
-    resolution: int = Field(ge=1)
+    trained_steps: int = Field(ge=0, le=10**9)
+    resolution: int = Field(ge=1, le=10**6)
     recommended_scale: float = 1.0
     versions: dict[str, str] = Field({}, max_length=100)
 
@@ -132,9 +142,9 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
     """
     folder = find_adapter(path)
     header, alphas = read_coefficients(folder)
-    lora = read_lora(folder, header)
     unet = unwrapped(pipe.unet)
     check_architecture(unet, header, folder)
+    lora = read_lora(folder, header, unet)
     others = _loaded(unet)
     for other in others.values():
         if other.header.token.lower() == header.token.lower():
@@ -178,7 +188,7 @@ def save_adapter(
 
     extras: further files by name, such as the model card and its pictures.
     """
-    with appearing(folder) as temporary:
+    with appearing(folder, durable=True) as temporary:
         temporary.mkdir()
         alphas = alphas_of(coefficients_of(unet, name))
         content = save(alphas, metadata={"format": "pt", _KEY: header.model_dump_json()})
@@ -239,7 +249,7 @@ def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader
     try:
         raw = json.loads(metadata[_KEY])
         version = raw.get("format_version") if isinstance(raw, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
+        if isinstance(version, int) and FORMAT_VERSION < version < 10**6:
             raise AdapterError(
                 f"{file} has format {version}; this coeffdiff reads up to {FORMAT_VERSION}. Update it."
             )
@@ -265,8 +275,11 @@ def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader
     return header, values
 
 
-def read_lora(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
-    """The LoRA tensors that the header promises, or none. Raises: AdapterError if they are missing or not finite."""
+def read_lora(folder: Path, header: AdapterHeader, unet: nn.Module | None = None) -> dict[str, Tensor]:
+    """The LoRA tensors that the header promises, or none; with a unet every shape is checked before it is read.
+
+    Raises: AdapterError if they are missing or not finite, AdapterMismatch if they belong to another UNet.
+    """
     file = folder / LORA_FILE
     if not header.lora:
         if file.exists():
@@ -276,6 +289,9 @@ def read_lora(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
         return {}
     if not file.is_file():
         raise AdapterError(f"{folder} is incomplete: {LORA_FILE} is missing.")
+    if unet is not None:
+        _, shapes, _ = _read_safetensors(file, tensors=False)
+        check_lora(unet, shapes, rank=header.lora.rank, dora=header.lora.dora, origin=str(file))
     _, _, values = _read_safetensors(file, tensors=True)
     for key, tensor in values.items():
         if tensor.dtype not in _LORA_DTYPES or not tensor.isfinite().all():
@@ -303,6 +319,13 @@ def _read_safetensors(
         size = file.stat().st_size
         if size > _LARGEST[file.name]:
             raise AdapterError(f"{file} has {size / 2**20:.0f} MiB; no {file.name} is that large.")
+        with file.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if _LARGEST_HEADER < length <= size:  # beyond the file it is damage, which safetensors names
+            raise AdapterError(
+                f"{file} has a header of {length / 2**20:.0f} MiB; no {file.name} needs more than "
+                f"{_LARGEST_HEADER // 2**20}."
+            )
         with safe_open(file, framework="pt", device="cpu") as opened:
             names = list(opened.keys())
             if not all(_harmless(name) for name in names):

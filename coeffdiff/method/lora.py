@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ def load_lora(
     """
     bare = unwrapped(unet)
     tensors = {_peft_key(key): tensor for key, tensor in tensors.items()}
-    modules = _check_tensors(bare, tensors, rank, dora, origin)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    modules = check_lora(bare, shapes, rank=rank, dora=dora, origin=origin)
     with _others_stay(bare, name):
         bare.load_lora_adapter(
             tensors,
@@ -168,12 +169,20 @@ def _peft_key(key: str) -> str:
     return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
 
-def _check_tensors(unet: Any, tensors: dict[str, Tensor], rank: int, dora: bool, origin: str) -> list[str]:
-    """The adapted modules, after every tensor's name and shape has been checked against the UNet's own."""
-    own = {f"unet.{name}": module for name, module in unet.named_modules()}
+def check_lora(
+    unet: Any, shapes: Mapping[str, tuple[int, ...]], *, rank: int, dora: bool, origin: str
+) -> list[str]:
+    """The adapted modules, after every tensor's name and shape has been checked against the UNet's own.
+
+    Raises: AdapterError for tensors that are no LoRA of this shape, AdapterMismatch for another UNet's.
+    """
+    named, shapes = len(shapes), {_peft_key(key): shape for key, shape in shapes.items()}
+    if len(shapes) < named:
+        raise AdapterError(f"{origin} holds a tensor under two names.")
+    own = {f"unet.{name}": module for name, module in unwrapped(unet).named_modules()}
     expected: dict[str, tuple[int, ...]] = {}
     modules = []
-    for key in tensors:
+    for key in shapes:
         if not key.endswith(".lora_A.weight"):
             continue
         module = own.get(key.removesuffix(".lora_A.weight"))
@@ -189,15 +198,17 @@ def _check_tensors(unet: Any, tensors: dict[str, Tensor], rank: int, dora: bool,
         expected[f"{stem}lora_B.weight"] = (linear.out_features, rank)
         if dora:
             expected[f"{stem}lora_magnitude_vector"] = (linear.out_features,)
-    odd = sorted(set(tensors) ^ set(expected))
-    if odd or not tensors:
+    odd = sorted(set(shapes) ^ set(expected))
+    if odd or not shapes:
         raise AdapterError(f"{origin} is not a LoRA of this layout: {odd[0] if odd else 'it is empty'}.")
     for key, shape in expected.items():
-        if tuple(tensors[key].shape) != shape:
-            raise AdapterMismatch(
-                f"{origin}: {key} is {tuple(tensors[key].shape)}, but this UNet needs {shape}."
-            )
+        if shapes[key] != shape:
+            raise AdapterMismatch(f"{origin}: {key} is {_shown(shapes[key])}, but this UNet needs {shape}.")
     return sorted(modules)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return str(shape) if len(shape) <= 8 else f"({shape[0]}, {shape[1]}, and {len(shape) - 2} more)"
 
 
 def _is_linear(module: nn.Module | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -42,7 +43,7 @@ instance_prompt: {_quoted(f"a photo of {subject}")}
 
 # {_plain(subject)}
 
-An adapter for `{_plain(header.base_model)}`, trained with coeffdiff ({header.kind}).
+An adapter for {_code(header.base_model)}, trained with coeffdiff ({header.kind}).
 
 {gallery}
 In prompts the subject is called **{_plain(subject)}**.
@@ -73,5 +74,12 @@ def _quoted(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in text)
+    """Text that Markdown shows as it is: no links, pictures, tags or entities come out of it."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|&!~$" else c for c in text)
+
+
+def _code(text: str) -> str:
+    """Text in a code span, where backslashes are no escapes: a fence longer than any run of backticks in it."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    blank = " " if "`" in text else ""
+    return f"{fence}{blank}{text}{blank}{fence}"

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,10 +26,11 @@ from coeffdiff.config import Settings, with_values
 from coeffdiff.console import Bar, progress, say
 from coeffdiff.data.latents import share_of
 from coeffdiff.data.photos import read_photos
-from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, ResumeError
+from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
 from coeffdiff.method.adapter import save_adapter
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
 from coeffdiff.method.injection import verify
+from coeffdiff.shortage import explained, training_switches
 from coeffdiff.speed import compile_blocks, prepare_kernels
 from coeffdiff.training.card import model_card
 from coeffdiff.training.launch import start_processes
@@ -49,6 +50,7 @@ from coeffdiff.training.state import (
     Checkpoint,
     RunFolder,
     StepLog,
+    alone_in,
     claim,
     disk_errors,
     load_checkpoint,
@@ -78,6 +80,11 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     Returns: where the adapter is.
     Raises: CoeffDiffError with one sentence for a person; Interrupted after Ctrl-C, with a checkpoint saved.
     """
+    with ExitStack() as until_the_end:
+        return _train(settings, resume, until_the_end)
+
+
+def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStack) -> Result:
     begun = time.monotonic()
     # 1. What is asked for, checked before anything is slow or written
     if settings.subject.images is None or settings.subject.token is None:
@@ -89,8 +96,12 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     settings, chosen = resolve(settings, base, state)
     training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
     steps, accumulate, batch_size = int(training.steps), int(training.accumulate), int(training.batch_size)
+    left = functools.partial(training_switches, settings, state.device.type, resumed=bool(resume))
+    until_the_end.enter_context(explained(left))
     run = resume or _from_main(state, lambda: new_run(settings.output, str(settings.subject.token)))
     settings = with_values(settings, {"output": str(run.path)})
+    if resume and state.is_main_process:
+        until_the_end.enter_context(alone_in(resume))
     introduce(settings, chosen, photos, base, run, state)
 
     # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes
@@ -144,13 +155,17 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     if state.is_main_process:
         with disk_errors(f"The run folder {run.path}"):
             (store if resume else claim)(run, settings)
+        if not resume:
+            until_the_end.enter_context(alone_in(run))
     state.wait_for_everyone()
 
     def save(step: int, loss: float) -> None:
+        learned = trainables.tensors()
+        _check_learned(learned, step, run)
         if state.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
             states = (optimizer.state_dict(), schedule.state_dict(), scaler)
-            checkpoint = Checkpoint(step, trainables.tensors(), *states, identities, samples_a_step, loss)
+            checkpoint = Checkpoint(step, learned, *states, identities, samples_a_step, loss)
             save_checkpoint(run, checkpoint, training.keep_checkpoints)
         state.wait_for_everyone()
 
@@ -238,6 +253,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
 
     # 7. The result, before its pictures: they are worth less than it
     clear_dropout(trainables.coefficients)
+    _check_learned(trainables.tensors(), step, run)
 
     def finish(pictures: list[Path]) -> None:
         if state.is_main_process:
@@ -343,15 +359,26 @@ def _check_finite(line: dict[str, Any], run: RunFolder, precision: str) -> None:
         precision == "fp16" or all(map(math.isfinite, line["grad_norm"].values()))
     ):
         return
-    cause = {
-        "fp16": "fp16 overflows in some models: try --set training.precision=bf16",
-        "bf16": "the learning rate is the usual cause: lower method.coeff.learning_rate or method.lora.learning_rate",
-        "no": "the learning rate is the usual cause: lower method.coeff.learning_rate or method.lora.learning_rate",
-    }[precision]
-    last = next(iter(run.checkpoints()), None)
-    kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
+    rates = " or ".join(f"method.{name}.learning_rate" for name in line["grad_norm"])
+    cause = f"the learning rate is the usual cause: lower {rates}"
+    if precision == "fp16":
+        cause = "fp16 overflows in some models: try --set training.precision=bf16"
     what = "loss" if not math.isfinite(line["loss"]) else "gradient"
-    raise NonFiniteLoss(f"The {what} is not finite at step {line['step']}; {cause}. {kept}")
+    raise NonFiniteLoss(f"The {what} is not finite at step {line['step']}; {cause}. {_last_good(run)}")
+
+
+def _check_learned(tensors: dict[str, Tensor], step: int, run: RunFolder) -> None:
+    """Nothing that is not finite is ever saved: the step that the optimizer has just made may have overflowed."""
+    broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if broken:
+        raise NonFiniteLoss(
+            f"{broken} is not finite after step {step}: the learning rate is too high. {_last_good(run)}"
+        )
+
+
+def _last_good(run: RunFolder) -> str:
+    last = next(iter(run.checkpoints()), None)
+    return f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
 
 
 def _from_main(state: PartialState, decide: Callable[[], Any]) -> Any:
@@ -360,11 +387,11 @@ def _from_main(state: PartialState, decide: Callable[[], Any]) -> Any:
     if state.is_main_process:
         try:
             answer = [decide()]
-        except ConfigError as error:
+        except CoeffDiffError as error:
             answer = [error]
     if state.num_processes > 1:
         broadcast_object_list(answer)
-    if isinstance(answer[0], ConfigError):
+    if isinstance(answer[0], CoeffDiffError):
         raise answer[0]
     return answer[0]
 

@@ -212,6 +212,10 @@ def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
 def header_for(settings: Settings, trainables: Trainables, model: str, step: int) -> AdapterHeader:
     """What the adapter will say of itself after `step` steps on `model`."""
     subject, lora = settings.subject, settings.method.lora
+    if len(model) > 1000 or not model.isprintable():  # what others could not load again
+        raise ConfigError(
+            f"The name of the model {model[:200]} is overlong or has control characters; rename it."
+        )
     return AdapterHeader(
         format_version=FORMAT_VERSION,
         kind=settings.method.kind,

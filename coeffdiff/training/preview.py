@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from diffusers import StableDiffusionXLPipeline
 from torch import nn
@@ -16,6 +15,7 @@ from coeffdiff import sampling
 from coeffdiff.config import Settings
 from coeffdiff.console import say
 from coeffdiff.errors import CoeffDiffError
+from coeffdiff.shortage import is_shortage, too_little
 from coeffdiff.training.prepare import free_memory
 
 
@@ -54,8 +54,10 @@ def write_previews(
                 overwrite=True,
                 on_progress=on_progress,
             )
-    except (CoeffDiffError, torch.OutOfMemoryError) as error:
-        reason = "the GPU has too little memory" if isinstance(error, torch.OutOfMemoryError) else str(error)
+    except (CoeffDiffError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, CoeffDiffError) and not is_shortage(error):
+            raise
+        reason = str(error) if isinstance(error, CoeffDiffError) else too_little(error, [])
         say(f"hint     there are no validation pictures in {folder}: {reason}")
         return []
     finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import pickle
 import re
 import shutil
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from coeffdiff.config import Settings, differences, given_settings, load_settings, save_settings, with_values
 from coeffdiff.errors import AdapterError, ConfigError, ResumeError, TrainingError
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, sweep
 from coeffdiff.method.adapter import read_header
 
 RUNS = Path("runs")
@@ -92,7 +93,7 @@ def new_run(output: Path | Literal["auto"], token: str) -> RunFolder:
     """Where a new run will go; nothing is created yet. Raises: ConfigError if `output` holds something already."""
     if output != "auto":
         path = Path(output)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if _is_taken(path):
             held = (
                 "holds a run; continue it with --resume"
                 if (path / "config.yaml").exists()
@@ -100,10 +101,15 @@ def new_run(output: Path | Literal["auto"], token: str) -> RunFolder:
             )
             raise ConfigError(f"{path} {held}, or name another --output. Nothing was changed.")
         return RunFolder(path)
-    names = _names(token)
-    return RunFolder(
-        next(path for path in names if not path.exists() or (path.is_dir() and not any(path.iterdir())))
-    )
+    return RunFolder(next(path for path in _names(token) if not _is_taken(path)))
+
+
+def _is_taken(path: Path) -> bool:
+    """Raises: ConfigError for a path that cannot be one, such as a name that is too long."""
+    try:
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise ConfigError(f"The run folder {path} cannot be: {error.strerror or error}.") from None
 
 
 def claim(run: RunFolder, settings: Settings) -> None:
@@ -122,6 +128,37 @@ def claim(run: RunFolder, settings: Settings) -> None:
             (run.path / "checkpoints").rmdir()
             run.path.rmdir()
         raise ConfigError(f"The run folder {run.path} cannot be written: {error.strerror}.") from None
+
+
+@contextmanager
+def alone_in(run: RunFolder) -> Iterator[None]:
+    """Hold a run's folder until the block ends or the process does, however it ends, and clear what a kill left in it.
+
+    A lock on the folder itself, which leaves no file; where there are no such locks (Windows, some network disks)
+    nothing is held and nothing cleared.
+    Raises: ResumeError if another process trains there.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(run.path, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResumeError(
+                f"Another process is training in {run.path} now; wait for its end, or name another --output."
+            ) from None
+        except OSError:
+            pass
+        else:
+            sweep(run.path)
+        yield
+    finally:
+        os.close(handle)
 
 
 def store(run: RunFolder, settings: Settings) -> None:
@@ -223,6 +260,7 @@ def load_checkpoint(run: RunFolder) -> Checkpoint | None:
             RuntimeError,
             EOFError,
             KeyError,
+            RecursionError,
             SafetensorError,
             pickle.UnpicklingError,
         ):
@@ -242,10 +280,11 @@ class StepLog:
         self._file = None
         if not writes:
             return
-        kept = [json.dumps(line) + "\n" for line in _lines(file) if line["step"] <= begun_at]
-        with appearing(file) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-        self._file = file.open("a", encoding="utf-8")
+        with disk_errors(f"The log {file}"):
+            kept = [json.dumps(line) + "\n" for line in _lines(file) if line["step"] <= begun_at]
+            with appearing(file) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+            self._file = file.open("a", encoding="utf-8")
 
     def __enter__(self) -> StepLog:
         return self
@@ -284,7 +323,7 @@ def _finite(value: Any) -> Any:
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     if not file.is_file():
         return
-    for text in file.read_text(encoding="utf-8").splitlines():
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:  # the line that a kill cut short

@@ -1,0 +1,50 @@
+"""The model card: words of strangers are shown, never obeyed."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from coeffdiff.config import load_settings
+from coeffdiff.method.adapter import AdapterHeader
+from coeffdiff.training.card import model_card
+
+PRINTABLE = st.text(min_size=1, max_size=60).filter(lambda t: t.isprintable() and t.strip())
+HOSTILE = "a`<script>alert(1)</script>![x](javascript:alert(1))[y](http://e.vil)|**b**&lt;i&gt;<b>``"
+
+
+def card(token: str, word: str, model: str) -> str:
+    header = AdapterHeader(
+        format_version=1,
+        kind="coeff",
+        base_model=model,
+        token=token,
+        class_word=word,
+        heads={"layer": 2},
+        trained_steps=1,
+        resolution=64,
+    )
+    settings = load_settings(None, {"training.accumulate": 1, "training.batch_size": 1})
+    return model_card(header, settings, 0.5, ["001-sks.png"])
+
+
+@given(PRINTABLE, PRINTABLE, PRINTABLE)
+@example(HOSTILE, HOSTILE, HOSTILE)
+@example("{token}", "---", "`")
+@example('"', "'", "\\")
+@example("$(reboot)", "`reboot`", "x`` ` ```y")
+def test_any_words_give_the_same_page(token, word, model):
+    """Rendered, the page has the tags of a harmless one, and shows the words letter by letter; so does its YAML."""
+    _, front, body = card(token, word, model).split("---\n", 2)
+    meta = yaml.safe_load(front)
+    assert meta["base_model"] == model
+    assert meta["instance_prompt"] == f"a photo of {token} {word}"
+
+    def tags(text: str) -> list[str]:
+        return re.findall(r"</?[a-z0-9]+", MarkdownIt().enable("table").render(text))
+
+    assert tags(body) == tags(card("sks", "mug", "tiny").split("---\n", 2)[2])

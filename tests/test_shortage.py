@@ -1,0 +1,140 @@
+"""Out of memory is one sentence, with the switches that are still to be turned and no others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from coeffdiff.config import load_settings
+from coeffdiff.errors import OutOfMemory
+from coeffdiff.shortage import explained, is_shortage, sampling_switches, too_little, training_switches
+
+CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "68719476736 bytes. Error code 12 (Cannot allocate memory)"
+)
+GPU = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 11 GiB"
+)
+
+
+def settings(**values):
+    small = {
+        "training.batch_size": 1,
+        "training.accumulate": 1,
+        "training.gradient_checkpointing": True,
+        "training.precision": "bf16",
+        "training.resolution": 64,
+        "method.lora.rank": 4,
+    }
+    return load_settings(None, small | values)
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [
+        (CPU, True),
+        (GPU, True),
+        (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (OSError(28, "No space left on device"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_counts_as_a_shortage(error, counts):
+    assert is_shortage(error) == counts
+
+
+def test_the_real_allocators_error_is_known():
+    """Eight exbibytes: what torch itself raises on this machine."""
+    with (
+        pytest.raises(
+            OutOfMemory, match=r"^This machine has too little memory for this \(.* GiB more were asked"
+        ),
+        explained(list),
+    ):
+        torch.empty(2**60)
+
+
+def test_nothing_that_is_on_is_recommended():
+    """Every switch on: none is left, and the sentence says what is."""
+    assert training_switches(settings(), "cuda") == []
+    assert "a larger GPU or a smaller model" in too_little(GPU, [])
+    assert "a larger machine or a smaller model" in too_little(CPU, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "switch"),
+    [
+        ({"training.gradient_checkpointing": False}, "--set training.gradient_checkpointing=true"),
+        (
+            {"training.batch_size": 4, "training.accumulate": 2},
+            "--set training.batch_size=1 --set training.accumulate=8 (the same result)",
+        ),
+        ({"training.precision": "no"}, "--set training.precision=bf16"),
+        ({"training.resolution": 1024}, "--resolution 768"),
+        ({"training.resolution": 128}, "--resolution 64"),
+        ({"method.lora.rank": 16}, "--set method.lora.rank=4"),
+        ({"method.coeff.backend": "reference"}, "--set method.coeff.backend=auto"),
+    ],
+)
+def test_each_switch_that_is_off_is_named_and_is_a_setting(values, switch):
+    """And what it says is accepted, and takes it off the list."""
+    before = settings(**values)
+    assert training_switches(before, "cuda") == [switch]
+    parts = switch.partition(" (")[0].replace("--resolution ", "--set training.resolution=").split("--set ")
+    turned = load_settings(None, values | {}, [])
+    assignments = [part.strip() for part in parts if part.strip()]
+    flat = {k: v for k, v in (("training.batch_size", 1), ("training.accumulate", 1)) if k not in values}
+    flat |= {"training.gradient_checkpointing": True, "training.precision": "bf16", "training.resolution": 64}
+    turned = load_settings(None, flat | {"method.lora.rank": 4} | values, assignments)
+    assert switch not in training_switches(turned, "cuda")
+
+
+def test_alpha_alone_has_no_rank_and_lora_alone_no_backend():
+    both = {"method.lora.rank": 16, "method.coeff.backend": "reference"}
+    assert training_switches(settings(**both, **{"method.kind": "coeff"}), "cpu") == [
+        "--set method.coeff.backend=auto"
+    ]
+    assert training_switches(settings(**both, **{"method.kind": "lora"}), "cpu") == [
+        "--set method.lora.rank=4"
+    ]
+
+
+def test_a_resumed_run_keeps_its_settings():
+    """What is recommended would be refused at --resume, so it is said that it begins a new run."""
+    (switch,) = training_switches(settings(**{"method.lora.rank": 8}), "cpu", resumed=True)
+    assert switch.endswith("(these begin a new run: a resumed one keeps its settings)")
+
+
+def test_sampling_has_switches_of_its_own():
+    """From the widest to the narrowest; offloading needs a GPU."""
+    wide = {"batch_size": 4, "offload": "none", "precision": "fp32", "size": (1024, 768)}
+    every = ["--batch-size 1", "--precision bf16", "--offload model", "--width 768 --height 576"]
+    assert sampling_switches(**wide, device_type="cuda") == every
+    assert sampling_switches(**wide, device_type="cpu") == [every[0], every[1], every[3]]
+    narrow = {"batch_size": 1, "precision": "bf16", "size": (64, 64)}
+    assert sampling_switches(**narrow, offload="model", device_type="cuda") == ["--offload sequential"]
+    assert sampling_switches(**narrow, offload="sequential", device_type="cuda") == []
+
+
+def test_the_sentence_by_hand():
+    """How much was asked for, and what to turn, in order."""
+    assert too_little(GPU, ["--a", "--b 1"]) == (
+        "The GPU has too little memory for this (20.00 MiB more were asked for). In this order: --a; --b 1."
+    )
+    assert too_little(CPU, ["--a"]).startswith(
+        "This machine has too little memory for this (64.0 GiB more were asked"
+    )
+    assert (
+        too_little(MemoryError(), ["--a"])
+        == "This machine has too little memory for this. In this order: --a."
+    )
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="shapes"), explained(list):
+        raise RuntimeError("shapes differ")

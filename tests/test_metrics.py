@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+from transformers import CLIPModel, ViTModel
 
 from coeffdiff import metrics
 from coeffdiff.errors import ModelError, ShapeError
@@ -26,50 +25,6 @@ from coeffdiff.metrics import (
 )
 from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO, shipped
 from coeffdiff.pocket.model import tokenizer_pair
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    """A folder as the hub holds it: random weights, 32 pixels."""
-    folder = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=40,
-        image_size=32,
-        patch_size=8,
-    )
-    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
-        "size": {"height": 32, "width": 32},
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """The same of a CLIP: two encoders of different widths, projected to 14 numbers."""
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(1)
-    text = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 28}
-    text |= {"vocab_size": 514, "max_position_embeddings": 77, "eos_token_id": 2}
-    vision = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
-    vision |= {"image_size": 32, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=14)).save_pretrained(folder)
-    tokenizer_pair()[0].save_pretrained(folder)
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": 32},
-        "crop_size": {"height": 32, "width": 32},
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return str(folder)
 
 
 def pictures_of(count: int, seed: int, side: int = 32) -> list[Image.Image]:

@@ -51,6 +51,7 @@ from coeffdiff.training.state import (
     RunFolder,
     StepLog,
     alone_in,
+    amend_checkpoint,
     claim,
     disk_errors,
     load_checkpoint,
@@ -58,6 +59,7 @@ from coeffdiff.training.state import (
     save_checkpoint,
     store,
 )
+from coeffdiff.training.watch import Made, Watch, check_watching, judge_for, start_trackers, trackers_for
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     photos = read_photos(settings.subject.images)
     base = backbone.find_backbone(settings.model)
     settings, chosen = resolve(settings, base, state)
+    check_watching(settings)
     training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
     steps, accumulate, batch_size = int(training.steps), int(training.accumulate), int(training.batch_size)
     left = functools.partial(training_switches, settings, state.device.type, resumed=bool(resume))
@@ -103,6 +106,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     if resume and state.is_main_process:
         until_the_end.enter_context(alone_in(resume))
     introduce(settings, chosen, photos, base, run, state)
+    judge = _from_main(state, lambda: judge_for(settings, photos), share=False)
 
     # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes
     dtype = DTYPES[training.precision]
@@ -134,11 +138,13 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     accelerator = Accelerator(
         mixed_precision=training.precision,
         gradient_accumulation_steps=accumulate,
+        log_with=trackers_for(settings, run) or None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     model, optimizer = accelerator.prepare(unet, adamw)
     # Made now, although it is written last: what it refuses must not cost a whole run
     header = header_for(settings, trainables, base.name, steps)
+    watch = Watch(run, settings, accelerator, judge)
 
     # 5. From the beginning, or from where it stopped
     step, loss = 0, math.nan
@@ -146,7 +152,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     identities = [photo.digest + (photo.caption or "") for photo in photos.photos]
     if resume:
         step, loss = _restore(
-            run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step
+            run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step, watch
         )
         _check_same_step(step, state)
         say(f"resume   {run.path} after step {step}" + ("" if step else ", as there is no checkpoint yet"))
@@ -158,6 +164,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         if not resume:
             until_the_end.enter_context(alone_in(run))
     state.wait_for_everyone()
+    _from_main(state, lambda: start_trackers(accelerator, settings, run, step), share=False)
 
     def save(step: int, loss: float) -> None:
         learned = trainables.tensors()
@@ -165,11 +172,11 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         if state.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
             states = (optimizer.state_dict(), schedule.state_dict(), scaler)
-            checkpoint = Checkpoint(step, learned, *states, identities, samples_a_step, loss)
+            checkpoint = Checkpoint(step, learned, *states, identities, samples_a_step, loss, *watch.state())
             save_checkpoint(run, checkpoint, training.keep_checkpoints)
         state.wait_for_everyone()
 
-    def preview(step: int, on_progress: Callable[[float], None]) -> list[Path]:
+    def preview(step: int, loss: float, log: StepLog, on_progress: Callable[[float], None]) -> list[Path]:
         files: list[Path] = []
         if previews and state.is_main_process:
             clear_dropout(trainables.coefficients)
@@ -177,6 +184,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             adapter = {"path": str(run.adapter), "scale": 1.0, "kind": header.kind, "token": header.token}
             details = {"model": base.name, "adapters": [adapter | {"trained_steps": step}]}
             files = write_previews(run.samples(step), settings, previews, parts, details, state, on_progress)
+            watch.validated(step, loss, files, log, trainables)
+        watch.draw()
         state.wait_for_everyone()
         return files
 
@@ -187,10 +196,14 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     unseen: list[Unseen] = []
     with (
         StepLog(run.log, step, state.is_main_process) as log,
+        watch,
         _interruptions() as interrupted,
         progress("training", steps) as bar,
     ):
         bar(step)
+        if watch.due(step) and step < steps:
+            # Its checkpoint came before its pictures: Ctrl-C, or steps were added
+            preview(step, loss, log, functools.partial(_drawing, bar, step))
         looked = time.perf_counter()
         while step < steps:
             step += 1
@@ -227,7 +240,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
                 schedule.step()
 
             saves = step == steps or (training.checkpoint_every and step % training.checkpoint_every == 0)
-            shows = settings.validation.every and step % settings.validation.every == 0 and step < steps
+            shows = watch.due(step) and step < steps
             alone = state.num_processes == 1
             if not (saves or shows or len(unseen) >= looks or (alone and interrupted())):
                 continue
@@ -237,9 +250,13 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             seconds, peak, looked = (now - looked) / len(lines), peak_gib(state.device), now
             for line in lines:
                 _check_finite(line, run, training.precision)
-                log.write(line | {"seconds": round(seconds, 4), "peak_gib": round(peak, 3)})
+                line |= {"seconds": round(seconds, 4), "peak_gib": round(peak, 3)}
+                log.write(line)
+                watch.step(line)
             loss = lines[-1]["loss"]
             bar(step, _status(loss, lines[-1]["alpha"], seconds, peak))
+            if shows and not stop:
+                preview(step, loss, log, functools.partial(_drawing, bar, step))
             if stop or saves:
                 save(step, loss)
             if stop and step < steps:
@@ -247,26 +264,33 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
                     f"Stopped after step {step}, saved in {run.checkpoint(step)}. "
                     f"Continue with: coeffdiff train --resume --output {run.path}"
                 )
-            if shows:
-                preview(step, functools.partial(_drawing, bar, step))
             looked = time.perf_counter()
 
     # 7. The result, before its pictures: they are worth less than it
     clear_dropout(trainables.coefficients)
     _check_learned(trainables.tensors(), step, run)
 
-    def finish(pictures: list[Path]) -> None:
+    def finish(pictures: list[Path], last: bool) -> None:
         if state.is_main_process:
-            card = model_card(header, settings, loss, [picture.name for picture in pictures])
-            extras = {picture.name: picture.read_bytes() for picture in pictures}
-            with disk_errors(f"The adapter {run.adapter}"):
-                save_adapter(run.adapter, unet, header, extras | {"README.md": card.encode()})
+            made = Made(header, loss, pictures, watch.scores if pictures else {})
+            with disk_errors(f"The adapter {run.adapter}"), watch.choice(trainables, made, last) as made:
+                card = model_card(
+                    made.header, settings, made.loss, [p.name for p in made.pictures], made.scores
+                )
+                extras = {picture.name: picture.read_bytes() for picture in made.pictures}
+                save_adapter(run.adapter, unet, made.header, extras | {"README.md": card.encode()})
         state.wait_for_everyone()
 
-    finish([])
+    finish([], last=not previews)
     if previews:
         with progress("pictures", len(previews) * len(settings.validation.seeds)) as bar:
-            finish(preview(step, bar))
+            pictures = preview(step, loss, log, bar)
+        if state.is_main_process:
+            amend_checkpoint(run, step, *watch.state())
+        finish(pictures, last=True)
+    else:
+        watch.draw()
+    watch.close()
     return Result(run.path, run.adapter, step, loss, time.monotonic() - begun)
 
 
@@ -278,6 +302,7 @@ def _restore(
     scaler: Any,
     identities: list[str],
     samples_a_step: int,
+    watch: Watch,
 ) -> tuple[int, float]:
     """Step and loss of the newest whole checkpoint, after loading it; (0, nan) if none has been written yet."""
     checkpoint = load_checkpoint(run)
@@ -297,6 +322,7 @@ def _restore(
     schedule.load_state_dict(checkpoint.schedule)
     if scaler and checkpoint.scaler:
         scaler.load_state_dict(checkpoint.scaler)
+    watch.restore(checkpoint.watched, checkpoint.best)
     return checkpoint.step, checkpoint.loss
 
 
@@ -381,19 +407,24 @@ def _last_good(run: RunFolder) -> str:
     return f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
 
 
-def _from_main(state: PartialState, decide: Callable[[], Any]) -> Any:
-    """What the main process decides, on all processes; its error is raised on all as well."""
+def _from_main(state: PartialState, decide: Callable[[], Any], share: bool = True) -> Any:
+    """What the main process decides, on all processes; its error is raised on all as well.
+
+    share: False for what only the main process needs, and what cannot be sent; the others get None.
+    """
+    own: Any = None
     answer: list[Any] = [None]
     if state.is_main_process:
         try:
-            answer = [decide()]
+            own = decide()
+            answer = [own if share else None]
         except CoeffDiffError as error:
             answer = [error]
     if state.num_processes > 1:
         broadcast_object_list(answer)
     if isinstance(answer[0], CoeffDiffError):
         raise answer[0]
-    return answer[0]
+    return answer[0] if share else own
 
 
 def _status(loss: float, moved: float | None, seconds: float, peak: float) -> str:

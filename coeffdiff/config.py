@@ -93,6 +93,12 @@ class SubjectSettings(Section):
         min_length=1,
         description="captions for photos without a .txt of their own; one is drawn at random each time",
     )
+    caption_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a sample trains without its caption, as guidance sees it; often 0.05 to 0.1",
+    )
 
     @field_validator("token", "class_word")
     @classmethod
@@ -175,6 +181,26 @@ class MethodSettings(Section):
     lora: LoraSettings = LoraSettings()
 
 
+class PriorSettings(Section):
+    weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight in the loss of what the class is to keep meaning; 0: off, DreamBooth's is 1. Doubles a "
+        "batch, and without prior.images the network runs once more, forward only",
+    )
+    images: Path | None = Field(
+        None,
+        description="folder with pictures of the class; null: the network with its adapters off is the teacher, "
+        "of class captions (those of the photos without the token) on the photos' own noised latents",
+    )
+
+    @model_validator(mode="after")
+    def _images_are_used(self) -> PriorSettings:
+        if self.images is not None and not self.weight:
+            raise ValueError("prior.images has no effect at prior.weight 0; DreamBooth's weight is 1")
+        return self
+
+
 class TrainingSettings(Section):
     steps: int | Auto = Field("auto", description="optimizer steps; auto: 500 for SDXL, 300 for small models")
     batch_size: int | Auto = Field("auto", description="per process; auto: 1 for SDXL, 4 for small models")
@@ -193,6 +219,28 @@ class TrainingSettings(Section):
     )
     snr_gamma: float | None = Field(
         5.0, gt=0, description="min-SNR loss weighting; null: plain mean squared error"
+    )
+    noise_offset: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="spread of a constant added to a sample's noise in each channel, for very dark or bright "
+        "pictures; 0: off, often 0.03 to 0.1",
+    )
+    masked_loss: bool | Auto = Field(
+        "auto",
+        description="use masks, from photo.mask.png beside a photo (white on the subject, in the photo's size) or "
+        "its alpha channel; auto: where there are any, true: every photo needs one, false: ignore them",
+    )
+    outside_mask: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="weight of the squared errors outside a mask, inside it is 1 (our choice)",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw",
+        description="adamw8bit: moments of LoRA's larger matrices in 8 bits, needs pip install 'coeffdiff[bnb]'",
     )
     lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
         "constant", description="learning-rate schedule over optimizer steps"
@@ -295,6 +343,7 @@ class Settings(Section):
     photos: PhotoSettings = PhotoSettings()
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
+    prior: PriorSettings = PriorSettings()
     validation: ValidationSettings = ValidationSettings()
     tracking: TrackingSettings = TrackingSettings()
     output: Path | Auto = Field(

@@ -16,13 +16,17 @@ from coeffdiff.data.latents import (
     EncodedText,
     EncodedView,
     LatentData,
+    Prior,
     encode_photos,
     encode_texts,
+    encode_unconditional,
     latent_scaling,
     share_of,
+    sizes_of,
 )
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import ModelError
+from coeffdiff.sampling import encode_prompts
 
 
 def encoded_photo(h: int, w: int, level: float, captions: tuple[str, ...] = ("a", "b")) -> EncodedPhoto:
@@ -31,9 +35,33 @@ def encoded_photo(h: int, w: int, level: float, captions: tuple[str, ...] = ("a"
     return EncodedPhoto((view,), captions)
 
 
-def data(*photos: EncodedPhoto, seed: int = 0) -> LatentData:
-    texts = {name: EncodedText(torch.full((77, 6), i), torch.full((5,), i)) for i, name in enumerate("ab", 1)}
-    return LatentData(photos, texts, lambda x: x * 10, timesteps=1000, seed=seed)
+def text(number: float) -> EncodedText:
+    return EncodedText(torch.full((77, 6), number), torch.full((5,), number))
+
+
+def data(*photos: EncodedPhoto, seed: int = 0, **more) -> LatentData:
+    texts = {name: text(i) for i, name in enumerate("abABC", 1)}
+    return LatentData(photos, texts, lambda x: x * 10, timesteps=1000, seed=seed, **more)
+
+
+def masked_photo(level: float) -> EncodedPhoto:
+    """The left half of its 8 x 8 latents shows the subject."""
+    photo = encoded_photo(8, 8, level)
+    mask = (torch.arange(8) < 4).float().expand(1, 8, 8)
+    return dataclasses.replace(photo, views=(dataclasses.replace(photo.views[0], mask=mask),))
+
+
+def everything(**more) -> LatentData:
+    """Two photos, one with a mask; dropped captions, a noise offset, prior preservation."""
+    more = {"prior": Prior({"a": "A", "b": "B"}), **more}
+    more |= {"outside_mask": 0.25, "noise_offset": 0.5, "caption_dropout": 0.5, "unconditional": text(0.0)}
+    return data(encoded_photo(8, 8, 1.0), masked_photo(2.0), **more)
+
+
+CLASS_PICTURES = Prior(
+    {},
+    tuple(encoded_photo(h, w, level, ("A", "C")) for level in (7.0, 8.0, 9.0) for h, w in ((8, 8), (12, 4))),
+)
 
 
 def folder_of(tmp_path, **sizes):
@@ -59,10 +87,19 @@ def encode(photos, pipe, cache, **changes):
     return result, log
 
 
-def test_batch_size_accumulation_and_processes_only_partition_a_step():
+@pytest.mark.parametrize(
+    "source",
+    [
+        data(encoded_photo(8, 8, 1.0), encoded_photo(8, 8, 2.0)),
+        everything(),
+        everything(prior=CLASS_PICTURES),
+    ],
+    ids=["plain", "everything", "class pictures"],
+)
+def test_batch_size_accumulation_and_processes_only_partition_a_step(source):
     """Eight samples of a step are the same whether drawn 8 at once, 2 x 4, or by 2 processes of 2 x 2."""
-    source = data(encoded_photo(8, 8, 1.0), encoded_photo(8, 8, 2.0))
     whole = source.batch(7, range(8))
+    assert whole.class_rows == (8 if source.prior else 0)
     for batch_size, accumulate, processes in ((4, 2, 1), (2, 2, 2), (1, 4, 2)):
         shares = [
             share_of(8, batch_size, micro, rank, processes)
@@ -72,8 +109,96 @@ def test_batch_size_accumulation_and_processes_only_partition_a_step():
         assert sorted(i for share in shares for i in share) == list(range(8))
         parts = [source.batch(7, share) for share in shares]
         for field in dataclasses.fields(whole):
-            joined = torch.cat([getattr(part, field.name) for part in parts])
-            assert torch.equal(joined, getattr(whole, field.name)), field.name
+            expected, pieces = getattr(whole, field.name), [getattr(part, field.name) for part in parts]
+            if isinstance(expected, torch.Tensor):
+                if field.name != "weights":  # the samples' rows, then the class's
+                    pieces = [p[:batch_size] for p in pieces] + [p[batch_size:] for p in pieces]
+                assert torch.equal(torch.cat(pieces), expected), field.name
+
+
+def test_without_masks_and_prior_a_batch_has_its_samples_alone():
+    batch = data(encoded_photo(8, 8, 1.0)).batch(0, range(3))
+    assert (batch.weights, batch.class_rows, len(batch.latents)) == (None, 0, 3)
+
+
+def test_each_class_row_is_its_samples_own_but_for_the_caption():
+    """Row B + i: latents, noise and timestep of row i, and the class caption of the caption of row i."""
+    batch = data(encoded_photo(8, 8, 1.0), encoded_photo(8, 8, 2.0), prior=Prior({"a": "B", "b": "A"})).batch(
+        3, range(20)
+    )
+    for name in ("latents", "noise", "timesteps", "time_ids"):
+        samples, classes = getattr(batch, name).chunk(2)
+        assert torch.equal(samples, classes), name
+    captions, class_captions = batch.pooled[:, 0].chunk(2)
+    assert set(captions.tolist()) == {1, 2}
+    assert torch.equal(class_captions, torch.where(captions == 1, 4, 3))  # a, b, A, B are 1, 2, 3, 4
+    assert torch.equal(batch.embeds[:, 0, 0], batch.pooled[:, 0])
+
+
+def test_class_pictures_come_in_the_batchs_size_with_their_own_noise_and_captions():
+    """Each of three pictures gets its turn in both sizes; noise and timesteps are not the samples'."""
+    photos = (encoded_photo(8, 8, 1.0), encoded_photo(12, 4, 2.0))
+    source, seen = data(*photos, prior=CLASS_PICTURES), Counter()
+    for step in range(60):
+        batch = source.batch(step, range(4))
+        samples, classes = batch.latents.chunk(2)
+        assert samples.max() < 30 < 70 <= classes.min()  # levels times 10
+        levels = classes[:, 0, 0, 0].int().tolist()
+        assert set(batch.pooled[4:, 0].int().tolist()) <= {3, 5}
+        assert not torch.equal(*batch.noise.chunk(2))
+        assert not torch.equal(*batch.timesteps.chunk(2))
+        seen.update((tuple(classes.shape[-2:]), level) for level in levels)
+    assert set(seen) == {(size, level) for size in ((8, 8), (12, 4)) for level in (70, 80, 90)}
+
+
+def test_captions_are_dropped_as_often_as_asked_and_nothing_else_changes():
+    """Half of 400 captions make way for the unconditional; photos, noise and the other captions stay."""
+    photos = (encoded_photo(8, 8, 1.0), encoded_photo(8, 8, 2.0))
+    whole = data(*photos).batch(5, range(400))
+    batch = data(*photos, caption_dropout=0.5, unconditional=text(0.0)).batch(5, range(400))
+    dropped = batch.pooled[:, 0] == 0
+    assert 0.43 < dropped.float().mean() < 0.57
+    assert torch.equal(batch.embeds[~dropped], whole.embeds[~dropped])
+    assert not batch.embeds[dropped].any()
+    for name in ("latents", "noise", "timesteps", "time_ids"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name)), name
+    assert not data(*photos, caption_dropout=1.0, unconditional=text(0.0)).batch(5, range(50)).pooled.any()
+
+
+def test_dropping_a_caption_leaves_the_class_its_own():
+    batch = data(
+        encoded_photo(8, 8, 1.0),
+        caption_dropout=1.0,
+        unconditional=text(0.0),
+        prior=Prior({"a": "A", "b": "B"}),
+    ).batch(0, range(8))
+    assert batch.pooled[:8].unique().tolist() == [0]
+    assert set(batch.pooled[8:].unique().tolist()) == {3, 4}
+
+
+def test_a_noise_offset_is_one_constant_a_channel():
+    """Of spread 0.5, other for every sample, channel and step; latents and timesteps stay."""
+    photo = encoded_photo(8, 8, 1.0)
+    plain, offset = data(photo).batch(5, range(300)), data(photo, noise_offset=0.5).batch(5, range(300))
+    added = offset.noise - plain.noise
+    assert torch.allclose(added, added[:, :, :1, :1].expand_as(added), atol=1e-6)
+    assert added[:, :, 0, 0].std().item() == pytest.approx(0.5, abs=0.05)
+    assert len(added[:, :, 0, 0].flatten().unique()) == 1200
+    assert torch.equal(offset.latents, plain.latents)
+    assert torch.equal(offset.timesteps, plain.timesteps)
+    again = data(photo, noise_offset=0.5).batch(6, range(300)).noise - data(photo).batch(6, range(300)).noise
+    assert not torch.allclose(again[:, :, 0, 0], added[:, :, 0, 0])
+
+
+def test_masks_become_weights():
+    """1 on the subject, 0.25 outside, 1 everywhere in a photo without a mask."""
+    batch = data(encoded_photo(8, 8, 1.0), masked_photo(2.0), outside_mask=0.25).batch(0, range(20))
+    assert batch.weights.shape == (20, 1, 8, 8)
+    masked = batch.latents[:, 0, 0, 0] == 20
+    assert 0 < masked.sum() < 20
+    assert (batch.weights[~masked] == 1).all()
+    expected = torch.tensor([1.0] * 4 + [0.25] * 4).expand(1, 8, 8)
+    assert all(torch.equal(weights, expected) for weights in batch.weights[masked])
 
 
 def test_a_share_beyond_the_step_is_refused():
@@ -161,6 +286,58 @@ def test_another_photo_crop_or_vae_is_encoded_anew(tmp_path, tiny_pipeline):
     assert encode(photos, tiny_pipeline, cache)[1] == [False]
     Image.new("RGB", (128, 64), "red").save(photos[0].path)
     assert encode(read_photos(tmp_path).photos, tiny_pipeline, cache)[1] == [False]
+
+
+def test_masks_are_cached_with_their_photo(tmp_path, tiny_pipeline):
+    """Brought down to the latents' size; read back; another mask, or none, is another entry."""
+    photos, cache = folder_of(tmp_path, square=(128, 128)), tmp_path / "cache"
+    bare, _ = encode(photos, tiny_pipeline, cache)
+    assert bare[0].views[0].mask is None
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (0, 0, 72, 128))  # 72 of 128 pixels are 4.5 of 8 latents
+    mask.save(tmp_path / "square.mask.png")
+    photos = read_photos(tmp_path).photos
+    first, log = encode(photos, tiny_pipeline, cache)
+    assert log == [False]
+    expected = torch.tensor([1, 1, 1, 1, 128 / 255, 0, 0, 0]).expand(1, 8, 8)
+    torch.testing.assert_close(first[0].views[0].mask, expected)
+    assert torch.equal(first[0].views[0].mean, bare[0].views[0].mean)
+    second, log = encode(photos, tiny_pipeline, cache)
+    assert log == [True]
+    assert torch.equal(second[0].views[0].mask, first[0].views[0].mask)
+    flipped, _ = encode(photos, tiny_pipeline, cache, flip=True, augmentations=2)
+    assert torch.equal(flipped[0].views[0].mask, flipped[0].views[1].mask.flip(2))
+    mask.paste(255, (0, 0, 128, 128))
+    mask.save(tmp_path / "square.mask.png")
+    changed, log = encode(read_photos(tmp_path).photos, tiny_pipeline, cache)
+    assert log == [False]
+    assert (changed[0].views[0].mask == 1).all()
+    assert encode(read_photos(tmp_path, masks=False).photos, tiny_pipeline, cache)[1] == [True]
+
+
+def test_pictures_are_encoded_in_the_sizes_that_are_asked_for(tmp_path, tiny_pipeline):
+    """Two photos of two buckets; a third picture in both of them."""
+    photos = encode(folder_of(tmp_path, square=(70, 70), tall=(40, 90)), tiny_pipeline, tmp_path / "cache")[0]
+    assert sizes_of(photos) == [(64, 64), (32, 96)]
+    (tmp_path / "class").mkdir()
+    other = folder_of(tmp_path / "class", wide=(90, 40))
+    for size, photo in zip(sizes_of(photos), photos, strict=True):
+        whole = PhotoSettings(augmentations=1, cache=tmp_path / "cache")
+        (shown,) = encode_photos(
+            other, [("a",)], tiny_pipeline.vae, whole, resolution=64, step=32, seed=0, size=size
+        )
+        assert shown.bucket == photo.bucket
+
+
+def test_no_caption_is_what_guidance_calls_none(tiny_pipeline):
+    """Zeros as in SDXL, or the empty prompt in a model whose pipeline says so: the negative of encode_prompts."""
+    for zeros in (True, False):
+        tiny_pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+        expected = encode_prompts(tiny_pipeline, ["a dog"], guidance=5.0)["a dog"]
+        found = encode_unconditional(tiny_pipeline)
+        assert torch.equal(found.embeds, expected.negative_text)
+        assert torch.equal(found.pooled, expected.negative_pooled)
+        assert found.embeds.any().item() is not zeros
 
 
 def test_a_damaged_cache_entry_is_made_again(tmp_path, tiny_pipeline):

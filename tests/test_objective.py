@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from coeffdiff.training.objective import denoising_loss, min_snr_weights, signal_to_noise
+from coeffdiff.training.objective import PriorTerm, denoising_loss, min_snr_weights, signal_to_noise
 
 
 def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
@@ -81,6 +81,66 @@ def test_each_sample_has_its_own_weight():
         return denoising_loss(lambda x, t: 0 * x, latents[rows], noise[rows], timesteps[rows], scheduler())
 
     torch.testing.assert_close(loss(slice(0, 2)), (loss(slice(0, 1)) + loss(slice(1, 2))) / 2)
+
+
+def test_outside_a_mask_errors_weigh_less():
+    """Off by 2 everywhere costs 4; where half counts a quarter, (4 + 1) / 2."""
+    latents, noise = torch.randn(2, 4, 2, 6), torch.randn(2, 4, 2, 6)
+    weights = torch.ones(2, 1, 2, 6)
+    weights[:, :, :, 3:] = 0.25
+    loss = denoising_loss(
+        lambda x, t: noise + 2, latents, noise, torch.tensor([3, 700]), scheduler(), None, weights=weights
+    )
+    torch.testing.assert_close(loss, torch.tensor(2.5))
+
+
+@pytest.mark.parametrize("taught", [False, True], ids=["pictures", "teacher"])
+def test_the_class_has_its_own_target_and_weight(taught):
+    """Three rows of samples off by 2, masked to a half; three of the class off by 3, at weight 0.5: 2 + 0.5 * 9."""
+    latents, noise = torch.randn(6, 4, 3, 5), torch.randn(6, 4, 3, 5)
+    lesson, seen = torch.randn(3, 4, 3, 5), {}
+    timesteps = torch.tensor([1, 500, 999, 2, 501, 998])
+
+    def teacher(noisy, given):
+        seen.update(teacher=(noisy, given))
+        return lesson
+
+    def predict(noisy, given):
+        seen.update(student=(noisy, given))
+        return torch.cat([noise[:3] + 2, (lesson if taught else noise[3:]) - 3])
+
+    loss = denoising_loss(
+        predict,
+        latents,
+        noise,
+        timesteps,
+        scheduler(),
+        None,
+        weights=torch.full((3, 1, 3, 5), 0.5),
+        prior=PriorTerm(3, 0.5, teacher if taught else None),
+    )
+    torch.testing.assert_close(loss, torch.tensor(2 + 0.5 * 9))
+    assert len(seen["student"][0]) == 6
+    if taught:  # it sees what the student sees in these rows
+        assert torch.equal(seen["teacher"][0], seen["student"][0][3:])
+        assert seen["teacher"][1].tolist() == [2, 501, 998]
+
+
+def test_the_class_is_weighted_by_min_snr_as_samples_are():
+    """A batch with prior costs what its two halves cost alone, the second times the weight."""
+    latents, noise, timesteps = (
+        torch.randn(4, 4, 3, 5),
+        torch.randn(4, 4, 3, 5),
+        torch.tensor([5, 900, 7, 300]),
+    )
+
+    def alone(rows: slice) -> torch.Tensor:
+        return denoising_loss(lambda x, t: 0 * x, latents[rows], noise[rows], timesteps[rows], scheduler())
+
+    both = denoising_loss(
+        lambda x, t: 0 * x, latents, noise, timesteps, scheduler(), prior=PriorTerm(2, 0.3, None)
+    )
+    torch.testing.assert_close(both, alone(slice(0, 2)) + 0.3 * alone(slice(2, 4)))
 
 
 def test_signal_to_noise_falls_with_time():

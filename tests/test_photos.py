@@ -22,9 +22,11 @@ from coeffdiff.data.photos import (
     View,
     bucket,
     captions_for,
+    class_caption,
     fill,
     read_photos,
     render,
+    render_mask,
     view_of,
 )
 from coeffdiff.errors import ConfigError, PhotoError, ShapeError
@@ -463,12 +465,211 @@ def test_a_caption_lies_beside_its_photo(tmp_path):
     Image.new("L", (8, 8), 1).save(tmp_path / "a.jpg")
     Image.new("L", (8, 8), 2).save(tmp_path / "b.png")
     Image.new("L", (8, 8), 3).save(tmp_path / "c.png")
-    Image.new("L", (8, 8), 4).save(tmp_path / "a.mask.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "a.mask.png")
     (tmp_path / "a.txt").write_text("\ufeff <V>,\r\nin a  café \n", encoding="utf-8")
     (tmp_path / "b.txt").write_text(" \n")
     found = read_photos(tmp_path)
     assert [photo.caption for photo in found.photos] == ["<V>, in a café", None, None]
     assert (found.skipped, found.notes) == ((), ())
+
+
+# --- masks
+
+
+def half_mask(width=60, height=40):
+    """White on the left half."""
+    mask = Image.new("L", (width, height))
+    mask.paste(255, (0, 0, width // 2, height))
+    return mask
+
+
+def test_a_mask_lies_beside_its_photo_or_is_its_alpha_channel(tmp_path):
+    """Of four photos one has a file, one an alpha channel, one an alpha channel that hides nothing, one nothing."""
+    quadrants().save(tmp_path / "file.jpg")
+    half_mask().save(tmp_path / "file.MASK.PNG")
+    cut_out = quadrants()
+    cut_out.putalpha(half_mask())
+    cut_out.save(tmp_path / "alpha.png")
+    opaque = quadrants(30, 30)
+    opaque.putalpha(255)
+    opaque.save(tmp_path / "opaque.png")
+    quadrants(20, 30).save(tmp_path / "plain.webp")
+    found = read_photos(tmp_path)
+    assert (found.skipped, found.notes) == ((), ())
+    photos = {photo.path.stem: photo for photo in found.photos}
+    assert list(photos) == ["alpha", "file", "opaque", "plain"]
+    assert [photo.mask is not None for photo in photos.values()] == [True, True, False, False]
+    for name in ("alpha", "file"):
+        mask = photos[name].open_mask()
+        assert (mask.mode, mask.size) == ("L", (60, 40))
+        assert (mask.getpixel((29, 20)), mask.getpixel((30, 20))) == (255, 0)
+    assert photos["plain"].open_mask() is None
+    assert all(photo.mask is None for photo in read_photos(tmp_path, masks=False).photos)
+    identities = {photo.identity for photo in (*found.photos, *read_photos(tmp_path, masks=False).photos)}
+    assert len(identities) == 6  # a photo with its mask is another than without
+
+
+def test_a_mask_file_wins_over_an_alpha_channel(tmp_path):
+    """The file marks the left half, the alpha channel everything but a corner."""
+    photo, alpha = quadrants(), Image.new("L", (60, 40), 255)
+    alpha.paste(0, (0, 0, 10, 10))
+    photo.putalpha(alpha)
+    photo.save(tmp_path / "a.png")
+    half_mask().save(tmp_path / "a.mask.png")
+    mask = only(tmp_path).open_mask()
+    assert (mask.getpixel((5, 5)), mask.getpixel((50, 30))) == (255, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "white", "black"),
+    [
+        ("1", 1, 0),
+        ("RGB", (255, 255, 255), (0, 0, 0)),
+        ("I;16", 65535, 0),
+        ("LA", (255, 255), (255, 0)),
+        ("RGBA", (255, 255, 255, 255), (255, 255, 255, 0)),
+    ],
+)
+def test_masks_come_in_every_mode(tmp_path, mode, white, black):
+    """White is the subject; what is transparent in a mask is not."""
+    quadrants().save(tmp_path / "a.jpg")
+    mask = Image.new(mode, (60, 40), black)
+    mask.paste(white, (0, 0, 30, 40))
+    mask.save(tmp_path / "a.mask.png")
+    mask = only(tmp_path).open_mask()
+    assert (mask.getpixel((0, 0)), mask.getpixel((59, 39))) == (255, 0)
+
+
+def test_a_mask_is_of_the_upright_photo(tmp_path):
+    """A photo of 60 x 40 that a camera stored turned by 90 degrees is 40 x 60, and so is its mask."""
+    quadrants().save(tmp_path / "a.jpg", exif=oriented(6))
+    half_mask(40, 60).save(tmp_path / "a.mask.png")
+    photo = only(tmp_path)
+    assert photo.open_mask().size == photo.open().size == (40, 60)
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (
+            half_mask(40, 60),
+            r"mask a\.mask\.png has 40 x 60 pixels, its photo a\.png has 60 x 40 when upright\. Save",
+        ),
+        (
+            Image.new("L", (60, 40), 1),
+            r"a\.mask\.png marks nothing to learn: white marks .* highest value is 1 of 255",
+        ),
+        (b"no picture", r"The mask a\.mask\.png cannot be used: its content is none of"),
+    ],
+    ids=["another size", "empty", "no picture"],
+)
+def test_a_mask_that_cannot_be_meant_is_refused(tmp_path, mask, sentence):
+    """Rather than train its photo as if it had none; and how to do that is said."""
+    quadrants().save(tmp_path / "a.png")
+    if isinstance(mask, bytes):
+        (tmp_path / "a.mask.png").write_bytes(mask)
+    else:
+        mask.save(tmp_path / "a.mask.png")
+    with pytest.raises(PhotoError, match=sentence) as error:
+        read_photos(tmp_path)
+    assert "training.masked_loss=false" in str(error.value)
+    assert read_photos(tmp_path, masks=False).photos[0].mask is None
+
+
+def test_a_photo_that_is_transparent_all_over_is_refused(tmp_path):
+    photo = quadrants()
+    photo.putalpha(0)
+    photo.save(tmp_path / "a.png")
+    with pytest.raises(PhotoError, match=r"a\.png marks nothing to learn: it is transparent all over"):
+        read_photos(tmp_path)
+
+
+def test_masks_that_every_photo_must_have(tmp_path):
+    """masks=True names the photos that lack one."""
+    quadrants().save(tmp_path / "a.png")
+    quadrants(20, 20).save(tmp_path / "b.png")
+    half_mask().save(tmp_path / "a.mask.png")
+    with pytest.raises(
+        PhotoError, match=r"masked_loss is true, but 1 of 2 photos in .* have no mask \(b\.png\)"
+    ):
+        read_photos(tmp_path, masks=True)
+    half_mask(20, 20).save(tmp_path / "b.mask.png")
+    assert len(read_photos(tmp_path, masks=True).photos) == 2
+
+
+def test_a_mask_that_changes_after_it_was_read_is_noticed(tmp_path):
+    quadrants().save(tmp_path / "a.png")
+    half_mask().save(tmp_path / "a.mask.png")
+    photo = only(tmp_path)
+    Image.new("L", (60, 40), 255).save(tmp_path / "a.mask.png")
+    with pytest.raises(PhotoError, match=r"a\.mask\.png has changed since it was checked"):
+        photo.open_mask()
+
+
+@pytest.mark.parametrize("crop", ["none", "center", "random"])
+@pytest.mark.parametrize("augmentation", [0, 1])  # with flip one of the two is mirrored
+def test_a_mask_follows_its_photos_crop_flip_and_size(crop, augmentation):
+    """A photo that is its own mask: an eighth of its view is the view's mask, to the rounding of resampling."""
+    picture = Image.new("L", (300, 170))
+    picture.paste(255, (20, 90, 200, 170))
+    picture.paste(255, (250, 10, 290, 60))
+    photo = a_photo(300, 170)
+    view = view_of(photo, resolution=128, step=32, crop=crop, flip=True, seed=3, augmentation=augmentation)
+    size = (view.size[0] // 8, view.size[1] // 8)
+    shown = np.asarray(render(picture, view).resize(size, Image.Resampling.BOX), dtype=float)
+    mask = np.asarray(render_mask(picture, view, size), dtype=float)
+    assert np.abs(shown - mask).max() < 16
+    assert np.abs(shown - mask[:, ::-1]).max() > 150
+    with pytest.raises(ShapeError):
+        render_mask(picture.rotate(90, expand=True), view, size)
+
+
+def test_views_of_a_given_size():
+    """Whatever a photo's own bucket, it is shown in the size that is asked for, cut evenly."""
+    view = view_of(
+        a_photo(400, 100),
+        resolution=64,
+        step=32,
+        crop="none",
+        flip=False,
+        seed=0,
+        augmentation=0,
+        size=(64, 64),
+    )
+    assert (view.size, view.resized, view.crop_top_left) == ((64, 64), (256, 64), (0, 96))
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a photo of sks dog", "a photo of dog"),
+        ("sks on a table", "dog on a table"),
+        ("Sks, a DOG in the snow", ", a DOG in the snow"),
+        ("a dog beside sks, asleep", "a dog beside, asleep"),
+        ("sksy and tasks", "sksy and tasks"),
+        ("a sks dog and a sks dog", "a dog and a dog"),
+    ],
+)
+def test_a_class_caption_knows_no_subject(caption, expected):
+    """The token goes; where the class word is not said, it takes the token's place."""
+    assert class_caption(caption, "sks", "dog") == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "token", "word", "expected"),
+    [
+        ("a teddy teddy bear, a teddy", "teddy", "teddy bear", "a teddy bear, a"),
+        ("a photo of dog dog", "dog", "dog", "a photo of dog"),
+        ("a <new> c++ toy", "<new>", "c++ toy", "a c++ toy"),
+        (r"a \1 dog", r"\1", r"\g<0> dog", r"a \g<0> dog dog"),
+    ],
+)
+def test_a_class_caption_of_odd_words(caption, token, word, expected):
+    """A class word that holds the token, equals it, or looks like a pattern."""
+    assert class_caption(caption, token, word) == expected
+
+
+# --- captions that cannot be read
 
 
 @pytest.mark.parametrize("data", [b"caf\xe9", "a cup".encode("utf-16"), "a cup".encode("utf-16-le")])

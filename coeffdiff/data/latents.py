@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from coeffdiff.config import PhotoSettings
-from coeffdiff.data.photos import Photo, View, render, view_of
+from coeffdiff.data.photos import Photo, View, render, render_mask, view_of
 from coeffdiff.errors import ModelError
 from coeffdiff.files import appearing, sweep
 from coeffdiff.seeding import generator_for, stable_seed
@@ -35,11 +35,15 @@ _DAY = 86_400.0  # seconds; whatever is half-written after so long was left by a
 
 @dataclass(frozen=True)
 class EncodedView:
-    """One photo as the VAE sees it. mean, std: [C, h, w] float32, before the VAE's scaling factor."""
+    """One photo as the VAE sees it. mean, std: [C, h, w] float32, before the VAE's scaling factor.
+
+    mask: [1, h, w] float32, the share of each latent pixel that shows the subject; None where all counts.
+    """
 
     mean: Tensor
     std: Tensor
     time_ids: tuple[int, ...]
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,25 +68,54 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the training device, float32 but for the long timesteps."""
+    """One micro-batch on the training device, float32 but for the long timesteps.
 
-    latents: Tensor  # [B, C, h, w], scaled for the UNet
-    noise: Tensor  # [B, C, h, w]
-    timesteps: Tensor  # [B]
-    embeds: Tensor  # [B, T, W]
-    pooled: Tensor  # [B, P]
-    time_ids: Tensor  # [B, 6]
+    With prior preservation it has two rows a sample, N = 2 B: row B + i is of the class and belongs to sample i.
+    Both pass through the network in one call, so that no wrapper around it meets two forwards and one backward.
+    """
+
+    latents: Tensor  # [N, C, h, w], scaled for the UNet
+    noise: Tensor  # [N, C, h, w]
+    timesteps: Tensor  # [N]
+    embeds: Tensor  # [N, T, W]
+    pooled: Tensor  # [N, P]
+    time_ids: Tensor  # [N, 6]
+    weights: Tensor | None = None  # [B, 1, h, w], of the samples' squared errors; None: one everywhere
+    class_rows: int = 0  # B with prior preservation
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the class is remembered by.
+
+    captions: from each caption of the subject to that of its class.
+    pictures: of the class, in every latent size that the photos have; without any, a sample's own latents, noise
+        and timestep are seen a second time, under its class caption.
+    """
+
+    captions: Mapping[str, str]
+    pictures: tuple[EncodedPhoto, ...] = ()
 
 
 @dataclass(frozen=True)
 class LatentData:
-    """Everything that training draws from, on the CPU. It knows nothing of batches, ranks or accumulation."""
+    """Everything that training draws from, on the CPU. It knows nothing of batches, ranks or accumulation.
+
+    outside_mask: weight of the squared errors outside a photo's mask.
+    noise_offset: spread of a constant that is added to all of a sample's noise, one draw a channel.
+    caption_dropout: probability that a sample's caption is replaced by `unconditional`.
+    """
 
     photos: tuple[EncodedPhoto, ...]
     texts: Mapping[str, EncodedText]
     scale: Callable[[Tensor], Tensor]  # the VAE's own latents -> the UNet's
     timesteps: int  # timesteps run from 0 to this, exclusive
     seed: int
+    outside_mask: float = 1.0
+    noise_offset: float = 0.0
+    caption_dropout: float = 0.0
+    unconditional: EncodedText | None = None
+    prior: Prior | None = None
 
     def bucket(self, step: int) -> list[EncodedPhoto]:
         """The photos of one step: all of one latent size, drawn in proportion to how many photos have it."""
@@ -93,25 +126,74 @@ class LatentData:
     def batch(self, step: int, samples: Iterable[int], device: torch.device | str = "cpu") -> Batch:
         """The samples with these global indices of one optimizer step.
 
-        Photo, augmentation, caption, posterior sample, noise and timestep of sample i come from (seed, step, i),
-        so that batch size, accumulation and processes only decide who computes it.
+        All that is drawn for sample i comes from (seed, step, i), so that batch size, accumulation and processes
+        only decide who computes it.
         """
         photos = self.bucket(step)
         drawn = [self._sample(photos, step, index) for index in samples]
-        columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
-        return Batch(*(copied(column, device) for column in columns))
+        rows = [sample.row for sample in drawn]
+        rows += [sample.class_row for sample in drawn if sample.class_row]
+        latents, noise, timesteps, embeds, pooled, time_ids = (
+            copied(torch.stack(column), device) for column in zip(*rows, strict=True)
+        )
+        weights = copied(torch.stack([sample.weights for sample in drawn]), device) if self._masked else None
+        class_rows = len(rows) - len(drawn)
+        return Batch(latents, noise, timesteps, embeds, pooled, time_ids, weights, class_rows)
 
-    def _sample(self, photos: Sequence[EncodedPhoto], step: int, index: int) -> tuple[Tensor, ...]:
+    @property
+    def _masked(self) -> bool:
+        return any(photo.views[0].mask is not None for photo in self.photos)
+
+    def _sample(self, photos: Sequence[EncodedPhoto], step: int, index: int) -> _Sample:
         pick = random.Random(stable_seed(self.seed, "sample", step, index))
         photo = pick.choice(photos)
         view = pick.choice(photo.views)
-        text = self.texts[pick.choice(photo.captions)]
-        generator = generator_for(self.seed, "noise", step, index)
+        caption = pick.choice(photo.captions)
+        noised = self._noised(view, step, index, "noise")
+        # Whether a caption is dropped is drawn apart, so that its probability changes nothing else
+        chance = random.Random(stable_seed(self.seed, "caption", step, index)).random()
+        text = self.unconditional if chance < self.caption_dropout else self.texts[caption]
+        assert text is not None, "caption_dropout needs `unconditional`"
+        class_row = None
+        if self.prior and self.prior.pictures:
+            class_row = self._class_picture(self.prior, photo.bucket, step, index)
+        elif self.prior:
+            class_row = _row(noised, self.texts[self.prior.captions[caption]], view)
+        weights = torch.ones(1, *view.mean.shape[1:])
+        if view.mask is not None:
+            weights = self.outside_mask + (1 - self.outside_mask) * view.mask
+        return _Sample(_row(noised, text, view), class_row, weights)
+
+    def _class_picture(self, prior: Prior, bucket: tuple[int, ...], step: int, index: int) -> _Row:
+        pick = random.Random(stable_seed(self.seed, "class sample", step, index))
+        picture = pick.choice([picture for picture in prior.pictures if picture.bucket == bucket])
+        view, text = pick.choice(picture.views), self.texts[pick.choice(picture.captions)]
+        return _row(self._noised(view, step, index, "class noise"), text, view)
+
+    def _noised(self, view: EncodedView, step: int, index: int, purpose: str) -> _Noised:
+        generator = generator_for(self.seed, purpose, step, index)
         latents = view.mean + view.std * torch.randn(view.mean.shape, generator=generator)
         noise = torch.randn(view.mean.shape, generator=generator)
         timestep = torch.randint(self.timesteps, (), generator=generator)
-        time_ids = torch.tensor(view.time_ids, dtype=torch.float32)
-        return self.scale(latents), noise, timestep, text.embeds, text.pooled, time_ids
+        if self.noise_offset:  # drawn last, so that it changes nothing else
+            channels = torch.randn((view.mean.shape[0], 1, 1), generator=generator)
+            noise = noise + self.noise_offset * channels
+        return self.scale(latents), noise, timestep
+
+
+_Noised = tuple[Tensor, Tensor, Tensor]  # latents, noise, timestep
+_Row = tuple[Tensor, ...]  # the first six fields of a Batch, without the batch dimension
+
+
+@dataclass(frozen=True)
+class _Sample:
+    row: _Row
+    class_row: _Row | None
+    weights: Tensor
+
+
+def _row(noised: _Noised, text: EncodedText, view: EncodedView) -> _Row:
+    return *noised, text.embeds, text.pooled, torch.tensor(view.time_ids, dtype=torch.float32)
 
 
 def share_of(count: int, batch_size: int, micro: int, rank: int, processes: int) -> range:
@@ -132,6 +214,7 @@ def encode_photos(
     resolution: int,
     step: int,
     seed: int,
+    size: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
     on_photo: Callable[[Photo, bool], None] = lambda photo, cached: None,
 ) -> tuple[EncodedPhoto, ...]:
@@ -142,6 +225,7 @@ def encode_photos(
         vae: an AutoencoderKL; it is moved to `device` at the first photo that is not cached and stays there.
         settings: photos.* with augmentations resolved.
         resolution, step: side of the square with a bucket's area, and what bucket sides are multiples of; pixels.
+        size: (width, height) in pixels for all of them, instead of each photo's own bucket.
         on_photo: called after each photo; cached is True if nothing had to be computed.
     Raises: ModelError if the VAE gives values that are not finite; PhotoError if a photo has changed since.
     """
@@ -150,7 +234,7 @@ def encode_photos(
     fingerprint = vae_fingerprint(vae)
     result = []
     for photo, texts in zip(photos, captions, strict=True):
-        views, image = [], None
+        views, image, mask = [], None, None
         for augmentation in range(int(settings.augmentations)):
             view = view_of(
                 photo,
@@ -160,17 +244,35 @@ def encode_photos(
                 flip=settings.flip,
                 seed=seed,
                 augmentation=augmentation,
+                size=size,
             )
             file = cache / f"{_cache_key(photo, view, fingerprint, torch.device(device).type)}.safetensors"
-            stored = _read_cache(file)
+            stored = _read_cache(file, masked=photo.mask is not None)
             if stored is None:
                 image = image or photo.open()
                 stored = _encode(vae.to(device), render(image, view), device)
+                if photo.mask:
+                    mask = mask or photo.open_mask()
+                    stored["mask"] = _small_mask(mask, view, stored["mean"])
                 _write_cache(file, stored)
-            views.append(EncodedView(stored["mean"], stored["std"], view.time_ids))
+            views.append(EncodedView(stored["mean"], stored["std"], view.time_ids, stored.get("mask")))
         result.append(EncodedPhoto(tuple(views), texts))
         on_photo(photo, image is None)
     return tuple(result)
+
+
+def sizes_of(photos: Iterable[EncodedPhoto]) -> list[tuple[int, int]]:
+    """The distinct (width, height) in pixels that photos are shown in, in order of appearance."""
+    return list(dict.fromkeys((p.views[0].time_ids[5], p.views[0].time_ids[4]) for p in photos))
+
+
+@torch.no_grad()
+def encode_unconditional(pipe: Any, device: torch.device | str = "cpu") -> EncodedText:
+    """What stands for no caption when pictures are made: zeros in SDXL, or "" in models whose pipeline says so."""
+    _, embeds, _, pooled = pipe.encode_prompt(
+        "", device=torch.device(device), num_images_per_prompt=1, do_classifier_free_guidance=True
+    )
+    return EncodedText(embeds[0].float().cpu(), pooled[0].float().cpu())
 
 
 @torch.no_grad()
@@ -217,7 +319,7 @@ def vae_fingerprint(vae: Any) -> str:
 
 def _cache_key(photo: Photo, view: View, fingerprint: str, device_type: str) -> str:
     # The view holds all that was decided about crop and size, so settings that change no pixel change no key.
-    what = (
+    what: tuple[object, ...] = (
         CACHE_VERSION,
         photo.digest,
         fingerprint,
@@ -226,6 +328,8 @@ def _cache_key(photo: Photo, view: View, fingerprint: str, device_type: str) -> 
         view.resized,
         view.crop_top_left,
     )
+    if photo.mask:
+        what += ("mask", photo.mask.path == photo.path, photo.mask.digest)
     return hashlib.sha256(repr((*what, view.flipped)).encode()).hexdigest()
 
 
@@ -244,13 +348,23 @@ def _encode(vae: Any, image: Image.Image, device: torch.device | str) -> dict[st
     return encoded
 
 
-def _read_cache(file: Path) -> dict[str, Tensor] | None:
+def _small_mask(mask: Image.Image | None, view: View, latents: Tensor) -> Tensor:
+    """The mask as the latents [C, h, w] see it: [1, h, w] float32 between 0 and 1."""
+    assert mask is not None
+    small = render_mask(mask, view, (latents.shape[2], latents.shape[1]))
+    return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)[None].contiguous()
+
+
+def _read_cache(file: Path, masked: bool) -> dict[str, Tensor] | None:
     """What _write_cache wrote under this name, or None: absent, damaged in any byte, or another entry's."""
+    expected_names = {"mean", "std"} | ({"mask"} if masked else set())
     try:
         if file.stat().st_size > _LARGEST_ENTRY:
             return None
         with safe_open(file, framework="pt", device="cpu") as opened:
-            stored = {name: opened.get_tensor(name) for name in ("mean", "std")}
+            if set(opened.keys()) != expected_names:
+                return None
+            stored = {name: opened.get_tensor(name) for name in expected_names}
             expected = (opened.metadata() or {}).get("digest")
         return stored if expected == _entry_digest(file.stem, stored) else None
     except (OSError, SafetensorError, ValueError, RuntimeError):

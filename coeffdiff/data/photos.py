@@ -3,6 +3,7 @@
     read_photos(folder) -> PhotoSet: photos, what was left out and why
     view_of(photo, ...) -> View: size, crop and flip, decided without pixels
     render(photo.open(), view) -> the picture the VAE encodes
+    render_mask(photo.open_mask(), view, size) -> the same part of its mask
 
 Reading writes, renames and deletes nothing. Between calls only paths, sizes and digests stay in memory, no pixels.
 """
@@ -15,10 +16,10 @@ import random
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
@@ -34,11 +35,17 @@ SUFFIXES = frozenset(
     | {".tif", ".tiff", ".gif", ".bmp"}
 )
 MASK_SUFFIX = ".mask.png"  # photo.mask.png beside photo.jpg marks its subject and is no photo
+FAINTEST_MASK = (
+    128  # a mask whose brightest pixel is below this, of 255, marks nothing (labels 0 and 1, for one)
+)
 SYSTEM_FILE = "a hidden or system file"  # the one reason that an error need not repeat
 MAX_PIXELS = 150_000_000  # 450 MB decoded; above Pillow's warning (90 MP), below its refusal (179 MP)
 MAX_BYTES = 2**30
 MAX_CAPTION_BYTES = 20_000  # the model reads 77 tokens
 MAX_ASPECT = 4
+
+_Convert = Callable[[Image.Image], Image.Image | None]
+_WITHOUT_MASKS = "With training.masked_loss=false masks are not looked at"
 
 # Only these decoders see a file's bytes; Pillow knows others, one of which starts Ghostscript. MPO comes with JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP")
@@ -55,6 +62,17 @@ _TO_UPRIGHT = {  # EXIF orientation -> the transposition that undoes it
 
 
 @dataclass(frozen=True)
+class Mask:
+    """Where a photo shows its subject: photo.mask.png beside it, white on black, or the photo's own alpha channel.
+
+    path is the mask's file, or the photo's for an alpha channel; digest is the sha256 (hex) of its bytes.
+    """
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
 class Photo:
     """A photo that was decoded once without complaint; its pixels stay on disk.
 
@@ -67,23 +85,32 @@ class Photo:
     width: int
     height: int
     caption: str | None = None
+    mask: Mask | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells this photo, its caption and its mask from others, wherever they lie."""
+        return self.digest + (self.caption or "") + (self.mask.digest if self.mask else "")
 
     def open(self) -> Image.Image:
         """The picture: RGB, 8 bits, sRGB, upright, transparent parts on white, an animation's first frame.
 
         Raises: PhotoError if the file vanished or changed since it was checked.
         """
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            reason = error.strerror or error
-            raise PhotoError(f"{self.path} was checked, but can no longer be read ({reason}).") from None
-        if hashlib.sha256(data).hexdigest() != self.digest:
-            raise PhotoError(f"{self.path} has changed since it was checked; start again with the new file.")
-        try:
-            return _decode(data)
-        except PhotoError as error:  # out of memory, for one
-            raise PhotoError(f"{self.path} was checked, but can no longer be decoded: {error}.") from None
+        image = _decode_again(self.path, self.digest, _rgb)
+        assert image is not None
+        return image
+
+    def open_mask(self) -> Image.Image | None:
+        """The mask: 8-bit grey in the size of the upright photo, 255 on the subject; None without one.
+
+        Raises: PhotoError if its file vanished or changed since it was checked.
+        """
+        if self.mask is None:
+            return None
+        return _decode_again(
+            self.mask.path, self.mask.digest, _alpha if self.mask.path == self.path else _brightness
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +126,9 @@ class PhotoSet:
     photos: tuple[Photo, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...] = ()
+
+
+NO_PHOTOS = PhotoSet((), ())
 
 
 @dataclass(frozen=True)
@@ -127,17 +157,21 @@ class View:
         return (*self.original_size, *self.crop_top_left, *self.target_size)
 
 
-def read_photos(folder: Path) -> PhotoSet:
+def read_photos(folder: Path, masks: bool | Literal["auto"] = "auto") -> PhotoSet:
     """Every usable photo of a folder, sorted by name; the rest is left out by name and reason, never touched.
 
     Each file is decoded in full, so that a truncated one is found now and not in the middle of a run.
     Subfolders are not entered; links to photos are followed.
 
-    Raises: PhotoError if there is no such folder, it cannot be listed, or it holds no usable photo.
+    Args:
+        masks: auto takes those that are there, True wants one for every photo, False looks at none.
+    Raises: PhotoError if there is no such folder, it cannot be listed, it holds no usable photo, or a mask is
+        missing or unusable: whoever made a mask does not want its photo trained without it.
     """
     folder = Path(folder)
     entries = _entries(folder)
     captions = {path.stem: path for path in entries if path.suffix.lower() == ".txt"}
+    mask_files = {path.name[: -len(MASK_SUFFIX)]: path for path in entries if _is_mask(path)}
     stems = {path.stem for path in entries if path.suffix.lower() in SUFFIXES and not _is_mask(path)}
     photos: dict[str, Photo] = {}
     skipped: list[Skipped] = []
@@ -151,6 +185,7 @@ def read_photos(folder: Path) -> PhotoSet:
             if digest in photos:
                 raise PhotoError(f"same picture as {_shown(photos[digest].path)}")
             width, height = _decode(data).size
+            alpha = _alpha_of(data) if masks and path.stem not in mask_files else None
         except PhotoError as reason:
             skipped.append(Skipped(path, str(reason)))
             continue
@@ -161,9 +196,22 @@ def read_photos(folder: Path) -> PhotoSet:
             except PhotoError as reason:
                 name = _shown(captions[path.stem])
                 notes.append(f"{name} {reason}; {_shown(path)} is captioned from the templates.")
-        photos[digest] = Photo(path, digest, width, height, caption)
+        mask = None
+        if alpha is not None:
+            _check_mark(_shown(path), "it is transparent all over", alpha)
+            mask = Mask(path, digest)
+        elif masks and path.stem in mask_files:
+            mask = _read_mask(mask_files[path.stem], path, (width, height))
+        photos[digest] = Photo(path, digest, width, height, caption, mask)
     if not photos:
         raise PhotoError(_nothing_usable(folder, skipped))
+    bare = [_shown(photo.path) for photo in photos.values() if photo.mask is None]
+    if masks is True and bare:
+        raise PhotoError(
+            f"training.masked_loss is true, but {len(bare)} of {len(photos)} photos in {folder} have no mask "
+            f"({', '.join(bare[:5])}{', ...' if len(bare) > 5 else ''}). Put photo{MASK_SUFFIX} beside each, "
+            "or set training.masked_loss=auto."
+        )
     return PhotoSet(tuple(photos.values()), tuple(skipped), tuple(notes))
 
 
@@ -211,6 +259,23 @@ def captions_for(
         raise ConfigError(f"The caption of {_shown(photo.path)}: {error}") from None
 
 
+def class_caption(caption: str, token: str, class_word: str) -> str:
+    """A filled caption as it would be without the subject: of its kind only, for prior preservation.
+
+    The token goes where the class word stands in the caption too, and makes way for it elsewhere: of "a photo of
+    sks dog" remains "a photo of dog", and "sks on a table" becomes "dog on a table".
+    """
+
+    def whole(text: str) -> str:
+        return rf"(?<!\w){re.escape(text)}(?!\w)"
+
+    # CLIP reads capitals as small letters. The class word may hold the token, as in "teddy" and "teddy bear"
+    pattern = re.compile(rf"(?:{whole(token)}\s+)?({whole(class_word)})|{whole(token)}", re.IGNORECASE)
+    alone = "" if any(match[1] for match in pattern.finditer(caption)) else class_word
+    text = " ".join(pattern.sub(lambda match: match[1] or alone, caption).split())
+    return re.sub(r"\s+([,.;:!?])", r"\1", text)
+
+
 def bucket(width: int, height: int, resolution: int, step: int) -> tuple[int, int]:
     """The (width, height) at which a photo of this size is trained, when the whole of it is to be kept.
 
@@ -239,19 +304,27 @@ def bucket(width: int, height: int, resolution: int, step: int) -> tuple[int, in
 
 
 def view_of(
-    photo: Photo, *, resolution: int, step: int, crop: Crop, flip: bool, seed: int, augmentation: int
+    photo: Photo,
+    *,
+    resolution: int,
+    step: int,
+    crop: Crop,
+    flip: bool,
+    seed: int,
+    augmentation: int,
+    size: tuple[int, int] | None = None,
 ) -> View:
     """How a photo is shown in one of its augmentations; crop and flip depend on seed, digest and augmentation only.
 
     none keeps the whole photo but for the rows or columns that its bucket has no room for, cut evenly on both
     sides; center and random cut a square of side `resolution` (rounded down to a multiple of step) from the
     photo, whose shorter side is resized to it. With flip every other augmentation is mirrored, the first one
-    or the second by chance.
+    or the second by chance. size, a bucket's (width, height), takes the place of what the photo would choose.
 
     Raises: ConfigError if the resolution is smaller than one step.
     """
     shape = (photo.width, photo.height) if crop == "none" else (1, 1)
-    size = bucket(*shape, resolution, step)
+    size = size or bucket(*shape, resolution, step)
     # The size that covers the bucket: one of the two is the bucket's own, the other at least that.
     resized = (
         max(size[0], round(photo.width * size[1] / photo.height)),
@@ -273,24 +346,39 @@ def render(photo_image: Image.Image, view: View) -> Image.Image:
 
     Raises: ShapeError if the picture is not of the size that the view was made for.
     """
-    if (photo_image.height, photo_image.width) != view.original_size:
+    # reducing_gap: averages whole pixels first where a photo is several times too large; as good, and faster.
+    shown = photo_image.resize(
+        view.size, Image.Resampling.LANCZOS, box=_part_shown(photo_image, view), reducing_gap=3.0
+    )
+    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flipped else shown
+
+
+def render_mask(mask_image: Image.Image, view: View, size: tuple[int, int]) -> Image.Image:
+    """What a view shows of the photo's mask, in `size` = (width, height): each pixel the mean of those it covers.
+
+    Raises: ShapeError if the mask is not of the size that the view was made for.
+    """
+    shown = mask_image.resize(size, Image.Resampling.BOX, box=_part_shown(mask_image, view))
+    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flipped else shown
+
+
+def _part_shown(image: Image.Image, view: View) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what a view shows, in the picture's own pixels."""
+    if (image.height, image.width) != view.original_size:
         raise ShapeError(
             f"The view is of a photo of (height, width) {view.original_size}, "
-            f"this one has {(photo_image.height, photo_image.width)}."
+            f"this one has {(image.height, image.width)}."
         )
     (width, height), (top, left) = view.size, view.crop_top_left
     if view.flipped:
         left = view.resized[0] - width - left  # the same columns, counted before the mirroring
     # Crop and resize at once: the same pixels, but a 6000 x 1 photo's cover of a bucket is never built.
-    box = (
-        left * photo_image.width / view.resized[0],
-        top * photo_image.height / view.resized[1],
-        (left + width) * photo_image.width / view.resized[0],
-        (top + height) * photo_image.height / view.resized[1],
+    return (
+        left * image.width / view.resized[0],
+        top * image.height / view.resized[1],
+        (left + width) * image.width / view.resized[0],
+        (top + height) * image.height / view.resized[1],
     )
-    # reducing_gap: averages whole pixels first where a photo is several times too large; as good, and faster.
-    shown = photo_image.resize(view.size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flipped else shown
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -343,6 +431,37 @@ def _read(path: Path) -> bytes:
         raise PhotoError(f"cannot be read: {error.strerror or error}") from None
 
 
+def _read_mask(path: Path, photo: Path, size: tuple[int, int]) -> Mask:
+    """A mask file that fits its photo, whose upright (width, height) is size. Raises: PhotoError, a whole sentence."""
+    name = _shown(path)
+    try:
+        data = path.read_bytes()
+        mask = _decode(data, _brightness)
+    except OSError as error:
+        raise PhotoError(f"The mask {name} cannot be read ({error.strerror or error}).") from None
+    except PhotoError as reason:
+        raise PhotoError(
+            f"The mask {name} cannot be used: {reason}. {_WITHOUT_MASKS}, or make it again."
+        ) from None
+    assert mask is not None
+    if mask.size != size:
+        raise PhotoError(
+            f"The mask {name} has {mask.width} x {mask.height} pixels, its photo {_shown(photo)} has "
+            f"{size[0]} x {size[1]} when upright. Save the mask in the photo's size; {_WITHOUT_MASKS.lower()}."
+        )
+    _check_mark(f"The mask {name}", "white marks the subject", mask)
+    return Mask(path, hashlib.sha256(data).hexdigest())
+
+
+def _check_mark(name: str, why: str, mask: Image.Image) -> None:
+    """Raises: PhotoError if there is no subject in a mask."""
+    brightest = mask.getextrema()[1]
+    if isinstance(brightest, int | float) and brightest < FAINTEST_MASK:
+        raise PhotoError(
+            f"{name} marks nothing to learn: {why}, and the highest value is {brightest:g} of 255. {_WITHOUT_MASKS}."
+        )
+
+
 def _read_caption(path: Path) -> str | None:
     """A caption on one line, or None if it is blank. Raises: PhotoError, the end of a sentence on the file."""
     try:
@@ -360,8 +479,37 @@ def _read_caption(path: Path) -> str | None:
     return " ".join(text.split()) or None
 
 
-def _decode(data: bytes) -> Image.Image:
-    """A file's bytes as an upright RGB picture. Raises: PhotoError, a reason without the name."""
+def _decode_again(path: Path, digest: str, convert: _Convert) -> Image.Image | None:
+    """What was decoded without complaint before. Raises: PhotoError, a whole sentence, if it is another file now."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise PhotoError(f"{path} was checked, but can no longer be read ({reason}).") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise PhotoError(f"{path} has changed since it was checked; start again with the new file.")
+    try:
+        return _decode(data, convert)
+    except PhotoError as error:  # out of memory, for one
+        raise PhotoError(f"{path} was checked, but can no longer be decoded: {error}.") from None
+
+
+def _alpha_of(data: bytes) -> Image.Image | None:
+    """The alpha channel of a picture that has been decoded before, upright; None if it hides nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # JPEGs say without being decoded again that they have none
+        if not Image.open(io.BytesIO(data), formats=_FORMATS).has_transparency_data:
+            return None
+    alpha = _decode(data, _alpha)
+    return None if alpha is None or alpha.getextrema()[0] == 255 else alpha
+
+
+def _decode(data: bytes, convert: _Convert | None = None) -> Any:
+    """A file's bytes as an upright picture, RGB or what `convert` makes of it (None stays None).
+
+    Raises: PhotoError, a reason without the name.
+    """
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -374,8 +522,8 @@ def _decode(data: bytes) -> Image.Image:
                 raise Image.DecompressionBombError
             image.load()
             orientation = _orientation(image)  # after load: TIFF's decoder has turned the picture by then
-            image = _rgb(image)
-        return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
+            made = (convert or _rgb)(image)
+        return made.transpose(_TO_UPRIGHT[orientation]) if made and orientation in _TO_UPRIGHT else made
     except Image.DecompressionBombError:
         raise PhotoError(
             f"more than {MAX_PIXELS // 10**6} megapixels, a decompression bomb or a picture to shrink first"
@@ -415,6 +563,25 @@ def _rgb(image: Image.Image) -> Image.Image:
         white.paste(image, mask=image.getchannel("A"))
         return white
     return image.convert("RGB")
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The alpha channel, or None for a picture without one."""
+    if not image.has_transparency_data or image.mode.startswith("I") or image.mode == "F":
+        return None
+    return image.convert("RGBA").getchannel("A")
+
+
+def _brightness(image: Image.Image) -> Image.Image:
+    """8-bit grey from any mode; transparent parts show black, since in a mask black is what does not count."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGB", image.size, "black")
+        black.paste(image, mask=image.getchannel("A"))
+        image = black
+    return image.convert("L")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

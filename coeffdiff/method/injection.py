@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from diffusers.models.attention_processor import Attention
@@ -192,6 +193,19 @@ def set_scale(unet: nn.Module, scale: float, name: str = "default") -> None:
     for processor in _registry(unwrapped(unet)).values():
         if name in processor.adapters:
             processor.set_scale(name, scale)
+
+
+@contextmanager
+def alpha_off(unet: nn.Module) -> Iterator[None]:
+    """Inside, every layer runs its original processor; afterwards the alphas that were active are so again."""
+    before = [(processor, processor.active) for processor in _registry(unwrapped(unet)).values()]
+    try:
+        for processor, _ in before:
+            processor.active = ()
+        yield
+    finally:
+        for processor, active in before:
+            processor.active = active
 
 
 def coefficients_of(unet: nn.Module, name: str = "default") -> dict[str, Coefficients]:

@@ -142,6 +142,27 @@ def remove_lora(unet: nn.Module, name: str) -> None:
 
 
 @contextmanager
+def lora_off(unet: nn.Module) -> Iterator[None]:
+    """Inside, every LoRA is off; afterwards those that were on are so again, and what was trained still is.
+
+    PEFT's own switch makes what it turns off untrainable and, turned on, everything active trainable.
+    """
+    layers = [
+        m for m in unwrapped(unet).modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters
+    ]
+    trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, was in trained:
+            parameter.requires_grad_(was)
+
+
+@contextmanager
 def _others_stay(unet: nn.Module, name: str) -> Iterator[None]:
     """PEFT activates a new LoRA alone and warns of company; here every LoRA that was active stays so, frozen."""
     before = [

@@ -25,7 +25,7 @@ from coeffdiff import backbone
 from coeffdiff.config import Settings, with_values
 from coeffdiff.console import Bar, progress, say
 from coeffdiff.data.latents import share_of
-from coeffdiff.data.photos import read_photos
+from coeffdiff.data.photos import NO_PHOTOS, read_photos
 from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
 from coeffdiff.method.adapter import save_adapter
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
@@ -36,6 +36,7 @@ from coeffdiff.training.card import model_card
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.memory import peak_gib, reset_peak
 from coeffdiff.training.objective import denoising_loss
+from coeffdiff.training.optimizer import make_optimizer
 from coeffdiff.training.prepare import (
     DTYPES,
     Trainables,
@@ -46,6 +47,7 @@ from coeffdiff.training.prepare import (
     resolve,
 )
 from coeffdiff.training.preview import write_previews
+from coeffdiff.training.prior import loss_terms, read_class_pictures
 from coeffdiff.training.state import (
     Checkpoint,
     RunFolder,
@@ -93,7 +95,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         missing = "--images" if settings.subject.images is None else "--token"
         raise ConfigError(f"Training needs {missing}; for instance: train --images photos/ --token sks.")
     state = start_processes()
-    photos = read_photos(settings.subject.images)
+    photos = read_photos(settings.subject.images, settings.training.masked_loss)
+    class_pictures = read_class_pictures(settings)
     base = backbone.find_backbone(settings.model)
     settings, chosen = resolve(settings, base, state)
     check_watching(settings)
@@ -105,12 +108,12 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     settings = with_values(settings, {"output": str(run.path)})
     if resume and state.is_main_process:
         until_the_end.enter_context(alone_in(resume))
-    introduce(settings, chosen, photos, base, run, state)
+    introduce(settings, chosen, photos, base, run, state, class_pictures)
     judge = _from_main(state, lambda: judge_for(settings, photos), share=False)
 
     # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes
     dtype = DTYPES[training.precision]
-    data, previews, vae = encode(settings, photos, base, dtype, state)
+    data, previews, vae = encode(settings, photos, base, dtype, state, class_pictures)
 
     # 3. The UNet, frozen, and what learns on it
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"unet"})
@@ -130,7 +133,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     if trainables.lora:
         rate, decay = float(lora.learning_rate), lora.weight_decay
         groups.append({"params": list(trainables.lora.values()), "lr": rate, "weight_decay": decay})
-    adamw = torch.optim.AdamW(groups)
+    adamw = make_optimizer(training.optimizer, groups)
     schedule = get_scheduler(
         training.lr_schedule, adamw, num_warmup_steps=training.warmup_steps, num_training_steps=steps
     )
@@ -149,7 +152,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     # 5. From the beginning, or from where it stopped
     step, loss = 0, math.nan
     samples_a_step = batch_size * accumulate * state.num_processes
-    identities = [photo.digest + (photo.caption or "") for photo in photos.photos]
+    identities = [photo.identity for photo in (*photos.photos, *(class_pictures or NO_PHOTOS).photos)]
     if resume:
         step, loss = _restore(
             run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step, watch
@@ -226,6 +229,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
                         batch.timesteps,
                         noise_scheduler,
                         training.snr_gamma,
+                        **loss_terms(batch, unet, settings),
                     )
                     accelerator.backward(micro_loss)
                     losses.append(micro_loss.detach())
@@ -310,7 +314,8 @@ def _restore(
         return 0, math.nan
     if checkpoint.photos != identities:
         raise ResumeError(
-            f"The photos or their captions have changed since {run.path} began. Put them back, or start a new run."
+            f"The photos or their captions have changed since {run.path} began (or masks, or pictures of the class). "
+            "Put them back, or start a new run."
         )
     if checkpoint.samples_a_step != samples_a_step:
         raise ResumeError(

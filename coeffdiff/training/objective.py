@@ -1,13 +1,31 @@
-"""The denoising loss, a pure function: noise and timesteps are passed in, never drawn inside."""
+"""The denoising loss, a pure function: noise and timesteps are passed in, never drawn inside.
+
+Letters: B samples; N rows of a batch, B or, with prior preservation, 2 B: row B + i is of the class.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PriorTerm:
+    """The part of the loss that keeps the class as it was.
+
+    rows: how many rows at a batch's end are of the class.
+    teacher: (noisy latents of these rows, timesteps) -> what they should be predicted as, without gradient; None
+        for pictures of the class, whose target is their own noise.
+    """
+
+    rows: int
+    weight: float
+    teacher: Callable[[Tensor, Tensor], Tensor] | None
 
 
 def denoising_loss(
@@ -17,24 +35,42 @@ def denoising_loss(
     timesteps: Tensor,
     scheduler: Any,
     snr_gamma: float | None = 5.0,
+    *,
+    weights: Tensor | None = None,
+    prior: PriorTerm | None = None,
 ) -> Tensor:
     """Mean squared error of the model's prediction, weighted per sample by min-SNR. A scalar, float32.
 
+    With `prior` it is the mean over the samples plus prior.weight times the mean over the class's rows; all rows
+    pass through `predict` in one call, after the teacher's.
+
     Args:
-        predict: (noisy latents [B, C, h, w], timesteps [B]) -> prediction [B, C, h, w].
-        latents, noise: [B, C, h, w], the latents scaled for the UNet.
-        timesteps: [B] long.
+        predict: (noisy latents [N, C, h, w], timesteps [N]) -> prediction [N, C, h, w].
+        latents, noise: [N, C, h, w], the latents scaled for the UNet.
+        timesteps: [N] long.
         scheduler: a DDPMScheduler of the model's betas and prediction type (epsilon or v_prediction).
         snr_gamma: None leaves every sample at weight one.
+        weights: [B, 1, h, w], factors of the samples' squared errors; the mean stays one over all pixels, so that
+            a photo counts by how much of it shows the subject. The class's rows have none.
+    Source: Ruiz et al. 2023, arXiv 2208.12242, equation 2 for the prior's term with pictures of the class.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-    errors = F.mse_loss(predict(noisy, timesteps).float(), target.float(), reduction="none").mean((1, 2, 3))
-    if snr_gamma is None:
+    samples = len(latents) - (prior.rows if prior else 0)
+    if prior and prior.teacher:
+        taught = prior.teacher(noisy[samples:], timesteps[samples:])
+        target = torch.cat([target[:samples], taught.to(target.dtype)])
+    errors = F.mse_loss(predict(noisy, timesteps).float(), target.float(), reduction="none")
+    if weights is not None:
+        errors = torch.cat([errors[:samples] * weights, errors[samples:]])
+    errors = errors.mean((1, 2, 3))
+    if snr_gamma is not None:
+        snr = signal_to_noise(scheduler.alphas_cumprod.to(timesteps.device), timesteps)
+        errors = errors * min_snr_weights(snr, snr_gamma, velocity)
+    if prior is None:
         return errors.mean()
-    snr = signal_to_noise(scheduler.alphas_cumprod.to(timesteps.device), timesteps)
-    return (errors * min_snr_weights(snr, snr_gamma, velocity)).mean()
+    return errors[:samples].mean() + prior.weight * errors[samples:].mean()
 
 
 def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

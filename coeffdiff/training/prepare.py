@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ from torch import Tensor, nn
 from coeffdiff import __version__, backbone, sampling
 from coeffdiff.config import ModelFacts, Settings, resolve_auto, with_values
 from coeffdiff.console import progress, say
-from coeffdiff.data.latents import LatentData, encode_photos, encode_texts, latent_scaling
+from coeffdiff.data.latents import (
+    LatentData,
+    encode_photos,
+    encode_texts,
+    encode_unconditional,
+    latent_scaling,
+)
 from coeffdiff.data.photos import PhotoSet, captions_for, fill
 from coeffdiff.errors import ConfigError, ResumeError
 from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, fill_alphas
@@ -27,6 +34,8 @@ from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
 from coeffdiff.speed import prepare_kernels
+from coeffdiff.training.optimizer import check_optimizer
+from coeffdiff.training.prior import class_captions, counting_photos, encode_prior, introduce_prior
 from coeffdiff.training.state import RunFolder
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -92,6 +101,7 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
     )
     if settings.training.precision == "fp16" and state.device.type != "cuda":
         raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
+    check_optimizer(settings.training.optimizer, state.device)
     return settings, chosen
 
 
@@ -102,6 +112,7 @@ def introduce(
     base: Any,
     run: RunFolder,
     state: PartialState,
+    class_pictures: PhotoSet | None = None,
 ) -> None:
     """Everything that was found and decided, before anything slow begins."""
     subject, training = settings.subject, settings.training
@@ -114,6 +125,11 @@ def introduce(
         say(f"         left out {skipped.path.name}: {skipped.reason}")
     for note in photos.notes:
         say(f"         {note}")
+    if masked := sum(photo.mask is not None for photo in photos.photos):
+        say(
+            f"masks    for {masked} of {len(photos.photos)} photos; errors outside weigh {training.outside_mask:g}"
+        )
+    introduce_prior(settings, class_pictures)
     if not subject.class_word:
         say(
             "hint     without --class-word the model is not told what kind of thing this is. DreamBooth's authors "
@@ -129,7 +145,12 @@ def introduce(
 
 
 def encode(
-    settings: Settings, photos: PhotoSet, base: Any, dtype: torch.dtype, state: PartialState
+    settings: Settings,
+    photos: PhotoSet,
+    base: Any,
+    dtype: torch.dtype,
+    state: PartialState,
+    class_pictures: PhotoSet | None = None,
 ) -> tuple[LatentData, dict[str, Any], Any]:
     """Photos and texts through the parts of the model that do not train.
 
@@ -138,14 +159,17 @@ def encode(
     subject, training = settings.subject, settings.training
     token, word = str(subject.token), subject.class_word
     captions = [captions_for(photo, subject.templates, token, word) for photo in photos.photos]
+    of_class, of_pictures = class_captions(settings, captions, class_pictures)
+    trained = [text for texts in (*captions, of_class.values(), *of_pictures) for text in texts]
     prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"text", "vae"})
-    for text in dict.fromkeys([t for texts in captions for t in texts] + prompts):
+    for text in dict.fromkeys(trained + prompts):
         for warning in sampling.length_warnings(text, pipe):
             say(f"hint     {warning}")
     pipe.text_encoder.to(state.device)
     pipe.text_encoder_2.to(state.device)
-    texts = encode_texts(pipe, (text for texts in captions for text in texts), state.device)
+    texts = encode_texts(pipe, trained, state.device)
+    unconditional = encode_unconditional(pipe, state.device) if subject.caption_dropout else None
     previews = (
         sampling.encode_prompts(pipe, prompts, guidance=settings.validation.guidance) if prompts else {}
     )
@@ -153,31 +177,38 @@ def encode(
     prepare_kernels(state.device, dtype, vae)
     pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
     free_memory(state)
-    with state.local_main_process_first(), progress("encoding photos", len(photos.photos)) as bar:
-        done = 0
-
-        def advance(_photo: Any, _cached: bool) -> None:
-            nonlocal done
-            done += 1
-            bar(done)
-
-        encoded = encode_photos(
-            photos.photos,
-            captions,
-            vae,
-            settings.photos,
-            resolution=int(training.resolution),
-            step=_bucket_step(base, int(training.resolution)),
-            seed=training.seed,
-            device=state.device,
-            on_photo=advance,
-        )
+    through_vae = functools.partial(
+        encode_photos,
+        vae=vae,
+        resolution=int(training.resolution),
+        step=_bucket_step(base, int(training.resolution)),
+        seed=training.seed,
+        device=state.device,
+    )
+    with state.local_main_process_first():
+        with progress("encoding photos", len(photos.photos)) as bar:
+            encoded = through_vae(
+                photos.photos, captions, settings=settings.photos, on_photo=counting_photos(bar)
+            )
+        prior = encode_prior(settings, of_class, class_pictures, of_pictures, encoded, through_vae)
     scaling = latent_scaling(vae)
     vae = vae.to("cpu") if prompts else None  # pictures need it again
     pipe.vae = None
     free_memory(state)
     timesteps = pipe.scheduler.config.num_train_timesteps
-    return LatentData(encoded, texts, scaling, timesteps, training.seed), previews, vae
+    data = LatentData(
+        encoded,
+        texts,
+        scaling,
+        timesteps,
+        training.seed,
+        outside_mask=training.outside_mask,
+        noise_offset=training.noise_offset,
+        caption_dropout=subject.caption_dropout,
+        unconditional=unconditional,
+        prior=prior,
+    )
+    return data, previews, vae
 
 
 def _bucket_step(base: Any, resolution: int) -> int:

@@ -69,6 +69,7 @@ class Batch:
     embeds: Tensor  # [B, T, W]
     pooled: Tensor  # [B, P]
     time_ids: Tensor  # [B, 6]
+    captions: tuple[str, ...] = ()  # B of them, what embeds and pooled are of
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,24 @@ class LatentData:
         """
         photos = self.bucket(step)
         drawn = [self._sample(photos, step, index) for index in samples]
-        columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
-        return Batch(*(column.to(device) for column in columns))
+        *columns, captions = zip(*drawn, strict=True)
+        parts: list[Any] = [*(torch.stack(column).to(device) for column in columns), captions]
+        return Batch(*parts)
 
-    def _sample(self, photos: Sequence[EncodedPhoto], step: int, index: int) -> tuple[Tensor, ...]:
+    def _sample(
+        self, photos: Sequence[EncodedPhoto], step: int, index: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str]:
         pick = random.Random(stable_seed(self.seed, "sample", step, index))
         photo = pick.choice(photos)
         view = pick.choice(photo.views)
-        text = self.texts[pick.choice(photo.captions)]
+        caption = pick.choice(photo.captions)
+        text = self.texts[caption]
         generator = generator_for(self.seed, "noise", step, index)
         latents = view.mean + view.std * torch.randn(view.mean.shape, generator=generator)
         noise = torch.randn(view.mean.shape, generator=generator)
         timestep = torch.randint(self.timesteps, (), generator=generator)
         time_ids = torch.tensor(view.time_ids, dtype=torch.float32)
-        return self.scale(latents), noise, timestep, text.embeds, text.pooled, time_ids
+        return self.scale(latents), noise, timestep, text.embeds, text.pooled, time_ids, caption
 
 
 def share_of(count: int, batch_size: int, micro: int, rank: int, processes: int) -> range:

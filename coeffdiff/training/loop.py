@@ -92,14 +92,15 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     settings = with_values(settings, {"output": str(run.path)})
     introduce(settings, chosen, photos, base, run, state)
 
-    # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes
+    # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes,
+    # unless a token is learned in them
     dtype = DTYPES[training.precision]
-    data, previews, vae = encode(settings, photos, base, dtype, state)
+    data, previews, vae, learned = encode(settings, photos, base, dtype, state)
 
     # 3. The UNet, frozen, and what learns on it
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"unet"})
     unet, noise_scheduler = pipe.unet.to(state.device), DDPMScheduler.from_config(pipe.scheduler.config)
-    trainables = make_trainable(unet, settings)
+    trainables = make_trainable(unet, settings, learned)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
@@ -111,6 +112,9 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     if trainables.lora:
         rate, decay = float(lora.learning_rate), lora.weight_decay
         groups.append({"params": list(trainables.lora.values()), "lr": rate, "weight_decay": decay})
+    if trainables.token:
+        rate = float(settings.method.token.learning_rate)
+        groups.append({"params": list(trainables.token.values()), "lr": rate, "weight_decay": 0.0})
     adamw = torch.optim.AdamW(groups)
     schedule = get_scheduler(
         training.lr_schedule, adamw, num_warmup_steps=training.warmup_steps, num_training_steps=steps
@@ -157,7 +161,8 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
             parts = {"unet": unet, "vae": vae, "scheduler": pipe.scheduler}
             adapter = {"path": str(run.adapter), "scale": 1.0, "kind": header.kind, "token": header.token}
             details = {"model": base.name, "adapters": [adapter | {"trained_steps": step}]}
-            files = write_previews(run.samples(step), settings, previews, parts, details, state, on_progress)
+            encoded = learned.encoded(list(previews)) if learned else previews
+            files = write_previews(run.samples(step), settings, encoded, parts, details, state, on_progress)
         state.wait_for_everyone()
         return files
 
@@ -178,10 +183,12 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
             for micro in range(accumulate):
                 share = share_of(samples_a_step, batch_size, micro, state.process_index, state.num_processes)
                 batch = data.batch(step, share, state.device)
+                text = learned.conditions(batch) if learned else (batch.embeds, batch.pooled)
 
-                def predict(noisy: Tensor, timesteps: Tensor, batch: Any = batch) -> Tensor:
-                    conditions = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
-                    return model(noisy, timesteps, batch.embeds, added_cond_kwargs=conditions).sample
+                def predict(noisy: Tensor, timesteps: Tensor, batch: Any = batch, text: Any = text) -> Tensor:
+                    embeds, pooled = text
+                    conditions = {"text_embeds": pooled, "time_ids": batch.time_ids}
+                    return model(noisy, timesteps, embeds, added_cond_kwargs=conditions).sample
 
                 with accelerator.accumulate(model):
                     micro_loss = denoising_loss(
@@ -195,6 +202,8 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
                     accelerator.backward(micro_loss)
                     losses.append(micro_loss.detach())
                     if accelerator.sync_gradients:
+                        if learned:
+                            learned.share_gradients(state)
                         norms = clip_gradients(accelerator, trainables, settings)
                         loss, stop = _agree(torch.stack(losses).mean(), interrupted(), state)
                         _check_finite(loss, norms, step, run, training.precision)
@@ -204,10 +213,13 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
             rates = schedule.get_last_lr()
             if not skipped:
                 schedule.step()
+                if learned:
+                    learned.stepped()
 
             moved, seconds, peak = trainables.moved(), time.perf_counter() - began, peak_gib(state.device)
             log.write(
                 {"step": step, "loss": loss, "lr": rates, "alpha": moved, "grad_norm": norms}
+                | ({"token": learned.moved()} if learned else {})
                 | {"seconds": round(seconds, 4), "peak_gib": round(peak, 3), "skipped": skipped}
             )
             bar(step, _status(loss, moved, seconds, peak))
@@ -229,7 +241,9 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
             card = model_card(header, settings, loss, [picture.name for picture in pictures])
             extras = {picture.name: picture.read_bytes() for picture in pictures}
             with disk_errors(f"The adapter {run.adapter}"):
-                save_adapter(run.adapter, unet, header, extras | {"README.md": card.encode()})
+                save_adapter(
+                    run.adapter, unet, header, extras | {"README.md": card.encode()}, rows=trainables.token
+                )
         state.wait_for_everyone()
 
     finish([])
@@ -280,12 +294,14 @@ def _check_same_step(step: int, state: PartialState) -> None:
 
 
 def clip_gradients(accelerator: Accelerator, trainables: Trainables, settings: Settings) -> dict[str, float]:
-    """Clip alpha and LoRA apart, so that the many do not drown the few; returns their norms before clipping."""
+    """Clip alpha, LoRA and token apart, so that the many do not drown the few; returns their norms before clipping."""
     accelerator.unscale_gradients()
-    limits = settings.training.clip_coeff, settings.training.clip_lora
+    training = settings.training
     norms = {}
-    for name, parameters, limit in zip(
-        ("coeff", "lora"), (trainables.alphas, list(trainables.lora.values())), limits, strict=True
+    for name, parameters, limit in (
+        ("coeff", trainables.alphas, training.clip_coeff),
+        ("lora", list(trainables.lora.values()), training.clip_lora),
+        ("token", list(trainables.token.values()), training.clip_token),
     ):
         if parameters:
             norms[name] = float(nn.utils.clip_grad_norm_(parameters, limit or math.inf))
@@ -309,8 +325,8 @@ def _check_finite(loss: float, norms: dict[str, float], step: int, run: RunFolde
         return
     cause = {
         "fp16": "fp16 overflows in some models: try --set training.precision=bf16",
-        "bf16": "the learning rate is the usual cause: lower method.coeff.learning_rate or method.lora.learning_rate",
-        "no": "the learning rate is the usual cause: lower method.coeff.learning_rate or method.lora.learning_rate",
+        "bf16": "the learning rate is the usual cause: lower it under method.coeff, method.lora or method.token",
+        "no": "the learning rate is the usual cause: lower it under method.coeff, method.lora or method.token",
     }[precision]
     last = next(iter(run.checkpoints()), None)
     kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."

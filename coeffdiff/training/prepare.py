@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import accelerate
@@ -25,17 +25,20 @@ from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, 
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
+from coeffdiff.tokens import caption_findings, token_findings
 from coeffdiff.training.state import RunFolder
+from coeffdiff.training.text import LearnedToken
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Trainables:
-    """What learns: alphas by layer name and LoRA parameters by name, all float32."""
+    """What learns: alphas by layer name, LoRA parameters by name, a token's rows by encoder; all float32."""
 
     coefficients: dict[str, Coefficients]
     lora: dict[str, nn.Parameter]
+    token: dict[str, nn.Parameter] = field(default_factory=dict)
 
     @property
     def alphas(self) -> list[Tensor]:
@@ -43,7 +46,7 @@ class Trainables:
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies on the CPU under the names that checkpoints use."""
-        named = {f"{layer}.alpha": c.alpha for layer, c in self.coefficients.items()} | self.lora
+        named = {f"{layer}.alpha": c.alpha for layer, c in self.coefficients.items()} | self._named
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
 
     @torch.no_grad()
@@ -54,9 +57,13 @@ class Trainables:
             raise ResumeError(
                 "The checkpoint holds other layers than this model has; it belongs to another run."
             )
-        fill_alphas(self.coefficients, {k: t for k, t in tensors.items() if k not in self.lora})
-        for name, parameter in self.lora.items():
+        fill_alphas(self.coefficients, {k: t for k, t in tensors.items() if k not in self._named})
+        for name, parameter in self._named.items():
             parameter.copy_(tensors[name])
+
+    @property
+    def _named(self) -> dict[str, nn.Parameter]:
+        return self.lora | {f"learned_token.{key}": rows for key, rows in self.token.items()}
 
     def moved(self) -> float | None:
         """Mean |alpha| over all entries of all layers (distance from ordinary attention); None without alpha."""
@@ -111,9 +118,14 @@ def introduce(
             "hint     without --class-word the model is not told what kind of thing this is. DreamBooth's authors "
             "measured a subject fidelity (DINO) of 0.744 with the right class noun, 0.303 without"
         )
+    tokenizers = backbone.load_pipeline(base, dtype=torch.float32, parts=())
+    for finding in token_findings(
+        tokenizers, str(subject.token), subject.class_word, learned=settings.learns_token
+    ):
+        say(f"token    {finding}")
     batch = f"batch {training.batch_size} x {training.accumulate} accumulated x {state.num_processes} process"
     say(
-        f"method   {settings.method.kind}, {training.steps} steps, {batch}{'es' if state.num_processes > 1 else ''}"
+        f"method   {settings.trained_kind}, {training.steps} steps, {batch}{'es' if state.num_processes > 1 else ''}"
     )
     if chosen:
         say("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
@@ -122,27 +134,35 @@ def introduce(
 
 def encode(
     settings: Settings, photos: PhotoSet, base: Any, dtype: torch.dtype, state: PartialState
-) -> tuple[LatentData, dict[str, Any], Any]:
+) -> tuple[LatentData, dict[str, Any], Any, LearnedToken | None]:
     """Photos and texts through the parts of the model that do not train.
 
-    Returns: what training draws from, the validation prompts ready for sampling, and the VAE (on the CPU) for them.
+    Returns: what training draws from, the validation prompts ready for sampling, the VAE (on the CPU) for them, and
+        with a learned token the text encoders that it is learned in. Otherwise they leave memory here.
     """
     subject, training = settings.subject, settings.training
     token, word = str(subject.token), subject.class_word
     captions = [captions_for(photo, subject.templates, token, word) for photo in photos.photos]
     prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"text", "vae"})
+    pipe.text_encoder.to(state.device)
+    pipe.text_encoder_2.to(state.device)
+    learned = LearnedToken(pipe, settings) if settings.learns_token else None
+    if learned:
+        learned.check(captions)
+    named = {photo.path.name: texts for photo, texts in zip(photos.photos, captions, strict=True)}
+    for finding in caption_findings(named, token):
+        say(f"hint     {finding}")
     for text in dict.fromkeys([t for texts in captions for t in texts] + prompts):
         for warning in sampling.length_warnings(text, pipe):
             say(f"hint     {warning}")
-    pipe.text_encoder.to(state.device)
-    pipe.text_encoder_2.to(state.device)
     texts = encode_texts(pipe, (text for texts in captions for text in texts), state.device)
     previews = (
         sampling.encode_prompts(pipe, prompts, guidance=settings.validation.guidance) if prompts else {}
     )
     vae = pipe.vae
-    pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
+    if not learned:
+        pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
     free_memory(state)
     with state.local_main_process_first(), progress("encoding photos", len(photos.photos)) as bar:
         done = 0
@@ -168,7 +188,7 @@ def encode(
     pipe.vae = None
     free_memory(state)
     timesteps = pipe.scheduler.config.num_train_timesteps
-    return LatentData(encoded, texts, scaling, timesteps, training.seed), previews, vae
+    return LatentData(encoded, texts, scaling, timesteps, training.seed), previews, vae, learned
 
 
 def _bucket_step(base: Any, resolution: int) -> int:
@@ -177,7 +197,7 @@ def _bucket_step(base: Any, resolution: int) -> int:
     return min(64, backbone.vae_factor(base) * 2 ** (levels - 1)) if resolution < 512 else 64
 
 
-def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
+def make_trainable(unet: nn.Module, settings: Settings, learned: LearnedToken | None = None) -> Trainables:
     """LoRA first: PEFT freezes everything that is there when it comes. What learns is float32."""
     method, seed = settings.method, settings.training.seed
     unet.requires_grad_(False)
@@ -204,7 +224,7 @@ def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
     for parameter in [*lora.values(), *(c.alpha for c in coefficients.values())]:
         parameter.requires_grad_(True)
         parameter.data = parameter.data.float()
-    return Trainables(coefficients, lora)
+    return Trainables(coefficients, lora, learned.rows if learned else {})
 
 
 def header_for(settings: Settings, trainables: Trainables, model: str, step: int) -> AdapterHeader:
@@ -212,7 +232,7 @@ def header_for(settings: Settings, trainables: Trainables, model: str, step: int
     subject, lora = settings.subject, settings.method.lora
     return AdapterHeader(
         format_version=FORMAT_VERSION,
-        kind=settings.method.kind,
+        kind=settings.trained_kind,
         base_model=model,
         token=str(subject.token),
         class_word=subject.class_word,
@@ -220,6 +240,7 @@ def header_for(settings: Settings, trainables: Trainables, model: str, step: int
         form=settings.method.coeff.form,
         heads={layer: c.heads for layer, c in trainables.coefficients.items()},
         lora=LoraHeader(rank=lora.rank, alpha=float(lora.alpha), dora=lora.dora) if trainables.lora else None,
+        vectors=settings.method.token.vectors if trainables.token else 0,
         trained_steps=step,
         resolution=int(settings.training.resolution),
         versions=versions(),

@@ -53,7 +53,7 @@ app = typer.Typer(
 )
 
 
-Method = Literal["coeff", "lora", "coeff+lora"]
+Method = Literal["coeff", "lora", "coeff+lora", "token"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Offload = Literal["none", "model", "sequential"]
 
@@ -155,6 +155,9 @@ def train(
         typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
     ] = None,
     method: Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")] = None,
+    learn_token: Annotated[
+        bool, typer.Option("--learn-token", help="Also train new embeddings for the token.")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Run folder. (default: runs/TOKEN, or the next free)")
@@ -184,6 +187,7 @@ def train(
         "subject.images": str(images) if images else None,
         "subject.token": token,
         "subject.class_word": class_word,
+        "subject.learn_token": learn_token or None,
         "model.name": model,
         "method.kind": method,
         "training.steps": steps,
@@ -261,7 +265,8 @@ def sample(
     wanted = _adapters(adapter)
 
     from coeffdiff import backbone, estimate, sampling
-    from coeffdiff.method.adapter import check_architecture, load_adapter, read_header
+    from coeffdiff.method.adapter import check_architecture, load_adapter, read_header, read_rows
+    from coeffdiff.method.token import announce_tokens
     from coeffdiff.shortage import explained, sampling_switches
 
     options = sampling.Options(
@@ -288,8 +293,10 @@ def sample(
         shapes = backbone.unet_on_meta(base)
         for (path, _), header in zip(wanted, headers, strict=True):
             check_architecture(shapes, header, path)
+            read_rows(path, header)
     sampling.refuse_offload(device, offload)
     outline = backbone.load_pipeline(base, dtype=dtype, parts=())  # tokenizers and scheduler alone
+    announce_tokens(outline, {header.token: header.vectors for header in headers if header.vectors})
     if scheduler:
         sampling.set_scheduler(outline, scheduler)
     sampling.check_options(outline, options)

@@ -88,6 +88,10 @@ class SubjectSettings(Section):
     images: Path | None = Field(None, description="folder with the photos")
     token: str | None = Field(None, description="the word that will mean the subject")
     class_word: str | None = Field(None, description='what the subject is, such as "stuffed animal"')
+    learn_token: bool = Field(
+        False,
+        description="new embeddings for the token in both text encoders, trained with whatever method.kind says",
+    )
     templates: list[str] = Field(
         ["a photo of {token} {class_word}"],
         min_length=1,
@@ -175,10 +179,31 @@ class LoraSettings(Section):
     weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay on LoRA; alpha never has any")
 
 
+class TokenSettings(Section):
+    vectors: int = Field(1, ge=1, le=64, description="embeddings of a learned token, in each text encoder")
+    init: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="text as which a learned token begins; null: the class word, or without one the token itself",
+    )
+    learning_rate: AboveZero = Field("auto", description="auto: 5e-4 for SDXL, 3e-3 for small models")
+    norm_pull: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="how far a step draws an embedding's length back to its first one; 0: never, 1: wholly",
+    )
+
+
 class MethodSettings(Section):
-    kind: Literal["coeff", "lora", "coeff+lora"] = Field("coeff+lora", description="what is trained")
+    kind: Literal["coeff", "lora", "coeff+lora", "token"] = Field(
+        "coeff+lora",
+        description="what is trained; token: the learned token alone (subject.learn_token adds it to the others)",
+    )
     coeff: CoeffSettings = CoeffSettings()
     lora: LoraSettings = LoraSettings()
+    token: TokenSettings = TokenSettings()
 
 
 class PriorSettings(Section):
@@ -254,6 +279,9 @@ class TrainingSettings(Section):
         1.0, gt=0, description="largest gradient norm of all alphas; null: no clipping"
     )
     clip_lora: float | None = Field(1.0, gt=0, description="largest gradient norm of LoRA; null: no clipping")
+    clip_token: float | None = Field(
+        1.0, gt=0, description="largest gradient norm of a learned token; null: no clipping"
+    )
     log_every: int | Auto = Field(
         "auto",
         description="steps between looks at the losses, each of which waits for the GPU; every step has its line all "
@@ -349,6 +377,16 @@ class Settings(Section):
     output: Path | Auto = Field(
         "auto", description="run folder; auto: runs/<token>, or the next free runs/<token>-N"
     )
+
+    @property
+    def learns_token(self) -> bool:
+        return self.subject.learn_token or self.method.kind == "token"
+
+    @property
+    def trained_kind(self) -> str:
+        """method.kind with the learned token in it, as adapters name it: coeff+token."""
+        kind = self.method.kind
+        return f"{kind}+token" if self.subject.learn_token and kind != "token" else kind
 
 
 @dataclass(frozen=True)
@@ -480,6 +518,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         "method.lora.learning_rate": lora_rate,
         "method.lora.alpha": settings.method.lora.rank,
         "method.coeff.learning_rate": 10 * lora_rate,
+        "method.token.learning_rate": 5e-4 if large else 3e-3,
         "training.steps": 500 if large else 300,
         "training.batch_size": 1 if large else 4,
         "training.accumulate": 4 if large else 1,

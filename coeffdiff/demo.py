@@ -20,7 +20,7 @@ from coeffdiff.config import load_settings
 from coeffdiff.console import duration, progress, say
 from coeffdiff.errors import ConfigError, LaunchError
 from coeffdiff.files import appearing
-from coeffdiff.method.adapter import load_adapter, read_coefficients, read_lora
+from coeffdiff.method.adapter import load_adapter, read_coefficients, read_lora, read_rows
 from coeffdiff.pictures import Band, figure, save_png
 from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.subjects import (
@@ -255,5 +255,5 @@ def _opened(folder: Path) -> list[Image.Image]:
 def _measured(adapter: Path) -> tuple[int, int]:
     """How many numbers an adapter holds, and how many bytes its folder takes."""
     header, alphas = read_coefficients(adapter)
-    tensors = [*alphas.values(), *read_lora(adapter, header).values()]
+    tensors = [*alphas.values(), *read_lora(adapter, header).values(), *read_rows(adapter, header).values()]
     return sum(t.numel() for t in tensors), sum(file.stat().st_size for file in adapter.iterdir())

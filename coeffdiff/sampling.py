@@ -31,6 +31,7 @@ from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import unwrapped, verify
 from coeffdiff.pictures import fitted, free_name, labelled_grid, save_png
 from coeffdiff.speed import compile_blocks, prepare_kernels
+from coeffdiff.tokens import holds
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Offload = Literal["none", "model", "sequential"]
@@ -268,7 +269,7 @@ def warnings_for(
     lines = []
     for prompt in dict.fromkeys(prompts):
         for path, header in adapters:
-            if not re.search(rf"(?<!\w){re.escape(header.token)}(?!\w)", prompt, re.IGNORECASE):
+            if not holds(prompt, header.token):
                 subject = " ".join(filter(None, (header.token, header.class_word)))
                 lines.append(
                     f"The prompt {_short(prompt)} lacks {header.token}, the token of {path}; "
@@ -334,6 +335,8 @@ def encode_prompts(
         raise ConfigError(
             "This pipeline has no text encoders, so it needs prompts that encode_prompts has encoded before."
         )
+    for adapter in loaded_adapters(pipe) if pipe.unet is not None else ():
+        adapter.verify_text(pipe)
     result: dict[str, Encoded] = {}
     negative: tuple[Tensor | None, Tensor | None] = (None, None)
     for prompt in prompts:

@@ -13,7 +13,7 @@ ORDER = [
     {"errors", "seeding", "files"},
     {"speed"},
     {"method"},
-    {"config", "console", "pictures"},
+    {"config", "console", "pictures", "tokens"},
     {"shortage"},
     {"pocket"},
     {"backbone"},

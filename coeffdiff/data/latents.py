@@ -80,6 +80,7 @@ class Batch:
     embeds: Tensor  # [N, T, W]
     pooled: Tensor  # [N, P]
     time_ids: Tensor  # [N, 6]
+    captions: tuple[str, ...]  # N of them, what embeds and pooled are of; "" where the caption was dropped
     weights: Tensor | None = None  # [B, 1, h, w], of the samples' squared errors; None: one everywhere
     class_rows: int = 0  # B with prior preservation
 
@@ -134,11 +135,12 @@ class LatentData:
         rows = [sample.row for sample in drawn]
         rows += [sample.class_row for sample in drawn if sample.class_row]
         latents, noise, timesteps, embeds, pooled, time_ids = (
-            copied(torch.stack(column), device) for column in zip(*rows, strict=True)
+            copied(torch.stack(column), device) for column in zip(*(row.tensors for row in rows), strict=True)
         )
+        captions = tuple(row.caption for row in rows)
         weights = copied(torch.stack([sample.weights for sample in drawn]), device) if self._masked else None
         class_rows = len(rows) - len(drawn)
-        return Batch(latents, noise, timesteps, embeds, pooled, time_ids, weights, class_rows)
+        return Batch(latents, noise, timesteps, embeds, pooled, time_ids, captions, weights, class_rows)
 
     @property
     def _masked(self) -> bool:
@@ -152,23 +154,25 @@ class LatentData:
         noised = self._noised(view, step, index, "noise")
         # Whether a caption is dropped is drawn apart, so that its probability changes nothing else
         chance = random.Random(stable_seed(self.seed, "caption", step, index)).random()
-        text = self.unconditional if chance < self.caption_dropout else self.texts[caption]
+        said = "" if chance < self.caption_dropout else caption
+        text = self.texts[caption] if said else self.unconditional
         assert text is not None, "caption_dropout needs `unconditional`"
         class_row = None
         if self.prior and self.prior.pictures:
             class_row = self._class_picture(self.prior, photo.bucket, step, index)
         elif self.prior:
-            class_row = _row(noised, self.texts[self.prior.captions[caption]], view)
+            of_class = self.prior.captions[caption]
+            class_row = _row(noised, self.texts[of_class], view, of_class)
         weights = torch.ones(1, *view.mean.shape[1:])
         if view.mask is not None:
             weights = self.outside_mask + (1 - self.outside_mask) * view.mask
-        return _Sample(_row(noised, text, view), class_row, weights)
+        return _Sample(_row(noised, text, view, said), class_row, weights)
 
     def _class_picture(self, prior: Prior, bucket: tuple[int, ...], step: int, index: int) -> _Row:
         pick = random.Random(stable_seed(self.seed, "class sample", step, index))
         picture = pick.choice([picture for picture in prior.pictures if picture.bucket == bucket])
-        view, text = pick.choice(picture.views), self.texts[pick.choice(picture.captions)]
-        return _row(self._noised(view, step, index, "class noise"), text, view)
+        view, caption = pick.choice(picture.views), pick.choice(picture.captions)
+        return _row(self._noised(view, step, index, "class noise"), self.texts[caption], view, caption)
 
     def _noised(self, view: EncodedView, step: int, index: int, purpose: str) -> _Noised:
         generator = generator_for(self.seed, purpose, step, index)
@@ -182,7 +186,12 @@ class LatentData:
 
 
 _Noised = tuple[Tensor, Tensor, Tensor]  # latents, noise, timestep
-_Row = tuple[Tensor, ...]  # the first six fields of a Batch, without the batch dimension
+
+
+@dataclass(frozen=True)
+class _Row:
+    tensors: tuple[Tensor, ...]  # the first six fields of a Batch, without the batch dimension
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -192,8 +201,9 @@ class _Sample:
     weights: Tensor
 
 
-def _row(noised: _Noised, text: EncodedText, view: EncodedView) -> _Row:
-    return *noised, text.embeds, text.pooled, torch.tensor(view.time_ids, dtype=torch.float32)
+def _row(noised: _Noised, text: EncodedText, view: EncodedView, caption: str) -> _Row:
+    time_ids = torch.tensor(view.time_ids, dtype=torch.float32)
+    return _Row((*noised, text.embeds, text.pooled, time_ids), caption)
 
 
 def share_of(count: int, batch_size: int, micro: int, rank: int, processes: int) -> range:

@@ -2,6 +2,7 @@
 
 coeff.safetensors                 alpha per layer and the header that makes the folder self-describing
 pytorch_lora_weights.safetensors  with LoRA only, in diffusers' stock layout
+learned_embeds.safetensors        with a learned token only; diffusers' load_textual_inversion reads it
 README.md                         a model card
 """
 
@@ -39,15 +40,28 @@ from coeffdiff.method.lora import (
     save_lora,
     set_lora_scale,
 )
+from coeffdiff.method.token import (
+    EMBEDS_FILE,
+    MOST_VECTORS,
+    PARTS,
+    add_token,
+    remove_token,
+    save_rows,
+    switch_token,
+    verify_token,
+)
+
+Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
 
 COEFF_FILE = "coeff.safetensors"
 FORMAT_VERSION = 1
 _KEY = "coeffdiff"  # the one metadata entry that is ours
-_LORA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = {
     COEFF_FILE: 64 * 2**20,
     LORA_FILE: 8 * 2**30,
-}  # bytes; SDXL needs 0.2 MB and at most 6 GB (rank 1024)
+    EMBEDS_FILE: 16 * 2**20,
+}  # bytes; SDXL needs 0.2 MB, at most 6 GB (rank 1024) and 8 KB a vector
 _LARGEST_HEADER = (
     4 * 2**20
 )  # bytes of names, shapes and metadata, which cost some thirty times as much to parse
@@ -70,7 +84,7 @@ class AdapterHeader(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     format_version: int = Field(ge=1)
-    kind: Literal["coeff", "lora", "coeff+lora"]
+    kind: Kind
     base_model: str = Field(max_length=1000)
     token: str = Field(min_length=1, max_length=200)
     class_word: str | None = Field(None, max_length=200)
@@ -78,6 +92,7 @@ class AdapterHeader(BaseModel):
     form: Form = "residual"
     heads: dict[str, int] = Field({}, max_length=10_000)  # layer name -> heads
     lora: LoraHeader | None = None
+    vectors: int = Field(0, ge=0, le=MOST_VECTORS)  # of the learned token; 0: the token is an ordinary word
     trained_steps: int = Field(ge=0, le=10**9)
     # Steps that the run made, if the adapter was chosen among those of its validations; otherwise trained_steps
     run_steps: int | None = Field(None, ge=0, le=10**9)
@@ -99,26 +114,32 @@ class AdapterHeader(BaseModel):
 class Adapter:
     """An adapter that has been applied to a pipeline: switch it with set_scale, take it off with remove."""
 
-    def __init__(self, unet: nn.Module, name: str, path: Path, header: AdapterHeader) -> None:
+    def __init__(self, pipe: Any, name: str, path: Path, header: AdapterHeader) -> None:
         self.header, self.path, self.name = header, path, name
         self.scale = 1.0
-        self._unet = unwrapped(unet)
+        self._pipe, self._unet = pipe, unwrapped(pipe.unet)
 
     def set_scale(self, scale: float) -> None:
-        """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded)."""
+        """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded).
+
+        A learned token has no scale: it is read as it was learned, at 0 as the ordinary word that it was before.
+        """
         if not math.isfinite(scale):
             raise AdapterError(f"The scale of {self.path} must be a finite number, not {scale}.")
         self._check_loaded()
         set_scale(self._unet, scale, self.name)
         if self.header.lora:
             set_lora_scale(self._unet, self.name, scale)
+        if self.header.vectors:
+            switch_token(self._pipe, self.name, on=scale != 0)
         self.scale = scale
 
     def remove(self) -> None:
-        """Take alpha and LoRA off; the UNet runs its original processors and modules again."""
+        """Take alpha, LoRA and token off; UNet, text encoders and pipeline have their original parts again."""
         self._check_loaded()
         eject(self._unet, self.name)
         remove_lora(self._unet, self.name)
+        remove_token(self._pipe, self.name)
         del _loaded(self._unet)[self.name]
 
     def verify(self) -> None:
@@ -126,16 +147,21 @@ class Adapter:
         self._check_loaded()
         verify(self._unet)
 
+    def verify_text(self, pipe: Any) -> None:
+        """Raises: InjectionError if this pipeline, which is to encode prompts, would not read the learned token."""
+        if self.header.vectors and self.scale:
+            verify_token(pipe, self.name)
+
     def _check_loaded(self) -> None:
         if _loaded(self._unet).get(self.name) is not self:
             raise AdapterError(f"{self.path} has been removed from this pipeline; load it again.")
 
 
 def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Adapter:
-    """Apply an adapter (alpha and LoRA) to a StableDiffusionXLPipeline.
+    """Apply an adapter (alpha, LoRA and learned token) to a StableDiffusionXLPipeline.
 
     Args:
-        pipe: anything with an SDXL `unet`.
+        pipe: anything with an SDXL `unet`; for a learned token also with its text encoders and tokenizers.
         path: a run folder or an adapter folder.
         scale: how strongly it is applied; by default what the adapter recommends.
     Returns: the applied adapter. Several may be loaded; their alphas and LoRAs add up.
@@ -144,6 +170,7 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
     """
     folder = find_adapter(path)
     header, alphas = read_coefficients(folder)
+    rows = read_rows(folder, header)
     unet = unwrapped(pipe.unet)
     check_architecture(unet, header, folder)
     lora = read_lora(folder, header, unet)
@@ -155,7 +182,7 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
                 "Train one of them with another --token."
             )
     name = next(f"coeffdiff_{n}" for n in range(len(others) + 1) if f"coeffdiff_{n}" not in others)
-    adapter = Adapter(unet, name, folder, header)
+    adapter = Adapter(pipe, name, folder, header)
     try:
         if alphas:
             layers = inject(unet, name, layers=list(header.heads), form=header.form)
@@ -164,11 +191,14 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
                 coefficients.requires_grad_(False)
         if header.lora:
             load_lora(unet, lora, name, **header.lora.model_dump(), origin=str(folder / LORA_FILE))
+        if rows:
+            add_token(pipe, header.token, rows, name, origin=str(folder / EMBEDS_FILE))
         others[name] = adapter
         adapter.set_scale(header.recommended_scale if scale is None else scale)
     except BaseException:
         eject(unet, name)
         remove_lora(unet, name)
+        remove_token(pipe, name)
         others.pop(name, None)
         raise
     return adapter
@@ -185,10 +215,12 @@ def save_adapter(
     header: AdapterHeader,
     extras: Mapping[str, bytes] | None = None,
     name: str = "default",
+    rows: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the adapter folder under a temporary name beside it, then rename: it is there whole or not at all.
 
     extras: further files by name, such as the model card and its pictures.
+    rows: of the learned token, if the header has one.
     """
     with appearing(folder, durable=True) as temporary:
         temporary.mkdir()
@@ -197,6 +229,8 @@ def save_adapter(
         (temporary / COEFF_FILE).write_bytes(content)
         if header.lora:
             save_lora(unet, temporary, name)
+        if header.vectors:
+            save_rows(temporary, rows or {})
         for file, extra in (extras or {}).items():
             (temporary / file).write_bytes(extra)
 
@@ -261,7 +295,8 @@ def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader
             ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else "its JSON"
         )
         raise AdapterError(f"{file} has a damaged header ({where or 'its structure'}).") from None
-    if ("coeff" in header.kind) != bool(header.heads) or ("lora" in header.kind) != bool(header.lora):
+    holds = {"coeff": bool(header.heads), "lora": bool(header.lora), "token": bool(header.vectors)}
+    if {part for part, held in holds.items() if held} != set(header.kind.split("+")):
         raise AdapterError(
             f"{file} says it is of kind {header.kind}, but its header describes something else."
         )
@@ -296,7 +331,31 @@ def read_lora(folder: Path, header: AdapterHeader, unet: nn.Module | None = None
         check_lora(unet, shapes, rank=header.lora.rank, dora=header.lora.dora, origin=str(file))
     _, _, values = _read_safetensors(file, tensors=True)
     for key, tensor in values.items():
-        if tensor.dtype not in _LORA_DTYPES or not tensor.isfinite().all():
+        if tensor.dtype not in _FLOATS or not tensor.isfinite().all():
+            raise AdapterError(f"{file}: {key} holds something that is not a finite number.")
+    return values
+
+
+def read_rows(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
+    """The learned token's rows that the header promises, or none. Raises: AdapterError if they are anything else."""
+    file = folder / EMBEDS_FILE
+    if not header.vectors:
+        if file.exists():
+            raise AdapterError(
+                f"{file} does not belong here: {COEFF_FILE} says that this adapter has no learned token."
+            )
+        return {}
+    if not file.is_file():
+        raise AdapterError(f"{folder} is incomplete: {EMBEDS_FILE} is missing.")
+    _, shapes, values = _read_safetensors(file, tensors=True)
+    if shapes.keys() != PARTS.keys() or any(len(s) != 2 or s[0] != header.vectors for s in shapes.values()):
+        found = ", ".join(f"{key} {shape}" for key, shape in sorted(shapes.items())[:3])
+        raise AdapterError(
+            f"{file} does not hold {header.vectors} vectors each for {' and '.join(PARTS)}, as its adapter says, but "
+            f"{found or 'nothing'}."
+        )
+    for key, tensor in values.items():
+        if tensor.dtype not in _FLOATS or not tensor.isfinite().all():
             raise AdapterError(f"{file}: {key} holds something that is not a finite number.")
     return values
 

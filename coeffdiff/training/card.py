@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from coeffdiff.config import Settings
 from coeffdiff.method.adapter import AdapterHeader
 from coeffdiff.method.lora import LORA_FILE
+from coeffdiff.method.token import EMBEDS_FILE
 
 
 def model_card(
@@ -34,6 +35,11 @@ def model_card(
         parts.append(f"{name}: rank {header.lora.rank}, alpha {header.lora.alpha:g}")
     rates = [f"alpha {coeff.learning_rate:g}"] if header.heads else []
     rates += [f"LoRA {lora.learning_rate:g}"] if header.lora else []
+    if header.vectors:
+        parts.append(
+            f"learned token: {header.vectors} embedding{'s' * (header.vectors > 1)} in each text encoder"
+        )
+        rates.append(f"token {settings.method.token.learning_rate:g}")
     plain = (
         f"The LoRA part alone also loads with diffusers' `load_lora_weights` ({LORA_FILE}); alpha cannot be merged "
         "into weights and needs coeffdiff."
@@ -41,7 +47,11 @@ def model_card(
         else f"It also loads with diffusers' `load_lora_weights` ({LORA_FILE})."
         if header.lora
         else "Mixing attention maps is no change of weights, so alpha cannot be merged or loaded elsewhere."
+        if header.heads
+        else ""
     )
+    if header.vectors:
+        plain = f"{plain}\n\n{_elsewhere(header)}".strip()
     kept = (
         f" (kept of {header.run_steps}: the best of the validations)"
         if header.run_steps is not None and header.run_steps != header.trained_steps
@@ -83,6 +93,20 @@ adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
 {judged}| seed | {training.seed} |
 | versions | {", ".join(f"{name} {version}" for name, version in header.versions.items())} |
 """
+
+
+def _elsewhere(header: AdapterHeader) -> str:
+    """How plain diffusers reads the learned token, and what it has to be told for the pooled text to be right."""
+    return f"""The learned token is also read by plain diffusers. It pools a text where the highest id stands, which
+is the new one, so tell it which id ends a text:
+
+```python
+state = safetensors.torch.load_file("{EMBEDS_FILE}")
+parts = (("clip_l", pipe.text_encoder, pipe.tokenizer), ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2))
+for key, encoder, tokenizer in parts:
+    pipe.load_textual_inversion(state[key], token={_quoted(header.token)}, text_encoder=encoder, tokenizer=tokenizer)
+    getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
+```"""
 
 
 def _quoted(text: str) -> str:

@@ -111,15 +111,16 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     introduce(settings, chosen, photos, base, run, state, class_pictures)
     judge = _from_main(state, lambda: judge_for(settings, photos), share=False)
 
-    # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes
+    # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes,
+    # unless a token is learned in them
     dtype = DTYPES[training.precision]
-    data, previews, vae = encode(settings, photos, base, dtype, state, class_pictures)
+    data, previews, vae, learned = encode(settings, photos, base, dtype, state, class_pictures)
 
     # 3. The UNet, frozen, and what learns on it
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"unet"})
     unet, noise_scheduler = pipe.unet.to(state.device), DDPMScheduler.from_config(pipe.scheduler.config)
     prepare_kernels(state.device, dtype, unet)
-    trainables = make_trainable(unet, settings)
+    trainables = make_trainable(unet, settings, learned)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
@@ -133,6 +134,9 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     if trainables.lora:
         rate, decay = float(lora.learning_rate), lora.weight_decay
         groups.append({"params": list(trainables.lora.values()), "lr": rate, "weight_decay": decay})
+    if trainables.token:
+        rate = float(settings.method.token.learning_rate)
+        groups.append({"params": list(trainables.token.values()), "lr": rate, "weight_decay": 0.0})
     adamw = make_optimizer(training.optimizer, groups)
     schedule = get_scheduler(
         training.lr_schedule, adamw, num_warmup_steps=training.warmup_steps, num_training_steps=steps
@@ -186,7 +190,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             parts = {"unet": unet, "vae": vae, "scheduler": pipe.scheduler}
             adapter = {"path": str(run.adapter), "scale": 1.0, "kind": header.kind, "token": header.token}
             details = {"model": base.name, "adapters": [adapter | {"trained_steps": step}]}
-            files = write_previews(run.samples(step), settings, previews, parts, details, state, on_progress)
+            encoded = learned.encoded(list(previews)) if learned else previews
+            files = write_previews(run.samples(step), settings, encoded, parts, details, state, on_progress)
             watch.validated(step, loss, files, log, trainables)
         watch.draw()
         state.wait_for_everyone()
@@ -216,10 +221,12 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             for micro in range(accumulate):
                 share = share_of(samples_a_step, batch_size, micro, state.process_index, state.num_processes)
                 batch = data.batch(step, share, state.device)
+                text = learned.conditions(batch) if learned else (batch.embeds, batch.pooled)
 
-                def predict(noisy: Tensor, timesteps: Tensor, batch: Any = batch) -> Tensor:
-                    conditions = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
-                    return model(noisy, timesteps, batch.embeds, added_cond_kwargs=conditions).sample
+                def predict(noisy: Tensor, timesteps: Tensor, batch: Any = batch, text: Any = text) -> Tensor:
+                    embeds, pooled = text
+                    conditions = {"text_embeds": pooled, "time_ids": batch.time_ids}
+                    return model(noisy, timesteps, embeds, added_cond_kwargs=conditions).sample
 
                 with accelerator.accumulate(model):
                     micro_loss = denoising_loss(
@@ -234,14 +241,20 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
                     accelerator.backward(micro_loss)
                     losses.append(micro_loss.detach())
                     if accelerator.sync_gradients:
+                        if learned:
+                            learned.share_gradients(state)
                         norms = clip_gradients(accelerator, trainables, settings)
                     optimizer.step()
                     optimizer.zero_grad()
             skipped = accelerator.optimizer_step_was_skipped  # normal where an fp16 scaler lowers its scale
-            figures = {"loss": torch.stack(losses).mean(), **norms, "alpha": trainables.moved()}
-            unseen.append(Unseen(step, figures, schedule.get_last_lr(), skipped))
+            moved = {"alpha": trainables.moved(), "token": learned.moved() if learned else None}
+            unseen.append(
+                Unseen(step, torch.stack(losses).mean(), norms, moved, schedule.get_last_lr(), skipped)
+            )
             if not skipped:
                 schedule.step()
+                if learned:
+                    learned.stepped()
 
             saves = step == steps or (training.checkpoint_every and step % training.checkpoint_every == 0)
             shows = watch.due(step) and step < steps
@@ -282,7 +295,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
                     made.header, settings, made.loss, [p.name for p in made.pictures], made.scores
                 )
                 extras = {picture.name: picture.read_bytes() for picture in made.pictures}
-                save_adapter(run.adapter, unet, made.header, extras | {"README.md": card.encode()})
+                extras |= {"README.md": card.encode()}
+                save_adapter(run.adapter, unet, made.header, extras, rows=trainables.token)
         state.wait_for_everyone()
 
     finish([], last=not previews)
@@ -342,12 +356,14 @@ def _check_same_step(step: int, state: PartialState) -> None:
 
 
 def clip_gradients(accelerator: Accelerator, trainables: Trainables, settings: Settings) -> dict[str, Tensor]:
-    """Clip alpha and LoRA apart, so that the many do not drown the few; returns their norms before clipping."""
+    """Clip alpha, LoRA and token apart, so that the many do not drown the few; returns their norms before clipping."""
     accelerator.unscale_gradients()
-    limits = settings.training.clip_coeff, settings.training.clip_lora
+    training = settings.training
     norms = {}
-    for name, parameters, limit in zip(
-        ("coeff", "lora"), (trainables.alphas, list(trainables.lora.values())), limits, strict=True
+    for name, parameters, limit in (
+        ("coeff", trainables.alphas, training.clip_coeff),
+        ("lora", list(trainables.lora.values()), training.clip_lora),
+        ("token", list(trainables.token.values()), training.clip_token),
     ):
         if parameters:
             norms[name] = nn.utils.clip_grad_norm_(parameters, limit or math.inf).detach()
@@ -359,7 +375,9 @@ class Unseen:
     """A step that is done or on its way, and figures of it that nobody has waited for yet: 0-d tensors, or None."""
 
     step: int
-    figures: dict[str, Tensor | None]
+    loss: Tensor
+    norms: dict[str, Tensor]  # of the gradients, before clipping
+    moved: dict[str, Tensor | None]  # how far each part has come
     rates: list[float]
     skipped: bool
 
@@ -369,18 +387,27 @@ def _look(unseen: list[Unseen], stop: bool, state: PartialState) -> tuple[list[d
 
     Returns: a line for the log for each step, and whether any process was asked to stop.
     """
-    names = [name for name, figure in unseen[0].figures.items() if figure is not None]
-    table = torch.stack([torch.stack([u.figures[name].float() for name in names]) for u in unseen])  # type: ignore[union-attr]
+    norms, moved = (
+        list(unseen[0].norms),
+        [name for name, value in unseen[0].moved.items() if value is not None],
+    )
+    table = torch.stack(
+        [
+            torch.stack([u.loss, *u.norms.values(), *(v for v in u.moved.values() if v is not None)]).float()
+            for u in unseen
+        ]
+    )
     if state.num_processes > 1:
         shared = torch.cat([table[:, 0] / state.num_processes, table.new_tensor([float(stop)])])
         torch.distributed.all_reduce(shared)
         table[:, 0], stop = shared[:-1], bool(shared[-1] > 0)
     lines = []
-    for one, row in zip(unseen, table.tolist(), strict=True):
-        found = dict(zip(names, row, strict=True))
-        norms = {name: found[name] for name in ("coeff", "lora") if name in found}
-        facts = {"step": one.step, "loss": found["loss"], "lr": one.rates, "alpha": found.get("alpha")}
-        lines.append(facts | {"grad_norm": norms, "skipped": one.skipped})
+    for one, (loss, *rest) in zip(unseen, table.tolist(), strict=True):
+        lines.append(
+            {"step": one.step, "loss": loss, "lr": one.rates, "alpha": None}
+            | dict(zip(moved, rest[len(norms) :], strict=True))
+            | {"grad_norm": dict(zip(norms, rest, strict=False)), "skipped": one.skipped}
+        )
     return lines, stop
 
 

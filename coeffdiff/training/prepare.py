@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import accelerate
@@ -34,19 +34,22 @@ from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
 from coeffdiff.speed import prepare_kernels
+from coeffdiff.tokens import caption_findings, token_findings
 from coeffdiff.training.optimizer import check_optimizer
 from coeffdiff.training.prior import class_captions, counting_photos, encode_prior, introduce_prior
 from coeffdiff.training.state import RunFolder
+from coeffdiff.training.text import LearnedToken
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Trainables:
-    """What learns: alphas by layer name and LoRA parameters by name, all float32."""
+    """What learns: alphas by layer name, LoRA parameters by name, a token's rows by encoder; all float32."""
 
     coefficients: dict[str, Coefficients]
     lora: dict[str, nn.Parameter]
+    token: dict[str, nn.Parameter] = field(default_factory=dict)
 
     @property
     def alphas(self) -> list[Tensor]:
@@ -54,7 +57,7 @@ class Trainables:
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies on the CPU under the names that checkpoints use."""
-        named = {f"{layer}.alpha": c.alpha for layer, c in self.coefficients.items()} | self.lora
+        named = {f"{layer}.alpha": c.alpha for layer, c in self.coefficients.items()} | self._named
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
 
     @torch.no_grad()
@@ -65,9 +68,13 @@ class Trainables:
             raise ResumeError(
                 "The checkpoint holds other layers than this model has; it belongs to another run."
             )
-        fill_alphas(self.coefficients, {k: t for k, t in tensors.items() if k not in self.lora})
-        for name, parameter in self.lora.items():
+        fill_alphas(self.coefficients, {k: t for k, t in tensors.items() if k not in self._named})
+        for name, parameter in self._named.items():
             parameter.copy_(tensors[name])
+
+    @property
+    def _named(self) -> dict[str, nn.Parameter]:
+        return self.lora | {f"learned_token.{key}": rows for key, rows in self.token.items()}
 
     def moved(self) -> Tensor | None:
         """Mean |alpha| over all entries of all layers (distance from ordinary attention), 0-d; None without alpha."""
@@ -135,9 +142,14 @@ def introduce(
             "hint     without --class-word the model is not told what kind of thing this is. DreamBooth's authors "
             "measured a subject fidelity (DINO) of 0.744 with the right class noun, 0.303 without"
         )
+    tokenizers = backbone.load_pipeline(base, dtype=torch.float32, parts=())
+    for finding in token_findings(
+        tokenizers, str(subject.token), subject.class_word, learned=settings.learns_token
+    ):
+        say(f"token    {finding}")
     batch = f"batch {training.batch_size} x {training.accumulate} accumulated x {state.num_processes} process"
     say(
-        f"method   {settings.method.kind}, {training.steps} steps, {batch}{'es' if state.num_processes > 1 else ''}"
+        f"method   {settings.trained_kind}, {training.steps} steps, {batch}{'es' if state.num_processes > 1 else ''}"
     )
     if chosen:
         say("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
@@ -151,10 +163,11 @@ def encode(
     dtype: torch.dtype,
     state: PartialState,
     class_pictures: PhotoSet | None = None,
-) -> tuple[LatentData, dict[str, Any], Any]:
+) -> tuple[LatentData, dict[str, Any], Any, LearnedToken | None]:
     """Photos and texts through the parts of the model that do not train.
 
-    Returns: what training draws from, the validation prompts ready for sampling, and the VAE (on the CPU) for them.
+    Returns: what training draws from, the validation prompts ready for sampling, the VAE (on the CPU) for them, and
+        with a learned token the text encoders that it is learned in. Otherwise they leave memory here.
     """
     subject, training = settings.subject, settings.training
     token, word = str(subject.token), subject.class_word
@@ -163,11 +176,17 @@ def encode(
     trained = [text for texts in (*captions, of_class.values(), *of_pictures) for text in texts]
     prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"text", "vae"})
+    pipe.text_encoder.to(state.device)
+    pipe.text_encoder_2.to(state.device)
+    learned = LearnedToken(pipe, settings) if settings.learns_token else None
+    if learned:
+        learned.check(captions)
+    named = {photo.path.name: texts for photo, texts in zip(photos.photos, captions, strict=True)}
+    for finding in caption_findings(named, token):
+        say(f"hint     {finding}")
     for text in dict.fromkeys(trained + prompts):
         for warning in sampling.length_warnings(text, pipe):
             say(f"hint     {warning}")
-    pipe.text_encoder.to(state.device)
-    pipe.text_encoder_2.to(state.device)
     texts = encode_texts(pipe, trained, state.device)
     unconditional = encode_unconditional(pipe, state.device) if subject.caption_dropout else None
     previews = (
@@ -175,7 +194,8 @@ def encode(
     )
     vae = pipe.vae
     prepare_kernels(state.device, dtype, vae)
-    pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
+    if not learned:
+        pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
     free_memory(state)
     through_vae = functools.partial(
         encode_photos,
@@ -208,7 +228,7 @@ def encode(
         unconditional=unconditional,
         prior=prior,
     )
-    return data, previews, vae
+    return data, previews, vae, learned
 
 
 def _bucket_step(base: Any, resolution: int) -> int:
@@ -217,7 +237,7 @@ def _bucket_step(base: Any, resolution: int) -> int:
     return min(64, backbone.vae_factor(base) * 2 ** (levels - 1)) if resolution < 512 else 64
 
 
-def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
+def make_trainable(unet: nn.Module, settings: Settings, learned: LearnedToken | None = None) -> Trainables:
     """LoRA first: PEFT freezes everything that is there when it comes. What learns is float32."""
     method, seed = settings.method, settings.training.seed
     unet.requires_grad_(False)
@@ -244,7 +264,7 @@ def make_trainable(unet: nn.Module, settings: Settings) -> Trainables:
     for parameter in [*lora.values(), *(c.alpha for c in coefficients.values())]:
         parameter.requires_grad_(True)
         parameter.data = parameter.data.float()
-    return Trainables(coefficients, lora)
+    return Trainables(coefficients, lora, learned.rows if learned else {})
 
 
 def header_for(settings: Settings, trainables: Trainables, model: str, step: int) -> AdapterHeader:
@@ -256,7 +276,7 @@ def header_for(settings: Settings, trainables: Trainables, model: str, step: int
         )
     return AdapterHeader(
         format_version=FORMAT_VERSION,
-        kind=settings.method.kind,
+        kind=settings.trained_kind,
         base_model=model,
         token=str(subject.token),
         class_word=subject.class_word,
@@ -264,6 +284,7 @@ def header_for(settings: Settings, trainables: Trainables, model: str, step: int
         form=settings.method.coeff.form,
         heads={layer: c.heads for layer, c in trainables.coefficients.items()},
         lora=LoraHeader(rank=lora.rank, alpha=float(lora.alpha), dora=lora.dora) if trainables.lora else None,
+        vectors=settings.method.token.vectors if trainables.token else 0,
         trained_steps=step,
         resolution=int(settings.training.resolution),
         versions=versions(),

@@ -1,0 +1,88 @@
+"""Texts while a token is being learned: captions run through the text encoders in every step, with gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from coeffdiff import sampling
+from coeffdiff.config import Settings
+from coeffdiff.console import quiet_libraries
+from coeffdiff.data.latents import Batch
+from coeffdiff.errors import AdapterError, ConfigError
+from coeffdiff.method.token import add_token, initial_rows, pull_norms
+from coeffdiff.tokens import holds
+
+
+class LearnedToken:
+    """A token whose embeddings train: float32 rows in both text encoders, of which nothing else changes.
+
+    rows: {"clip_l": [N, D], "clip_g": [N, D]}, the parameters.
+    """
+
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        """pipe: with tokenizers and text encoders, on the training device. Raises: ConfigError for an unfit token."""
+        subject, token = settings.subject, settings.method.token
+        self._pipe, self._settings, self.word = pipe, settings, str(subject.token)
+        first = initial_rows(pipe, token.init or subject.class_word or self.word, token.vectors)
+        try:
+            self.rows: dict[str, nn.Parameter] = add_token(pipe, self.word, first, origin="subject.token")
+        except AdapterError as error:
+            raise ConfigError(str(error)) from None
+        self._first = {key: rows.detach().clone() for key, rows in self.rows.items()}
+        for rows in self.rows.values():
+            rows.requires_grad_(True)
+
+    def check(self, captions: Sequence[tuple[str, ...]]) -> None:
+        """Raises: ConfigError if no photo has a caption with the token."""
+        if not any(holds(text, self.word) for texts in captions for text in texts):
+            raise ConfigError(
+                f"No caption holds the token {self.word}, so there is nothing to learn it from; put {{token}} into "
+                "subject.templates, or the word into the photos' .txt files."
+            )
+
+    def conditions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """embeds [B, T, W] and pooled [B, P] of the batch's captions, float32, with gradient for the rows.
+
+        Captions without the token keep the embeddings that they came with. Every sample is encoded all the same, so
+        that the shapes are always equal, and so that a batch without the token gives a gradient of zeros, not none.
+        """
+        device = batch.embeds.device
+        with quiet_libraries():  # what is cut off was said before the run
+            embeds, _, pooled, _ = self._pipe.encode_prompt(
+                list(batch.captions), device=device, do_classifier_free_guidance=False
+            )
+        live = torch.tensor([holds(caption, self.word) for caption in batch.captions], device=device)
+        return (
+            torch.where(live[:, None, None], embeds.float(), batch.embeds),
+            torch.where(live[:, None], pooled.float(), batch.pooled),
+        )
+
+    def encoded(self, prompts: Sequence[str]) -> dict[str, sampling.Encoded]:
+        """Prompts with the rows as they are now, ready for sampling."""
+        return sampling.encode_prompts(self._pipe, prompts, guidance=self._settings.validation.guidance)
+
+    def share_gradients(self, state: PartialState) -> None:
+        """Mean of the gradients over all processes: the rows are no part of what DDP looks after."""
+        if state.num_processes > 1:
+            for rows in self.rows.values():
+                torch.distributed.all_reduce(rows.grad)
+                assert rows.grad is not None
+                rows.grad /= state.num_processes
+
+    def stepped(self) -> None:
+        """After an optimizer step: lengths back towards the first ones (see pull_norms)."""
+        pairs = [(rows.data, self._first[key].norm(dim=1)) for key, rows in self.rows.items()]
+        pull_norms(pairs, self._settings.method.token.norm_pull)
+
+    def moved(self) -> Tensor:
+        """How far the embeddings are from where they began, as a share of their first length; mean over all, 0-d."""
+        shares = [
+            (rows.detach() - self._first[key]).norm(dim=1) / self._first[key].norm(dim=1)
+            for key, rows in self.rows.items()
+        ]
+        return torch.cat(shares).mean()

@@ -267,6 +267,7 @@ def sample(
             say(
                 f"hint     {idle} of {team.size} processes have nothing to do; a smaller --batch-size shares better"
             )
+        team.gather(None)  # here at the latest, what one of them lacks ends all
 
         pipe = backbone.load_pipeline(base, dtype=dtype)
         pipe.scheduler = outline.scheduler

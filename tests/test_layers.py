@@ -13,7 +13,7 @@ ORDER = [
     {"errors", "seeding", "files"},
     {"speed"},
     {"method"},
-    {"config", "console", "pictures", "tokens"},
+    {"config", "console", "pictures", "processes", "tokens"},
     {"shortage"},
     {"pocket"},
     {"backbone"},

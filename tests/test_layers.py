@@ -19,6 +19,7 @@ ORDER = [
     {"sampling", "metrics"},
     {"estimate"},
     {"training"},
+    {"evaluation"},
     {"demo"},
     {"cli"},
     {"__main__"},

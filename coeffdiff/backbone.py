@@ -49,6 +49,7 @@ _FILE_PREFIXES = {
     "first text encoder": "conditioner.embedders.0.transformer.",
     "second text encoder": "conditioner.embedders.1.model.",
 }
+_ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers unpickles tensors alone
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # The longest wait for a first answer. Looking a name up has no time limit of its own where packets are dropped.
@@ -279,6 +280,32 @@ def _from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable
         # Without a revision, so that the cache also learns what "main" is, and can serve it offline.
         folder = Path(snapshot_download(repo, allow_patterns=small))
     return Source(repo, folder, repo, remote)
+
+
+def encoder_folder(name: str) -> Path:
+    """Where a model in transformers' layout lies: a folder, or the hub's cache, which is filled if it has to be.
+
+    Asked for once, so that transformers itself never turns to the network, where it would try for a minute.
+
+    Raises: ModelError, within seconds, if it cannot be had.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(f"{name} is neither a folder here nor a hub id of the form owner/name.")
+    found = _from_hub(
+        name, ["config.json"], ["*.json", "*.txt"], lambda s: not s.here().isdisjoint(_ENCODER_WEIGHTS)
+    )
+    if found.remote:
+        weights = next((file for file in _ENCODER_WEIGHTS if file in found.remote), None)
+        if weights is None:
+            raise ModelError(f"{name} on the hub has no {' or '.join(_ENCODER_WEIGHTS)}.")
+        from huggingface_hub import snapshot_download
+
+        with _hub_said(name):
+            snapshot_download(name, allow_patterns=["*.json", "*.txt", weights])
+    return found.folder
 
 
 def _is_here(source: Source, variant: str | None, with_vae: bool) -> bool:

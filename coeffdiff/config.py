@@ -27,6 +27,11 @@ from coeffdiff.errors import ConfigError
 Auto = Literal["auto"]
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 PLACEHOLDER = "<V>"  # stands for the token in prompts, captions and templates, as in the paper's figures
+# What an adapter is chosen by must not be what it is judged by: validation draws from the seeds below the first of
+# evaluation, and none of its prompts is among evaluation's.
+EVALUATION_FIRST_SEED = 100_000
+VALIDATION_SEEDS = range(EVALUATION_FIRST_SEED)
+VALIDATION_PROMPTS = ("a photo of {token} {class_word}", "a photo of {token} {class_word} at night")
 
 
 def _folded(text: str) -> str:
@@ -214,12 +219,48 @@ class TrainingSettings(Section):
 class ValidationSettings(Section):
     every: int = Field(0, ge=0, description="steps between validation pictures; 0: only at the end")
     prompts: list[str] = Field(
-        ["a photo of {token} {class_word}", "a photo of {token} {class_word} in the snow"],
+        list(VALIDATION_PROMPTS),
         description="prompts of the validation pictures; an empty list makes none",
     )
-    seeds: list[Seed] = Field([1000, 1001], min_length=1, description="a picture for each prompt and seed")
+    seeds: list[Seed] = Field(
+        [1000, 1001],
+        min_length=1,
+        description=f"a picture for each prompt and seed; below {EVALUATION_FIRST_SEED}, where evaluation's begin",
+    )
     steps: int = Field(25, ge=1, description="denoising steps of a validation picture")
     guidance: float = Field(5.0, ge=0, description="classifier-free guidance of a validation picture")
+    dino: str | None = Field(
+        "auto",
+        description="vision transformer that scores validation pictures against the photos: hub id, such as "
+        "facebook/dino-vits16, or folder; auto: pocket's own for pocket, none for others",
+    )
+    clip: str | None = Field(
+        "auto",
+        description="CLIP that scores them against photos and prompts: hub id, such as "
+        "openai/clip-vit-base-patch32, or folder; auto: pocket's own for pocket, none for others",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the adapter of the last step, or of the validation with the best score: the geometric mean of "
+        "subject fidelity and text alignment",
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _not_those_of_evaluation(cls, seeds: list[int]) -> list[int]:
+        if any(seed not in VALIDATION_SEEDS for seed in seeds):
+            raise ValueError(f"must lie below {EVALUATION_FIRST_SEED}, where the seeds of evaluation begin")
+        return seeds
+
+
+class TrackingSettings(Section):
+    tensorboard: bool = Field(False, description="TensorBoard log in the run folder")
+    wandb: bool = Field(
+        False, description="Weights & Biases; with WANDB_MODE=offline it stays in the run folder"
+    )
+    project: str = Field(
+        "coeffdiff", min_length=1, description="project that Weights & Biases files the run under"
+    )
 
 
 class Settings(Section):
@@ -231,6 +272,7 @@ class Settings(Section):
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
     validation: ValidationSettings = ValidationSettings()
+    tracking: TrackingSettings = TrackingSettings()
     output: Path | Auto = Field(
         "auto", description="run folder; auto: runs/<token>, or the next free runs/<token>-N"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 
 import pytest
@@ -65,3 +66,53 @@ def unet_inputs():
 def unet_call(unet_inputs):
     """unet_call(unet, batch=2, seed=0): what the UNet predicts; equal arguments give equal inputs."""
     return lambda unet, **which: unet(**unet_inputs(unet, **which)).sample
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory):
+    """A vision transformer's folder as the hub holds it: random weights, 32 pixels."""
+    from transformers import ViTConfig, ViTModel
+
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        image_size=32,
+        patch_size=8,
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """The same of a CLIP: two encoders of different widths, projected to 14 numbers."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from coeffdiff.pocket.model import tokenizer_pair
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(1)
+    text = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 28}
+    text |= {"vocab_size": 514, "max_position_embeddings": 77, "eos_token_id": 2}
+    vision = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    vision |= {"image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=14)).save_pretrained(folder)
+    tokenizer_pair()[0].save_pretrained(folder)
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return str(folder)

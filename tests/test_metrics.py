@@ -1,40 +1,35 @@
-"""Similarity of pictures: by hand, and through a ViT in the hub's own format."""
+"""Scores of pictures: by hand, and through a ViT and a CLIP in the hub's own format."""
 
 from __future__ import annotations
 
-import json
+import shutil
+import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTConfig, ViTModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, ViTModel
 
-from coeffdiff.errors import ModelError
-from coeffdiff.metrics import load_dino, mean_pairwise_cosine
+from coeffdiff import metrics
+from coeffdiff.errors import ModelError, ShapeError
+from coeffdiff.metrics import (
+    Encoders,
+    encoders_for,
+    load_clip,
+    load_dino,
+    mean_pairwise_cosine,
+    references_of,
+    score_pictures,
+)
+from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO, shipped
+from coeffdiff.pocket.model import tokenizer_pair
 
 
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    """A folder as the hub holds it: random weights, 32 pixels."""
-    folder = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=40,
-        image_size=32,
-        patch_size=8,
-    )
-    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
-        "size": {"height": 32, "width": 32},
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return str(folder)
+def pictures_of(count: int, seed: int, side: int = 32) -> list[Image.Image]:
+    noise = np.random.default_rng(seed)
+    return [Image.fromarray(noise.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 def test_mean_pairwise_cosine_by_hand():
@@ -71,3 +66,179 @@ def test_features_are_the_class_token_of_normalised_pixels(vit):
 def test_an_encoder_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_dino(str(tmp_path / "nowhere"))
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+
+
+def raw_dino(folder: str, pictures: list[Image.Image]) -> np.ndarray:
+    """Class tokens as the network gives them: of any length, one picture at a time, pixels prepared here."""
+    network = ViTModel.from_pretrained(folder, add_pooling_layer=False)
+    rows = []
+    for picture in pictures:
+        pixels = torch.tensor(np.asarray(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            rows.append(network(pixel_values=pixels).last_hidden_state[0, 0].double().numpy())
+    return np.array(rows)
+
+
+def raw_clip(folder: str, pictures: list[Image.Image], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    network = CLIPModel.from_pretrained(folder)
+    mean, std = (
+        np.array(v, dtype=np.float32)
+        for v in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    seen, read = [], []
+    with torch.no_grad():
+        for picture in pictures:
+            pixels = torch.tensor((np.asarray(picture, dtype=np.float32) / 255 - mean) / std)
+            found = network.vision_model(pixel_values=pixels.permute(2, 0, 1)[None]).pooler_output
+            seen.append(network.visual_projection(found)[0].double().numpy())
+        for text in texts:
+            ids = torch.tensor([tokenizer_pair()[0](text).input_ids])
+            read.append(
+                network.text_projection(network.text_model(input_ids=ids).pooler_output)[0].double().numpy()
+            )
+    return np.array(seen), np.array(read)
+
+
+def test_every_score_agrees_with_an_independent_computation(vit, clip):
+    """Four pictures, three photos (two with masks): the definitions as double loops over raw features, in numpy."""
+    pictures, photos = pictures_of(4, seed=1), pictures_of(3, seed=2)
+    texts = ["a photo of a ball", "a photo of a ball", "a ball at night", "a ball at night"]
+    left = np.zeros((32, 32), dtype=np.uint8)
+    left[:, :16] = 255
+    masks = [Image.fromarray(left), None, Image.fromarray(left.T.copy())]
+    encoders = Encoders(load_dino(vit), load_clip(clip))
+    references = references_of(encoders, photos, masks)
+    got = score_pictures(encoders, references, pictures, texts)
+
+    cut = []
+    for photo, mask in ((photos[0], left), (photos[2], left.T)):
+        pixels = np.asarray(photo).copy()
+        pixels[mask == 0] = 128
+        cut.append(Image.fromarray(pixels))
+    dino = {name: raw_dino(vit, list(of)) for name, of in (("p", pictures), ("r", photos), ("c", cut))}
+    seen, read = raw_clip(clip, pictures, texts)
+    clips = {"p": seen, "r": raw_clip(clip, photos, [])[0], "c": raw_clip(clip, cut, [])[0]}
+    expected = {}
+    for name, features in (("dino", dino), ("clip_i", clips)):
+        for key, to in ((name, "r"), (f"{name}_masked", "c")):
+            expected[key] = np.mean([cosine(p, r) for p in features["p"] for r in features[to]])
+    expected["clip_t"] = np.mean([cosine(p, t) for p, t in zip(seen, read, strict=True)])
+    assert got == pytest.approx(expected, abs=1e-5)
+    assert len({round(value, 4) for value in expected.values()}) == 5  # or a mix-up would pass
+
+    features = encoders.dino.features(pictures)
+    by_prompt = np.mean([1 - cosine(dino["p"][0], dino["p"][1]), 1 - cosine(dino["p"][2], dino["p"][3])])
+    assert metrics.diversity([features[:2], features[2:]]) == pytest.approx(by_prompt, abs=1e-5)
+    moved = 1 - np.mean([cosine(dino["p"][i], dino["r"][i]) for i in range(3)])
+    assert metrics.drift(features[:3], encoders.dino.features(photos)) == pytest.approx(moved, abs=1e-5)
+    among = np.mean([cosine(dino["r"][i], dino["r"][j]) for i, j in ((0, 1), (0, 2), (1, 2))])
+    assert metrics.mean_cosine_among(references.whole["dino"]) == pytest.approx(among, abs=1e-5)
+
+
+def test_masks_of_pictures_are_used_where_they_are_known(vit):
+    """The photo itself with its own mask is at a cosine of 1; whole it is not."""
+    photo, mask = pictures_of(1, seed=3)[0], Image.new("L", (64, 64))
+    mask.paste(255, (20, 20, 40, 40))
+    encoders = Encoders(dino=load_dino(vit))
+    references = references_of(encoders, [photo], [mask])
+    both = score_pictures(encoders, references, [photo], ["x"], picture_masks=[mask])
+    assert both["dino_masked"] == pytest.approx(1.0, abs=1e-5)
+    assert score_pictures(encoders, references, [photo], ["x"])["dino_masked"] < 0.999
+
+
+def test_scores_are_those_of_the_encoders_at_hand(vit, clip):
+    """No CLIP: no clip_i and no clip_t; no masks: no masked scores."""
+    pictures, photos = pictures_of(2, seed=1), pictures_of(2, seed=2)
+    for encoders, expected in (
+        (Encoders(dino=load_dino(vit)), {"dino"}),
+        (Encoders(clip=load_clip(clip)), {"clip_i", "clip_t"}),
+        (Encoders(), set()),
+    ):
+        found = score_pictures(encoders, references_of(encoders, photos), pictures, ["a", "b"])
+        assert found.keys() == expected
+
+
+def test_diversity_by_hand():
+    """(1,0),(0,1): 1. Three of which two agree: pairs 1, 0, 0, so 2/3. A single picture says nothing."""
+    one, other = [1.0, 0.0], [0.0, 1.0]
+    assert metrics.diversity([torch.tensor([one, other])]) == pytest.approx(1.0)
+    assert metrics.diversity([torch.tensor([one, one, other])]) == pytest.approx(2 / 3)
+    groups = [torch.tensor([one, other]), torch.tensor([one, one]), torch.tensor([one])]
+    assert metrics.diversity(groups) == pytest.approx(0.5)
+    assert metrics.diversity([torch.tensor([one])]) is None
+
+
+def test_drift_pairs_row_by_row():
+    """Rows swapped: every pair is at right angles, although the sets are the same."""
+    features = torch.eye(3)
+    assert metrics.drift(features, features) == pytest.approx(0.0)
+    assert metrics.drift(features, features.roll(1, 0)) == pytest.approx(1.0)
+    with pytest.raises(ShapeError, match="cannot be paired"):
+        metrics.drift(features, features[:1])
+
+
+def test_long_texts_are_cut_at_what_the_network_reads(clip):
+    encoder = load_clip(clip)
+    long = "word " * 200
+    found = encoder.text_features([long, "a ball"])
+    assert found.shape == (2, 14)
+    torch.testing.assert_close(found[0], encoder.text_features([long + "more"])[0])
+    torch.testing.assert_close(found[1], encoder.text_features(["a ball"])[0])  # whatever the padding
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain"),
+    [
+        ("a photo of sks ball in the snow", "a photo of ball in the snow"),
+        ("a photo of SKS", "a photo of"),
+        ("a photo of sksball", "a photo of sksball"),
+    ],
+)
+def test_the_token_is_no_text_to_be_aligned_with(prompt, plain):
+    assert metrics.plain_text(prompt, "sks") == plain
+
+
+def test_pocket_is_judged_by_its_own():
+    """And any other model by DreamBooth's two, which are looked for by name."""
+    encoders = encoders_for("pocket")
+    assert encoders.names() == {"dino": POCKET_DINO, "clip": POCKET_CLIP}
+    assert encoders.dino.features(pictures_of(1, 0, 128)).shape == (1, 192)
+    text = encoders.clip.text_features(["a photo of a red mug", "a photo of a car at night"])
+    assert text.shape == (2, 96) and float(text[0] @ text[1]) < 0.9
+    assert (
+        encoders_for("other", dino=str(shipped(POCKET_DINO)), clip=POCKET_CLIP).names()["clip"] == POCKET_CLIP
+    )
+
+
+def test_encoders_that_cannot_be_had_are_one_sentence_at_once(vit, clip, tmp_path, monkeypatch):
+    """Offline, of the wrong kind, incomplete: said in a sentence and without a minute of retries."""
+    from huggingface_hub import HfApi, constants
+
+    def unreachable(*_args, **_kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    begun = time.monotonic()
+    with pytest.raises(
+        ModelError, match=r"The encoder facebook/dino-vits16 cannot be loaded: .* hub cannot be reached"
+    ):
+        encoders_for("stabilityai/stable-diffusion-xl-base-1.0")
+    assert time.monotonic() - begun < 5
+    with pytest.raises(ModelError, match="is a clip, not a vision transformer"):
+        load_dino(clip)
+    with pytest.raises(ModelError, match="is a vit, not a CLIP"):
+        load_clip(vit)
+    with pytest.raises(ModelError, match="neither a folder here nor a hub id"):
+        load_clip("no/such/name")
+    half = tmp_path / "half"
+    shutil.copytree(vit, half)
+    tensors = load_file(half / "model.safetensors")
+    tensors.pop("layernorm.weight")
+    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"half cannot be loaded: its weights lack layernorm\.weight"):
+        load_dino(str(half))

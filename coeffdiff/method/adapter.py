@@ -69,6 +69,8 @@ class AdapterHeader(BaseModel):
     heads: dict[str, int] = Field({}, max_length=10_000)  # layer name -> heads
     lora: LoraHeader | None = None
     trained_steps: int = Field(ge=0)
+    # Steps that the run made, if the adapter was chosen among those of its validations; otherwise trained_steps
+    run_steps: int | None = Field(None, ge=0)
     resolution: int = Field(ge=1)
     recommended_scale: float = 1.0
     versions: dict[str, str] = Field({}, max_length=100)

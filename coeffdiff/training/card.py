@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from coeffdiff.config import Settings
 from coeffdiff.method.adapter import AdapterHeader
 from coeffdiff.method.lora import LORA_FILE
 
 
-def model_card(header: AdapterHeader, settings: Settings, loss: float, pictures: Iterable[str]) -> str:
-    """Markdown with the front matter that model hubs read. pictures are file names beside the card."""
+def model_card(
+    header: AdapterHeader,
+    settings: Settings,
+    loss: float,
+    pictures: Iterable[str],
+    scores: Mapping[str, float] | None = None,
+) -> str:
+    """Markdown with the front matter that model hubs read. pictures are file names beside the card.
+
+    scores: of those pictures, where there was something to score them with.
+    """
     subject = " ".join(filter(None, (header.token, header.class_word)))
     alphas = sum(heads * heads for heads in header.heads.values())
     training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
@@ -32,6 +41,14 @@ def model_card(header: AdapterHeader, settings: Settings, loss: float, pictures:
         if header.lora
         else "Mixing attention maps is no change of weights, so alpha cannot be merged or loaded elsewhere."
     )
+    kept = (
+        f" (kept of {header.run_steps}: the best of the validations)"
+        if header.run_steps is not None and header.run_steps != header.trained_steps
+        else ""
+    )
+    judged = ", ".join(f"{name} {value:.3f}" for name, value in (scores or {}).items())
+    by = " and ".join(_plain(name) for name in (settings.validation.dino, settings.validation.clip) if name)
+    judged = f"| scores of its validation pictures | {judged}, by {by} |\n" if judged else ""
     gallery = "".join(f"![{_plain(name)}]({name})\n" for name in pictures)
     return f"""---
 library_name: coeffdiff
@@ -58,11 +75,11 @@ adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
 | | |
 |---|---|
 | holds | {"; ".join(parts)} |
-| trained | {header.trained_steps} steps, batch {training.batch_size} x {training.accumulate} a process, \
+| trained | {header.trained_steps} steps{kept}, batch {training.batch_size} x {training.accumulate} a process, \
 {training.resolution} px, {training.precision} precision |
 | learning rates | {", ".join(rates)} |
 | last loss | {loss:.4f} |
-| seed | {training.seed} |
+{judged}| seed | {training.seed} |
 | versions | {", ".join(f"{name} {version}" for name, version in header.versions.items())} |
 """
 

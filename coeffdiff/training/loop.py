@@ -26,7 +26,7 @@ from coeffdiff.config import Settings, with_values
 from coeffdiff.console import Bar, progress, say
 from coeffdiff.data.latents import share_of
 from coeffdiff.data.photos import read_photos
-from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, ResumeError
+from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
 from coeffdiff.method.adapter import save_adapter
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
 from coeffdiff.method.injection import verify
@@ -48,6 +48,7 @@ from coeffdiff.training.state import (
     Checkpoint,
     RunFolder,
     StepLog,
+    amend_checkpoint,
     claim,
     disk_errors,
     load_checkpoint,
@@ -55,6 +56,7 @@ from coeffdiff.training.state import (
     save_checkpoint,
     store,
 )
+from coeffdiff.training.watch import Made, Watch, check_watching, judge_for, start_trackers, trackers_for
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,13 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     photos = read_photos(settings.subject.images)
     base = backbone.find_backbone(settings.model)
     settings, chosen = resolve(settings, base, state)
+    check_watching(settings)
     training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
     steps, accumulate, batch_size = int(training.steps), int(training.accumulate), int(training.batch_size)
     run = resume or _from_main(state, lambda: new_run(settings.output, str(settings.subject.token)))
     settings = with_values(settings, {"output": str(run.path)})
     introduce(settings, chosen, photos, base, run, state)
+    judge = _from_main(state, lambda: judge_for(settings, photos), share=False)
 
     # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes
     dtype = DTYPES[training.precision]
@@ -119,11 +123,13 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     accelerator = Accelerator(
         mixed_precision=training.precision,
         gradient_accumulation_steps=accumulate,
+        log_with=trackers_for(settings, run) or None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     model, optimizer = accelerator.prepare(unet, adamw)
     # Made now, although it is written last: what it refuses must not cost a whole run
     header = header_for(settings, trainables, base.name, steps)
+    watch = Watch(run, settings, accelerator, judge)
 
     # 5. From the beginning, or from where it stopped
     step, loss = 0, math.nan
@@ -131,7 +137,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     identities = [photo.digest + (photo.caption or "") for photo in photos.photos]
     if resume:
         step, loss = _restore(
-            run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step
+            run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step, watch
         )
         _check_same_step(step, state)
         say(f"resume   {run.path} after step {step}" + ("" if step else ", as there is no checkpoint yet"))
@@ -141,16 +147,19 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
         with disk_errors(f"The run folder {run.path}"):
             (store if resume else claim)(run, settings)
     state.wait_for_everyone()
+    _from_main(state, lambda: start_trackers(accelerator, settings, run, step), share=False)
 
     def save(step: int, loss: float) -> None:
         if state.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
             states = (optimizer.state_dict(), schedule.state_dict(), scaler)
-            checkpoint = Checkpoint(step, trainables.tensors(), *states, identities, samples_a_step, loss)
+            checkpoint = Checkpoint(
+                step, trainables.tensors(), *states, identities, samples_a_step, loss, *watch.state()
+            )
             save_checkpoint(run, checkpoint, training.keep_checkpoints)
         state.wait_for_everyone()
 
-    def preview(step: int, on_progress: Callable[[float], None]) -> list[Path]:
+    def preview(step: int, loss: float, log: StepLog, on_progress: Callable[[float], None]) -> list[Path]:
         files: list[Path] = []
         if previews and state.is_main_process:
             clear_dropout(trainables.coefficients)
@@ -158,6 +167,8 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
             adapter = {"path": str(run.adapter), "scale": 1.0, "kind": header.kind, "token": header.token}
             details = {"model": base.name, "adapters": [adapter | {"trained_steps": step}]}
             files = write_previews(run.samples(step), settings, previews, parts, details, state, on_progress)
+            watch.validated(step, loss, files, log, trainables)
+        watch.draw()
         state.wait_for_everyone()
         return files
 
@@ -165,10 +176,14 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
     reset_peak(state.device)
     with (
         StepLog(run.log, step, state.is_main_process) as log,
+        watch,
         _interruptions() as interrupted,
         progress("training", steps) as bar,
     ):
         bar(step)
+        if watch.due(step) and step < steps:
+            # Its checkpoint came before its pictures: Ctrl-C, or steps were added
+            preview(step, loss, log, functools.partial(_drawing, bar, step))
         while step < steps:
             step += 1
             began = time.perf_counter()
@@ -206,11 +221,14 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
                 schedule.step()
 
             moved, seconds, peak = trainables.moved(), time.perf_counter() - began, peak_gib(state.device)
-            log.write(
-                {"step": step, "loss": loss, "lr": rates, "alpha": moved, "grad_norm": norms}
-                | {"seconds": round(seconds, 4), "peak_gib": round(peak, 3), "skipped": skipped}
-            )
+            line = {"step": step, "loss": loss, "lr": rates, "alpha": moved, "grad_norm": norms} | {
+                "seconds": round(seconds, 4), "peak_gib": round(peak, 3), "skipped": skipped,
+            }  # fmt: skip
+            log.write(line)
+            watch.step(line)
             bar(step, _status(loss, moved, seconds, peak))
+            if not stop and watch.due(step) and step < steps:
+                preview(step, loss, log, functools.partial(_drawing, bar, step))
             if stop or step == steps or (training.checkpoint_every and step % training.checkpoint_every == 0):
                 save(step, loss)
             if stop and step < steps:
@@ -218,24 +236,31 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
                     f"Stopped after step {step}, saved in {run.checkpoint(step)}. "
                     f"Continue with: coeffdiff train --resume --output {run.path}"
                 )
-            if settings.validation.every and step % settings.validation.every == 0 and step < steps:
-                preview(step, functools.partial(_drawing, bar, step))
 
     # 7. The result, before its pictures: they are worth less than it
     clear_dropout(trainables.coefficients)
 
-    def finish(pictures: list[Path]) -> None:
+    def finish(pictures: list[Path], last: bool) -> None:
         if state.is_main_process:
-            card = model_card(header, settings, loss, [picture.name for picture in pictures])
-            extras = {picture.name: picture.read_bytes() for picture in pictures}
-            with disk_errors(f"The adapter {run.adapter}"):
-                save_adapter(run.adapter, unet, header, extras | {"README.md": card.encode()})
+            made = Made(header, loss, pictures, watch.scores if pictures else {})
+            with disk_errors(f"The adapter {run.adapter}"), watch.choice(trainables, made, last) as made:
+                card = model_card(
+                    made.header, settings, made.loss, [p.name for p in made.pictures], made.scores
+                )
+                extras = {picture.name: picture.read_bytes() for picture in made.pictures}
+                save_adapter(run.adapter, unet, made.header, extras | {"README.md": card.encode()})
         state.wait_for_everyone()
 
-    finish([])
+    finish([], last=not previews)
     if previews:
         with progress("pictures", len(previews) * len(settings.validation.seeds)) as bar:
-            finish(preview(step, bar))
+            pictures = preview(step, loss, log, bar)
+        if state.is_main_process:
+            amend_checkpoint(run, step, *watch.state())
+        finish(pictures, last=True)
+    else:
+        watch.draw()
+    watch.close()
     return Result(run.path, run.adapter, step, loss, time.monotonic() - begun)
 
 
@@ -247,6 +272,7 @@ def _restore(
     scaler: Any,
     identities: list[str],
     samples_a_step: int,
+    watch: Watch,
 ) -> tuple[int, float]:
     """Step and loss of the newest whole checkpoint, after loading it; (0, nan) if none has been written yet."""
     checkpoint = load_checkpoint(run)
@@ -266,6 +292,7 @@ def _restore(
     schedule.load_state_dict(checkpoint.schedule)
     if scaler and checkpoint.scaler:
         scaler.load_state_dict(checkpoint.scaler)
+    watch.restore(checkpoint.watched, checkpoint.best)
     return checkpoint.step, checkpoint.loss
 
 
@@ -318,19 +345,24 @@ def _check_finite(loss: float, norms: dict[str, float], step: int, run: RunFolde
     raise NonFiniteLoss(f"The {what} is not finite at step {step}; {cause}. {kept}")
 
 
-def _from_main(state: PartialState, decide: Callable[[], Any]) -> Any:
-    """What the main process decides, on all processes; its error is raised on all as well."""
+def _from_main(state: PartialState, decide: Callable[[], Any], share: bool = True) -> Any:
+    """What the main process decides, on all processes; its error is raised on all as well.
+
+    share: False for what only the main process needs, and what cannot be sent; the others get None.
+    """
+    own: Any = None
     answer: list[Any] = [None]
     if state.is_main_process:
         try:
-            answer = [decide()]
-        except ConfigError as error:
+            own = decide()
+            answer = [own if share else None]
+        except CoeffDiffError as error:
             answer = [error]
     if state.num_processes > 1:
         broadcast_object_list(answer)
-    if isinstance(answer[0], ConfigError):
+    if isinstance(answer[0], CoeffDiffError):
         raise answer[0]
-    return answer[0]
+    return answer[0] if share else own
 
 
 def _status(loss: float, moved: float | None, seconds: float, peak: float) -> str:

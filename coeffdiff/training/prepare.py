@@ -25,6 +25,7 @@ from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, 
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
+from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
 from coeffdiff.training.state import RunFolder
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -82,6 +83,12 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
         variant = backbone.chosen_variant(base, DTYPES[settings.training.precision])
         settings = with_values(settings, {"model.variant": variant})
         chosen["model.variant"] = variant
+    judges = {"validation.dino": POCKET_DINO, "validation.clip": POCKET_CLIP}
+    own = settings.model.name == POCKET
+    named = {"validation.dino": settings.validation.dino, "validation.clip": settings.validation.clip}
+    settings = with_values(
+        settings, {key: judges[key] if own else None for key, name in named.items() if name == "auto"}
+    )
     if settings.training.precision == "fp16" and state.device.type != "cuda":
         raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
     return settings, chosen

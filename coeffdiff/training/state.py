@@ -2,8 +2,10 @@
 
 config.yaml                     everything resolved
 log.jsonl                       one line a step
-checkpoints/step-000250/        trainables.safetensors, optimizer.pt, state.json
+checkpoints/step-000250/        trainables.safetensors, optimizer.pt, state.json (and best-*.safetensors)
 samples/step-000250/*.png       validation pictures
+curves.png                      the log as a picture
+tensorboard/, wandb/            if they were asked for
 adapter/                        the result
 """
 
@@ -17,7 +19,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +39,11 @@ _STEP = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a step leaves behind. tensors: the trainables by name, float32; the rest are state_dicts."""
+    """All that a step leaves behind. tensors: the trainables by name, float32; the rest are state_dicts.
+
+    watched: what Watch.state() says of the validations so far; best: the trainables of the best of them, if it is to
+    be kept, or nothing.
+    """
 
     step: int
     tensors: dict[str, Tensor]
@@ -47,6 +53,8 @@ class Checkpoint:
     photos: list[str]  # what tells them and their captions apart, in order: others would be another run
     samples_a_step: int  # over all processes
     loss: float
+    watched: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,11 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the adapter has all the steps that the settings ask for."""
+        """Whether the adapter has all the steps that the settings ask for, or was chosen after them."""
         try:
-            return read_header(self.adapter).trained_steps >= int(self.settings().training.steps)
+            header = read_header(self.adapter)
+            made = header.trained_steps if header.run_steps is None else header.run_steps
+            return made >= int(self.settings().training.steps)
         except (AdapterError, ValueError):
             return False
 
@@ -149,7 +159,7 @@ def run_to_resume(output: Path | Literal["auto"], token: str | None) -> RunFolde
 
 
 # What may differ between a run and its continuation: none of it changes what a step computes.
-_FREE = ("output", "training.checkpoint_every", "training.keep_checkpoints", "validation.")
+_FREE = ("output", "training.checkpoint_every", "training.keep_checkpoints", "validation.", "tracking.")
 
 
 def settings_to_resume(
@@ -181,7 +191,8 @@ def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
     """
     final = run.checkpoint(checkpoint.step)
     rest = {
-        name: getattr(checkpoint, name) for name in ("step", "schedule", "photos", "samples_a_step", "loss")
+        name: getattr(checkpoint, name)
+        for name in ("step", "schedule", "photos", "samples_a_step", "loss", "watched")
     }
     try:
         with appearing(final, durable=True) as temporary:
@@ -190,6 +201,8 @@ def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
             torch.save({"optimizer": checkpoint.optimizer, "scaler": checkpoint.scaler}, states)
             (temporary / "optimizer.pt").write_bytes(states.getbuffer())
             (temporary / "trainables.safetensors").write_bytes(save(checkpoint.tensors))
+            if checkpoint.best:
+                (temporary / _best_file(checkpoint.watched)).write_bytes(save(checkpoint.best))
             (temporary / "state.json").write_text(json.dumps(rest), encoding="utf-8")
     except OSError as error:
         last = next(iter(run.checkpoints()), None)
@@ -205,6 +218,23 @@ def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
     return final
 
 
+def amend_checkpoint(run: RunFolder, step: int, watched: dict[str, Any], best: dict[str, Tensor]) -> None:
+    """Add to a step's checkpoint what its validation has found since; at every moment it reads back whole."""
+    folder = run.checkpoint(step)
+    with disk_errors(f"The checkpoint {folder}"):
+        if best and not (folder / _best_file(watched)).exists():
+            with appearing(folder / _best_file(watched), durable=True) as temporary:
+                temporary.write_bytes(save(best))
+        rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        with appearing(folder / "state.json", durable=True) as temporary:
+            temporary.write_text(json.dumps(rest | {"watched": watched}), encoding="utf-8")
+
+
+def _best_file(watched: dict[str, Any]) -> str:
+    """Named by its step, so that state.json and the tensors it speaks of can be replaced one after the other."""
+    return f"best-{watched['best']['step']:06d}.safetensors"
+
+
 def load_checkpoint(run: RunFolder) -> Checkpoint | None:
     """The newest checkpoint that reads back whole, or None if there is none. Nothing is ever unpickled freely.
 
@@ -215,7 +245,9 @@ def load_checkpoint(run: RunFolder) -> Checkpoint | None:
             rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "trainables.safetensors")
             states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-            return Checkpoint(tensors=tensors, **states, **rest)
+            found = bool(rest.get("watched", {}).get("best"))
+            best = load_file(folder / _best_file(rest["watched"])) if found else {}
+            return Checkpoint(tensors=tensors, best=best, **states, **rest)
         except (
             OSError,
             ValueError,
@@ -242,7 +274,7 @@ class StepLog:
         self._file = None
         if not writes:
             return
-        kept = [json.dumps(line) + "\n" for line in _lines(file) if line["step"] <= begun_at]
+        kept = [json.dumps(line) + "\n" for line in read_log(file) if line["step"] <= begun_at]
         with appearing(file) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._file = file.open("a", encoding="utf-8")
@@ -254,6 +286,22 @@ class StepLog:
         if self._file:
             with suppress(OSError):  # on a full disk the line that could not be written has been told already
                 self._file.close()
+
+    def amend(self, step: int, values: dict[str, Any]) -> None:
+        """Add values to the line of a step that has been written, of the log as a whole or not at all.
+
+        Raises: TrainingError if the disk is full.
+        """
+        if not self._file:
+            return
+        file, closed = Path(self._file.name), self._file.closed
+        with disk_errors(f"The log {file}"):
+            self._file.close()
+            lines = [line | _finite(values) if line["step"] == step else line for line in read_log(file)]
+            with appearing(file) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            if not closed:
+                self._file = file.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
         """Numbers that are not finite become null, as JSON has none. Raises: TrainingError if the disk is full."""
@@ -281,7 +329,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def read_log(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log.jsonl, one a step; what cannot be read is left out."""
     if not file.is_file():
         return
     for text in file.read_text(encoding="utf-8").splitlines():

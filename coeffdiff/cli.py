@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import warnings
@@ -174,6 +175,12 @@ def sample(
             help="Run or adapter folder; repeatable, adapters add up; none for the bare model. (default: newest run)",
         ),
     ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...", help="Draw everything at each of these scales of the first adapter: 0,0.5,1."
+        ),
+    ] = None,
     count: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
@@ -196,74 +203,108 @@ def sample(
         bool, typer.Option("--json", help="Print what was written as JSON on stdout.")
     ] = False,
 ) -> None:
-    """Make pictures with an adapter; every PNG carries its own recipe."""
+    """Make pictures with an adapter; every PNG carries its own recipe. Under accelerate launch the work is shared."""
     from coeffdiff.config import SDXL_BASE, ModelSettings
+    from coeffdiff.processes import together
 
-    prompts = [*(prompt or ()), *_read_prompts(prompts_file)]
-    if not prompts:
-        raise ConfigError(
-            'There is nothing to draw: pass --prompt "a photo of sks dog in the snow" or --prompts-file.'
+    with together(_start_processes) as team:
+        prompts = [*(prompt or ()), *_read_prompts(prompts_file)]
+        if not prompts:
+            raise ConfigError(
+                'There is nothing to draw: pass --prompt "a photo of sks dog in the snow" or --prompts-file.'
+            )
+        strengths = _scales(scales, adapter)
+        wanted = team.from_main(lambda: _adapters(adapter))
+
+        from coeffdiff import backbone, estimate, sampling
+        from coeffdiff.method.adapter import check_architecture, load_adapter, read_header
+
+        options = sampling.Options(
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=negative_prompt or "",
+            width=width,
+            height=height,
+            batch_size=batch_size,
         )
-    wanted = _adapters(adapter)
+        headers = [read_header(folder) for folder, _ in wanted]
+        name = model or (headers[0].base_model if headers else SDXL_BASE)
+        try:
+            base = backbone.find_backbone(ModelSettings(name=name, config=model_config))
+        except ModelError as error:
+            if model or not headers:
+                raise
+            raise ModelError(
+                f"{error} The adapter was trained on it; pass --model if it has moved."
+            ) from None
+        device, dtype = sampling.choose_device(precision, team.device)
+        shared = f" in {team.size} processes" if team.size > 1 else ""
+        say(f"model    {base.name} on {device.type}, {str(dtype).removeprefix('torch.')}{shared}")
 
-    from coeffdiff import backbone, estimate, sampling
-    from coeffdiff.method.adapter import check_architecture, load_adapter, read_header
+        # All that can be wrong is found before the weights are read, which takes a while
+        if headers:
+            shapes = backbone.unet_on_meta(base)
+            for (path, _), header in zip(wanted, headers, strict=True):
+                check_architecture(shapes, header, path)
+        sampling.refuse_offload(device, offload)
+        outline = backbone.load_pipeline(base, dtype=dtype, parts=())  # tokenizers and scheduler alone
+        if scheduler:
+            sampling.set_scheduler(outline, scheduler)
+        sampling.check_options(outline, options)
+        prompts = [sampling.fill_prompt(text, [header.token for header in headers]) for text in prompts]
+        named = [(path, header) for (path, _), header in zip(wanted, headers, strict=True)]
+        for warning in sampling.warnings_for(prompts, named, outline, options):
+            say(f"hint     {warning}")
+        seeds = range(seed, seed + count)
+        requests = [
+            sampling.Request(text, number, strength)
+            for text in prompts
+            for number in seeds
+            for strength in strengths
+        ]
+        idle = team.size - len(sampling.plan(requests, batch_size))
+        if idle > 0:
+            say(
+                f"hint     {idle} of {team.size} processes have nothing to do; a smaller --batch-size shares better"
+            )
+        team.gather(None)  # here at the latest, what one of them lacks ends all
 
-    options = sampling.Options(
-        steps=steps,
-        guidance=guidance,
-        negative_prompt=negative_prompt or "",
-        width=width,
-        height=height,
-        batch_size=batch_size,
-    )
-    headers = [read_header(folder) for folder, _ in wanted]
-    name = model or (headers[0].base_model if headers else SDXL_BASE)
-    try:
-        base = backbone.find_backbone(ModelSettings(name=name, config=model_config))
-    except ModelError as error:
-        if model or not headers:
-            raise
-        raise ModelError(f"{error} The adapter was trained on it; pass --model if it has moved.") from None
-    device, dtype = sampling.choose_device(precision)
-    say(f"model    {base.name} on {device}, {str(dtype).removeprefix('torch.')}")
-
-    # All that can be wrong is found before the weights are read, which takes a while
-    if headers:
-        shapes = backbone.unet_on_meta(base)
-        for (path, _), header in zip(wanted, headers, strict=True):
-            check_architecture(shapes, header, path)
-    sampling.refuse_offload(device, offload)
-    outline = backbone.load_pipeline(base, dtype=dtype, parts=())  # tokenizers and scheduler alone
-    if scheduler:
-        sampling.set_scheduler(outline, scheduler)
-    sampling.check_options(outline, options)
-    prompts = [sampling.fill_prompt(text, [header.token for header in headers]) for text in prompts]
-    named = [(path, header) for (path, _), header in zip(wanted, headers, strict=True)]
-    for warning in sampling.warnings_for(prompts, named, outline, options):
-        say(f"hint     {warning}")
-    requests = [sampling.Request(text, seed + i) for text in prompts for i in range(count)]
-
-    pipe = backbone.load_pipeline(base, dtype=dtype)
-    pipe.scheduler = outline.scheduler
-    for (path, scale), header in zip(wanted, headers, strict=True):
-        loaded = load_adapter(pipe, path, scale)
-        what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
-        say(f"adapter  {path} at scale {loaded.scale:g} ({what})")
-    sampling.prepare_device(pipe, device, offload)
-    seconds = estimate.expected_seconds(pipe, options, len(requests), device)
-    if seconds > 60:
-        say(f"expect   about {duration(seconds)} on this {device.type}")
-    folder = output or _next_folder(Path("samples"))
-    with progress("sampling", len(requests)) as bar:
-        files = sampling.write_pictures(
-            pipe, requests, options, folder, details={"model": base.name}, on_progress=lambda done: bar(done)
-        )
+        pipe = backbone.load_pipeline(base, dtype=dtype)
+        pipe.scheduler = outline.scheduler
+        for (path, scale), header in zip(wanted, headers, strict=True):
+            loaded = load_adapter(pipe, path, scale)
+            swept = scales is not None and path == wanted[0][0]
+            at = f"scales {scales}" if swept else f"scale {loaded.scale:g}"
+            what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
+            say(f"adapter  {path} at {at} ({what})")
+        sampling.prepare_device(pipe, device, offload)
+        seconds = estimate.expected_seconds(pipe, options, math.ceil(len(requests) / team.size), device)
+        if seconds > 60:
+            say(f"expect   about {duration(seconds)} on this {device.type}")
+        folder = team.from_main(lambda: output or _next_folder(Path("samples")))
+        with progress("sampling", len(requests)) as bar:
+            files = sampling.write_pictures(
+                pipe,
+                requests,
+                options,
+                folder,
+                details={"model": base.name},
+                on_progress=lambda done: bar(done),
+                team=team,
+            )
+    if not team.is_main:
+        return
     if as_json:
         print(json.dumps({"folder": str(folder), "files": [str(file) for file in files]}))
     else:
         for file in files:
             print(file)
+
+
+def _start_processes() -> Any:
+    from coeffdiff.training.launch import start_processes
+
+    return start_processes()
 
 
 @app.command()
@@ -335,6 +376,28 @@ def _read_prompts(file: Path | None) -> list[str]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"The prompts file {file} cannot be read: {reason}.") from None
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _scales(text: str | None, adapters: list[str] | None) -> list[float | None]:
+    """The scales that everything is drawn at; [None] for each adapter at its own."""
+    if text is None:
+        return [None]
+    if adapters == ["none"]:
+        raise ConfigError(
+            "--scales needs an adapter, and --adapter none is the bare model; leave one of them out."
+        )
+    if adapters and _folder_and_scale(adapters[0])[1] is not None:
+        raise ConfigError(
+            f"--scales takes the place of the first adapter's own scale, and --adapter {adapters[0]} has one; "
+            "leave one of them out."
+        )
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise ConfigError(f"--scales takes numbers with commas between them, such as 0,0.5,1; not {text!r}.")
+    return list(dict.fromkeys(found))
 
 
 def _adapters(given: list[str] | None) -> list[tuple[Path, float | None]]:

@@ -6,11 +6,12 @@ import copy
 import difflib
 import importlib.util
 import inspect
+import itertools
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from coeffdiff.method.adapter import COEFF_FILE, AdapterHeader, loaded_adapters
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import unwrapped, verify
 from coeffdiff.pictures import fitted, free_name, labelled_grid, save_png
+from coeffdiff.processes import Team
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Offload = Literal["none", "model", "sequential"]
@@ -48,14 +50,20 @@ def _check_side(name: str, pixels: int, step: int) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One picture; <V> in the prompt has been filled in."""
+    """One picture; <V> in the prompt has been filled in.
+
+    scale: of the adapter that was loaded first, for this picture alone; None leaves it as it is.
+    """
 
     prompt: str
     seed: int
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise ConfigError(f"The seed {self.seed} must lie between 0 and {_LARGEST_SEED}.")
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise ConfigError(f"A scale must be a finite number, not {self.scale}.")
 
 
 @dataclass(frozen=True)
@@ -98,14 +106,19 @@ class Encoded:
 # --- the pipeline before the first picture ---------------------------------------------------------------------
 
 
-def choose_device(precision: Precision = "auto") -> tuple[torch.device, torch.dtype]:
-    """The fastest device here, and the dtype for it: with "auto" bfloat16 or float16 on CUDA, float32 elsewhere."""
-    if torch.cuda.is_available():
-        device = torch.device("cuda")
+def choose_device(
+    precision: Precision = "auto", device: torch.device | None = None
+) -> tuple[torch.device, torch.dtype]:
+    """The fastest device here, and the dtype for it: with "auto" bfloat16 or float16 on CUDA, float32 elsewhere.
+
+    device: has been chosen already, as where each of several processes has a GPU of its own.
+    """
+    if device is None:
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = torch.device("cuda" if torch.cuda.is_available() else mps)
+    half = torch.float32
+    if device.type == "cuda":
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    else:
-        device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-        half = torch.float32
     return device, half if precision == "auto" else DTYPES[precision]
 
 
@@ -347,9 +360,10 @@ def generate(
     *,
     encoded: Mapping[str, Encoded] | None = None,
     on_progress: OnProgress | None = None,
-) -> Iterator[tuple[Request, Image.Image]]:
+) -> Generator[tuple[Request, Image.Image]]:
     """Pictures in the order of their requests, each made as it is asked for.
 
+    Requests of unequal scale are never in one batch, and the first adapter has its own scale again afterwards.
     A picture's noise comes from its own seed only: it is drawn in float32 on the CPU, so that device, precision
     and batch do not change it. In float32 on a CPU a picture changes by at most 2/255 with the batch that it is
     made in, and in a batch of one it is what diffusers itself makes of this seed.
@@ -357,12 +371,14 @@ def generate(
     Args:
         pipe: a StableDiffusionXLPipeline, in eval mode; text encoders may be None with `encoded`.
         encoded: from encode_prompts, for this negative prompt and guidance; by default encoded here, at once.
-    Raises: ConfigError for a size that the model cannot make; InjectionError if an adapter has lost its alpha.
-        While iterating: ModelError for a picture that is not finite.
+    Raises: ConfigError for a size that the model cannot make, or a scale without an adapter; InjectionError if an
+        adapter has lost its alpha. While iterating: ModelError for a picture that is not finite.
     """
     requests = list(requests)
     check_options(pipe, options)
     size = picture_size(pipe, options)
+    if not loaded_adapters(pipe) and any(request.scale is not None for request in requests):
+        raise ConfigError("A scale was asked for, and no adapter is loaded that could have it.")
     for adapter in loaded_adapters(pipe):
         adapter.verify()
     verify(pipe.unet)  # alphas in training belong to no loaded adapter
@@ -425,18 +441,49 @@ def _generate(
     options: Options,
     size: tuple[int, int],
     on_progress: OnProgress | None,
-) -> Iterator[tuple[Request, Image.Image]]:
-    for done in range(0, len(requests), options.batch_size):
-        batch = slice(done, done + options.batch_size)
+) -> Generator[tuple[Request, Image.Image]]:
+    done = 0
+    with _scales_kept(pipe) as use_scale:
+        for batch in _batches(requests, options.batch_size):
+            asked = [requests[i] for i in batch]
+            use_scale(asked[0].scale)
 
-        def denoised(part: float, done: int = done, count: int = len(requests[batch])) -> None:
-            if on_progress:
-                on_progress(done + part * count)
+            def denoised(part: float, done: int = done, count: int = len(asked)) -> None:
+                if on_progress:
+                    on_progress(done + part * count)
 
-        latents = _denoise(pipe, requests[batch], embeddings[batch], options, size, denoised)
-        for request, latent in zip(requests[batch], latents, strict=True):
-            yield request, _decode(pipe, latent, request)
-        pipe.maybe_free_model_hooks()
+            latents = _denoise(pipe, asked, [embeddings[i] for i in batch], options, size, denoised)
+            for request, latent in zip(asked, latents, strict=True):
+                yield request, _decode(pipe, latent, request)
+            pipe.maybe_free_model_hooks()
+            done += len(asked)
+
+
+def _batches(requests: Sequence[Request], batch_size: int) -> list[range]:
+    """Neighbours of one scale, as many as fit."""
+    batches = []
+    for _, run in itertools.groupby(range(len(requests)), key=lambda i: requests[i].scale):
+        indices = list(run)
+        ends = range(indices[0], indices[-1] + 1, batch_size)
+        batches += [range(start, min(start + batch_size, indices[-1] + 1)) for start in ends]
+    return batches
+
+
+@contextmanager
+def _scales_kept(pipe: Any) -> Iterator[Callable[[float | None], None]]:
+    """A function that gives the first adapter a scale, or with None its own, which it has again in the end."""
+    first = next(iter(loaded_adapters(pipe)), None)
+    own = first.scale if first else 0.0
+
+    def use(scale: float | None) -> None:
+        wanted = own if scale is None else scale
+        if first and first.scale != wanted:
+            first.set_scale(wanted)
+
+    try:
+        yield use
+    finally:
+        use(None)
 
 
 def _denoise(
@@ -572,36 +619,113 @@ def write_pictures(
     details: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    team: Team | None = None,
 ) -> list[Path]:
     """Write each picture as soon as it is made, then all of them as one labelled grid, folder/GRID_FILE.
+
+    Pictures of one scale are made one after the other, so that batches are full; names and grid keep the order of
+    the requests.
 
     Args:
         details: goes into the recipes: the model's name and whatever else it takes to repeat a picture.
         overwrite: replace files of the same name; otherwise the new ones take the next free names.
+        team: several processes that share the work, all called with equal arguments. A batch is made by one of
+            them and is the batch that one process alone would make, so the pictures are the same bit for bit.
     Returns: the pictures' files in the order of the requests, then the grid's.
     Raises: ConfigError if the folder cannot be written; and what generate raises.
     """
-    requests = list(requests)
-    seeds = list(dict.fromkeys(request.seed for request in requests))
-    cell = max(96, min(256, 2048 // max(1, len(seeds))))
-    thumbnails: dict[tuple[str, int], Image.Image] = {}
-    files = []
-    pictures = generate(pipe, requests, options, encoded=encoded, on_progress=on_progress)
-    for number, (request, image) in enumerate(pictures, 1):
-        slug = re.sub(r"\W+", "-", request.prompt)[:40].strip("-") or "picture"
-        file = folder / f"{number:03d}-{slug}-seed{request.seed}.png"
-        files.append(file if overwrite else free_name(file))
-        save_png(image, files[-1], recipe(pipe, request, options, details))
-        thumbnails[request.prompt, request.seed] = fitted(image, cell)
-    if files:
-        rows = [
-            (prompt, [thumbnails.get((prompt, seed)) for seed in seeds])
-            for prompt in dict.fromkeys(request.prompt for request in requests)
-        ]
+    requests, team = list(requests), team or Team()
+    batches = plan(requests, options.batch_size)
+    shares = batches[team.rank :: team.size]
+    rounds = math.ceil(len(batches) / team.size)
+    cell = _cell(requests)
+    written: dict[int, tuple[Path, Image.Image]] = {}  # request -> its file, its place in the grid
+
+    def made(done: float) -> None:
+        if on_progress and team.size == 1:
+            on_progress(done)
+        elif on_progress:  # as if all were as fast as this one; the last ones are done when all have said so
+            on_progress(min(len(requests) - 0.5, done * team.size))
+
+    own = [i for share in shares for i in share]
+    with closing(
+        generate(pipe, [requests[i] for i in own], options, encoded=encoded, on_progress=made)
+    ) as pictures:
+        for number in range(rounds):
+            share = shares[number] if number < len(shares) else []
+            for i, (request, image) in zip(share, pictures, strict=False):
+                file = folder / _file_name(i + 1, request)
+                file = file if overwrite else free_name(file)
+                save_png(image, file, recipe(pipe, request, options, details))
+                written[i] = file, fitted(image, cell)
+            team.gather(None)  # after each round, so that an error of one ends all before the next
+    for others in team.gather(written):
+        written |= others
+    files = [written[i][0] for i in range(len(requests))]
+    if on_progress and team.size > 1:
+        on_progress(len(requests))
+
+    def write_grid() -> Path:
         grid = folder / GRID_FILE
-        files.append(grid if overwrite else free_name(grid))
-        save_png(labelled_grid(rows, [f"seed {seed}" for seed in seeds], cell=cell), files[-1])
-    return files
+        grid = grid if overwrite else free_name(grid)
+        thumbnails = {requests[i]: thumbnail for i, (_, thumbnail) in written.items()}
+        save_png(_grid(pipe, requests, thumbnails, cell), grid)
+        return grid
+
+    return [*files, team.from_main(write_grid)] if files else []
+
+
+def plan(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
+    """Which requests are made at a time, one scale after the other: the work that several processes share."""
+    order = {scale: n for n, scale in enumerate(dict.fromkeys(request.scale for request in requests))}
+    by_scale = sorted(
+        range(len(requests)), key=lambda i: order[requests[i].scale]
+    )  # equal ones keep their order
+    batches = _batches([requests[i] for i in by_scale], batch_size)
+    return [[by_scale[i] for i in batch] for batch in batches]
+
+
+def _file_name(number: int, request: Request) -> str:
+    slug = re.sub(r"\W+", "-", request.prompt)[:40].strip("-") or "picture"
+    scale = "" if request.scale is None else f"-scale{request.scale:g}"
+    return f"{number:03d}-{slug}-seed{request.seed}{scale}.png"
+
+
+def _cell(requests: Sequence[Request]) -> int:
+    """Side in pixels of a picture in the grid, which stays below some 2000 x 16000 where that is legible."""
+    columns, rows = _axes(requests)
+    return max(96, min(256, 2048 // max(1, len(columns)), 16384 // max(1, len(rows))))
+
+
+def _axes(requests: Sequence[Request]) -> tuple[list[Any], list[Any]]:
+    """The grid's columns and rows: seeds beside each other for each prompt, or scales for each prompt and seed."""
+    if any(request.scale is not None for request in requests):
+        rows: list[Any] = [(request.prompt, request.seed) for request in requests]
+        columns: list[Any] = [request.scale for request in requests]
+    else:
+        rows, columns = [request.prompt for request in requests], [request.seed for request in requests]
+    return list(dict.fromkeys(columns)), list(dict.fromkeys(rows))
+
+
+def _grid(
+    pipe: Any, requests: Sequence[Request], thumbnails: Mapping[Request, Image.Image], cell: int
+) -> Image.Image:
+    columns, rows = _axes(requests)
+    if all(request.scale is None for request in requests):
+        pictures = [(prompt, [thumbnails.get(Request(prompt, seed)) for seed in columns]) for prompt in rows]
+        return labelled_grid(pictures, [f"seed {seed}" for seed in columns], cell=cell)
+    seeds = {seed for _, seed in rows}
+    labelled = [
+        (
+            f"{prompt}\nseed {seed}" if len(seeds) > 1 else prompt,
+            [thumbnails.get(Request(prompt, seed, scale)) for scale in columns],
+        )
+        for prompt, seed in rows
+    ]
+    first, *others = loaded_adapters(pipe)
+    beside = "".join(f", with {other.header.token} at {other.scale:g}" for other in others)
+    heads = ["as loaded" if scale is None else f"scale {scale:g}" for scale in columns]
+    return labelled_grid(labelled, heads, title=f"{first.header.token} at several scales{beside}", cell=cell)
 
 
 def recipe(
@@ -627,12 +751,12 @@ def recipe(
         "adapters": [
             {
                 "path": str(adapter.path),
-                "scale": adapter.scale,
+                "scale": adapter.scale if number or request.scale is None else request.scale,
                 "kind": adapter.header.kind,
                 "token": adapter.header.token,
                 "trained_steps": adapter.header.trained_steps,
             }
-            for adapter in loaded_adapters(pipe)
+            for number, adapter in enumerate(loaded_adapters(pipe))
         ],
         "versions": {
             "coeffdiff": __version__,

@@ -69,6 +69,11 @@ class Coefficients(nn.Module):
         return super()._apply(at_least_float32, recurse)
 
 
+def deviation_of(alpha: Tensor, form: Form) -> Tensor:
+    """What an alpha out of a file adds to the identity at scale 1, [H, H]."""
+    return alpha if form == "residual" else alpha - torch.eye(len(alpha), dtype=alpha.dtype)
+
+
 def draw_dropout(layers: Mapping[str, Coefficients], p: float, *, seed: int, step: int) -> None:
     """Fill every mask with 0 (probability p) or 1 / (1 - p), drawn from (seed, step, layer name) alone.
 

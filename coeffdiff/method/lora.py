@@ -20,6 +20,7 @@ from coeffdiff.method.injection import attention_layers, unwrapped
 from coeffdiff.seeding import stable_seed
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def add_lora(
@@ -117,6 +118,30 @@ def load_lora(
         if there is None or not torch.equal(there.cpu(), tensor.to(there.dtype)):
             remove_lora(bare, name)
             raise AdapterError(f"{origin}: {key} did not reach the UNet; diffusers or PEFT left it out.")
+
+
+def lora_pairs(tensors: dict[str, Tensor], origin: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """A [rank, in] and B [out, rank] by the module of the UNet that they change, from the tensors of a LORA_FILE.
+
+    DoRA's magnitudes are left out. Raises: AdapterError for tensors that are no LoRA of this layout.
+    """
+    named = {_peft_key(key).removeprefix("unet."): tensor for key, tensor in tensors.items()}
+    downs = {key.removesuffix(_A): t for key, t in named.items() if key.endswith(_A)}
+    ups = {key.removesuffix(_B): t for key, t in named.items() if key.endswith(_B)}
+    magnitudes = {key for key in named if key.endswith(".lora_magnitude_vector")}
+    unmatched = sorted({*downs} ^ {*ups}) or (
+        []
+        if downs and len(downs) + len(ups) + len(magnitudes) == len(tensors)
+        else sorted(tensors)[:1] or ["it"]
+    )
+    for module in unmatched or downs:
+        if unmatched or not (
+            downs[module].ndim == ups[module].ndim == 2 and downs[module].shape[0] == ups[module].shape[1]
+        ):
+            raise AdapterError(
+                f"{origin} is not a LoRA of this layout: {module} has no two matrices that fit."
+            )
+    return {module: (downs[module], ups[module]) for module in downs}
 
 
 def set_lora_scale(unet: nn.Module, name: str, scale: float) -> None:

@@ -54,12 +54,12 @@ def refuse_lonely_processes(processes: int, environ: Mapping[str, str]) -> None:
     if world_size > 1:
         raise LaunchError(
             f"The launcher started {world_size} processes, but each of them believes to be alone and would write "
-            "the same run. Without GPUs, set ACCELERATE_USE_CPU=true before accelerate launch --multi_gpu."
+            "the same files. Without GPUs, set ACCELERATE_USE_CPU=true before accelerate launch --multi_gpu."
         )
     if _is_on(environ, "ACCELERATE_USE_CPU") and "MASTER_PORT" in environ and "WORLD_SIZE" not in environ:
         raise LaunchError(
             "accelerate launch --cpu starts one process whatever --num_processes says. For several, use "
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m coeffdiff train ..."
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m coeffdiff ..."
         )
 
 

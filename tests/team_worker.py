@@ -1,0 +1,61 @@
+"""One of two processes that fail in every way together: prints what each of them was left with, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from coeffdiff.errors import AdapterError, ConfigError, Interrupted
+from coeffdiff.processes import Team, together
+from coeffdiff.training.launch import start_processes
+
+RANK = int(os.environ["RANK"])
+
+
+def work_together(team: Team) -> object:
+    return [team.gather(10 * (RANK + 1)), team.from_main(lambda: f"decided by {RANK}")]
+
+
+def first_fails(team: Team) -> object:
+    return team.from_main(lambda: fail(ConfigError("no folder")))
+
+
+def second_fails(team: Team) -> object:
+    if RANK == 1:
+        fail(AdapterError("no adapter here"))
+    return team.gather(RANK)
+
+
+def both_fail(team: Team) -> object:
+    return fail(Interrupted(f"mistake seen by {RANK}"))
+
+
+def second_has_a_defect(team: Team) -> object:
+    return team.gather({}["absent"] if RANK == 1 else 0)
+
+
+def second_is_killed(team: Team) -> object:
+    if RANK == 1:
+        sys.stdout.flush()
+        os._exit(9)
+    return team.gather(RANK)
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+if __name__ == "__main__":
+    scenarios = {f.__name__: f for f in (first_fails, second_fails, both_fail, second_has_a_defect)}
+    scenarios |= {"work_together": work_together, "second_is_killed": second_is_killed}
+    for name in sys.argv[1:]:
+        scenario = scenarios[name]
+        try:
+            with together(start_processes) as team:
+                left: object = scenario(team)
+        except SystemExit as end:
+            left = f"exit {end.code}"
+        except Exception as error:
+            left = f"{type(error).__name__}: {error}"
+        print(json.dumps([name, left]), flush=True)

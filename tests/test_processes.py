@@ -1,0 +1,173 @@
+"""Processes that share a command: the pictures of one process, and one sentence when one of them fails."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from coeffdiff.cli import app
+from coeffdiff.errors import ConfigError, LaunchError
+from coeffdiff.method.adapter import AdapterHeader, LoraHeader, save_adapter
+from coeffdiff.method.injection import inject
+from coeffdiff.method.lora import add_lora
+from coeffdiff.pictures import read_recipe
+from coeffdiff.pocket.model import save_random
+from coeffdiff.processes import Team, together
+
+WORKER = Path(__file__).with_name("team_worker.py")
+
+
+@pytest.fixture(scope="module")
+def studio(built_pipeline, tmp_path_factory) -> Path:
+    """A folder with the tiny model and an adapter of both kinds with large random values, token sks."""
+    folder = tmp_path_factory.mktemp("studio")
+    save_random("tiny", folder / "model")
+    unet, generator = copy.deepcopy(built_pipeline.unet), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in add_lora(unet, rank=2, alpha=2.0).values():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.3)
+        layers = inject(unet)
+        for c in layers.values():
+            c.alpha.copy_(torch.randn(c.alpha.shape, generator=generator))
+    header = AdapterHeader(
+        format_version=1,
+        kind="coeff+lora",
+        base_model=str(folder / "model"),
+        token="sks",
+        heads={name: c.heads for name, c in layers.items()},
+        lora=LoraHeader(rank=2, alpha=2.0),
+        trained_steps=7,
+        resolution=64,
+    )
+    save_adapter(folder / "adapter", unet, header)
+    return folder
+
+
+def environment(rank: int | None = None, port: int = 0) -> dict[str, str]:
+    """Of a process on its own, or of one of two ranks as a launcher leaves it."""
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    if rank is None:
+        return env
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    launched |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+    return env | {name: str(value) for name, value in launched.items()}
+
+
+def pair(*arguments: str, folders: tuple[Path, Path] | None = None) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of two ranks, each in its own folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment(rank, port),
+            cwd=folders and folders[rank],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ended = [rank.communicate(timeout=600) for rank in ranks]
+    return [(rank.returncode, *said) for rank, said in zip(ranks, ended, strict=True)]
+
+
+def test_two_processes_make_the_pictures_of_one(studio, tmp_path, monkeypatch):
+    """2 prompts x 3 seeds x scales 0 and 1 in batches of 4: per scale 4 + 2, so each rank makes one of either.
+
+    The ranks are started as a person would start them. Names, pixels, recipes, grid and the printed list are those
+    of one process, bit for bit.
+    """
+    prompts = ["--prompt", "a photo of <V> ball", "--prompt", "snow"]
+    drawing = ["sample", "--adapter", str(studio / "adapter"), *prompts, "-n", "3", "--steps", "2"]
+    drawing += ["--scales", "0,1", "--batch-size", "4", "--output", "pictures"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir()
+    shared.mkdir()
+    monkeypatch.chdir(alone)
+    one = CliRunner().invoke(app, drawing)
+    assert one.exit_code == 0, one.output
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "-m", "coeffdiff"]
+    env = environment() | {"ACCELERATE_USE_CPU": "true"}
+    two = subprocess.run([*launch, *drawing], cwd=shared, env=env, capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    assert "in 2 processes" in two.stderr
+    assert two.stdout == one.stdout
+    names = sorted(file.name for file in (alone / "pictures").iterdir())
+    assert len(names) == 13
+    assert [file.name for file in sorted((shared / "pictures").iterdir())] == names
+    for name in names:
+        pixels = [np.asarray(Image.open(place / "pictures" / name)) for place in (alone, shared)]
+        np.testing.assert_array_equal(*pixels, err_msg=name)
+        if name != "grid.png":
+            assert read_recipe(alone / "pictures" / name) == read_recipe(shared / "pictures" / name)
+
+
+def test_what_one_lacks_ends_all_with_one_sentence(studio, tmp_path):
+    """An adapter that the second machine does not have: it says so, the first ends quietly, nothing is written."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    (here / "adapter").symlink_to(studio / "adapter")
+    line = ["-m", "coeffdiff", "sample", "--adapter", "adapter", "--prompt", "sks", "--steps", "2"]
+    first, second = pair(*line, folders=(here, there))
+    assert (first[0], second[0]) == (2, 2)
+    assert first[1] == "" and "Error" not in first[2] and "adapter" not in first[2]
+    assert second[2].startswith("[rank 1] AdapterError: ") and second[2].count("\n") == 1
+    assert sorted(path.name for path in (*here.iterdir(), *there.iterdir())) == ["adapter"]
+
+
+def test_processes_end_together_whatever_happens():
+    """Two ranks through every way to fail: one speaks, with its own error, and the other leaves with that exit code."""
+    ways = ["first_fails", "second_fails", "both_fail", "second_has_a_defect"]
+    (_, first, _), (_, second, _) = pair(str(WORKER), *ways, "second_is_killed")
+    told = [dict(map(json.loads, out.splitlines())) for out in (first, second)]
+    assert [heard.get("first_fails") for heard in told] == ["ConfigError: no folder", "exit 2"]
+    assert [heard.get("second_fails") for heard in told] == ["exit 2", "AdapterError: no adapter here"]
+    assert [heard.get("both_fail") for heard in told] == ["Interrupted: mistake seen by 0", "exit 130"]
+    assert [heard.get("second_has_a_defect") for heard in told] == ["exit 1", "KeyError: 'absent'"]
+    assert told[0]["second_is_killed"].startswith("LaunchError: Another process of this launch is gone")
+    assert "second_is_killed" not in told[1]
+
+
+def test_one_process_alone_starts_no_group_before_it_must(monkeypatch):
+    """Nothing is started for gather, from_main or an error; the device is asked of what start returns, once."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    started = []
+
+    class State:
+        device = "cpu"
+
+    def start():
+        started.append(1)
+        return State
+
+    with together(start) as team:
+        assert (team.gather(3), team.from_main(lambda: 5), team.is_main) == ([3], 5, True)
+        assert not started
+        assert (team.device, team.device) == ("cpu", "cpu")
+    assert len(started) == 1
+    with pytest.raises(ConfigError, match="mine"), together(start):
+        raise ConfigError("mine")
+
+
+def test_a_launch_that_only_looks_parallel_is_refused(monkeypatch):
+    """WORLD_SIZE 2 without a group: refused as in training, at once."""
+    from coeffdiff.training.launch import refuse_lonely_processes
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LaunchError, match=r"believes to be alone and would write the same files"):
+        Team(lambda: refuse_lonely_processes(1, os.environ))

@@ -417,6 +417,28 @@ With your own photos, and SDXL in place of the small model (a download of 7 GB, 
     )
 
 
+@app.command()
+@_answers
+def toy(
+    output: Annotated[Path, typer.Option(help="Folder for toy.png and toy.json.")] = Path("toy"),
+    seeds: Annotated[int, typer.Option(min=1, help="Problems for each target.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at every learning rate.")] = 1000,
+    restarts: Annotated[int, typer.Option(min=1, help="Starts for each problem.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
+) -> None:
+    """The paper's toy experiment: one attention layer, three ways to tune it, what each can and cannot reach."""
+    from coeffdiff.evaluation.toy import ARMS, SETTINGS, table
+    from coeffdiff.evaluation.toy import toy as run_toy
+
+    with progress("tuning", len(SETTINGS) * len(ARMS)) as bar:
+        result = run_toy(output, seeds=seeds, steps=steps, restarts=restarts, on_progress=bar)
+    if as_json:
+        print(json.dumps(result.results))
+        return
+    print(table(result.results))
+    say(f"done in {duration(result.seconds)}: {result.picture}, {result.numbers}")
+
+
 def _read_prompts(file: Path | None) -> list[str]:
     if file is None:
         return []

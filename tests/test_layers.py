@@ -21,6 +21,7 @@ ORDER = [
     {"sampling", "metrics"},
     {"estimate"},
     {"training"},
+    {"evaluation"},
     {"demo"},
     {"cli"},
     {"__main__"},

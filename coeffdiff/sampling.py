@@ -265,10 +265,11 @@ def warnings_for(
     lines = []
     for prompt in dict.fromkeys(prompts):
         for path, header in adapters:
-            if not re.search(rf"(?<!\w){re.escape(header.token)}(?!\w)", prompt, re.IGNORECASE):
+            found = [re.search(rf"(?<!\w){re.escape(t)}(?!\w)", prompt, re.IGNORECASE) for t in header.tokens]
+            if not any(found):
                 subject = " ".join(filter(None, (header.token, header.class_word)))
                 lines.append(
-                    f"The prompt {_short(prompt)} lacks {header.token}, the token of {path}; "
+                    f"The prompt {_short(prompt)} lacks {' or '.join(header.tokens)}, the token of {path}; "
                     f'write for instance "a photo of {subject}".'
                 )
         lines += length_warnings(prompt, pipe)

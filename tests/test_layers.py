@@ -12,7 +12,7 @@ PACKAGE = Path(coeffdiff.__file__).parent
 ORDER = [
     {"errors", "seeding", "files"},
     {"method"},
-    {"config", "console", "pictures", "processes"},
+    {"config", "console", "heatmap", "inspection", "pictures", "processes"},
     {"pocket"},
     {"backbone"},
     {"data"},

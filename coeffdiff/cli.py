@@ -313,7 +313,8 @@ def sample(
         if scheduler:
             sampling.set_scheduler(outline, scheduler)
         sampling.check_options(outline, options)
-        prompts = [sampling.fill_prompt(text, [header.token for header in headers]) for text in prompts]
+        tokens = [token for header in headers for token in header.tokens]
+        prompts = [sampling.fill_prompt(text, tokens) for text in prompts]
         named = [(path, header) for (path, _), header in zip(wanted, headers, strict=True)]
         for warning in sampling.warnings_for(prompts, named, outline, options):
             say(f"hint     {warning}")
@@ -345,7 +346,11 @@ def sample(
         for (path, scale), header in zip(wanted, headers, strict=True):
             loaded = load_adapter(pipe, path, scale)
             swept = scales is not None and path == wanted[0][0]
-            at = f"scales {scales}" if swept else f"scale {loaded.scale:g}"
+            at = (
+                f"scales {','.join(f'{strength:g}' for strength in strengths)}"
+                if swept
+                else f"scale {loaded.scale:g}"
+            )
             what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
             say(f"adapter  {path} at {at} ({what})")
         with explained(left):
@@ -377,6 +382,67 @@ def _start_processes() -> Any:
     from coeffdiff.training.launch import start_processes
 
     return start_processes()
+
+
+@app.command()
+@_answers
+def inspect(
+    adapter: Annotated[
+        Path | None, typer.Argument(help="Run or adapter folder. (default: newest finished run)")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of all alphas as heat maps.")
+    ] = None,
+    heads: Annotated[int, typer.Option(min=1, help="How many of the most recombined heads are listed.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
+) -> None:
+    """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
+    from rich.console import Console
+
+    from coeffdiff.inspection import inspect_adapter, tables
+
+    [(folder, _)] = _adapters([str(adapter)] if adapter else None, with_scales=False)
+    found = inspect_adapter(folder)
+    file = None
+    if output:
+        if not found.deviations:
+            raise AdapterError(f"{folder} is of kind {found.header.kind}: it has no alpha to draw.")
+        from coeffdiff.heatmap import draw_heat_maps
+        from coeffdiff.pictures import free_name, save_png
+
+        maps = {layer: deviation.numpy() for layer, deviation in found.deviations.items()}
+        sheet = draw_heat_maps(maps, f"alpha of {' and '.join(found.header.tokens)} ({folder})"[:100])
+        file = free_name(output / "alpha.png")
+        save_png(sheet, file)
+    if as_json:
+        print(json.dumps(found.as_json() | {"heat_maps": str(file) if file else None}))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(tables(found, heads))
+    if file:
+        print(file)
+
+
+@app.command()
+@_answers
+def merge(
+    adapters: Annotated[list[str], typer.Argument(metavar="DIR[:SCALE]...", help="Run or adapter folders.")],
+    output: Annotated[Path, typer.Option(help="Folder for the merged adapter.")],
+    model: Annotated[
+        str | None, typer.Option(help="Base model, where the adapters name different ones.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print its header as JSON on stdout.")] = False,
+) -> None:
+    """One adapter that does what several do together: coeff = I + the sum of scale x alpha, LoRAs added up."""
+    from coeffdiff.method.merging import merge_adapters
+
+    header = merge_adapters([*map(_folder_and_scale, adapters)], output, model)
+    if as_json:
+        print(json.dumps({"adapter": str(output), "header": header.model_dump(mode="json")}))
+        return
+    for part in header.merged:
+        say(f"part     {part.token} x {part.scale:g} ({part.kind}, {part.trained_steps} steps)")
+    print(output)
 
 
 @app.command()
@@ -472,11 +538,11 @@ def _scales(text: str | None, adapters: list[str] | None) -> list[float | None]:
     return list(dict.fromkeys(found))
 
 
-def _adapters(given: list[str] | None) -> list[tuple[Path, float | None]]:
+def _adapters(given: list[str] | None, with_scales: bool = True) -> list[tuple[Path, float | None]]:
     """Folders and scales; without any, the newest finished run."""
     from coeffdiff.sampling import find_newest_run
 
-    if given == ["none"]:
+    if given == ["none"] and with_scales:
         return []
     if not given:
         run = find_newest_run(Path("runs"))
@@ -484,7 +550,8 @@ def _adapters(given: list[str] | None) -> list[tuple[Path, float | None]]:
         return [(run / "adapter", None)]
     from coeffdiff.method.adapter import find_adapter
 
-    return [(find_adapter(folder), scale) for folder, scale in map(_folder_and_scale, given)]
+    pairs = map(_folder_and_scale, given) if with_scales else [(folder, None) for folder in given]
+    return [(find_adapter(folder), scale) for folder, scale in pairs]
 
 
 def _folder_and_scale(text: str) -> tuple[str, float | None]:

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from coeffdiff.errors import AdapterError
 from coeffdiff.method.adapter import AdapterHeader, read_coefficients, read_lora
 from coeffdiff.method.coefficients import deviation_of
 from coeffdiff.method.lora import LORA_FILE, lora_pairs
@@ -310,10 +309,15 @@ def _facts(found: Inspection) -> Table:
         "trained": f"{header.trained_steps} steps at {header.resolution} px",
         "scale": f"{header.recommended_scale:g} recommended",
         "holds": "\n".join(holds),
+        "merged": "\n".join(
+            f"{part.token} {part.class_word or ''} x {part.scale:g} ({part.kind}, {part.trained_steps} steps)"
+            for part in header.merged
+        ),
         "files": "\n".join([*files, f"{sum(found.files.values()):,} bytes in all"]),
     }
     for name, value in lines.items():
-        table.add_row(Text(name), Text(value, overflow="fold"))
+        if value:
+            table.add_row(Text(name), Text(value, overflow="fold"))
     return table
 
 
@@ -340,7 +344,7 @@ _KEYS = {"off-diagonal": "off_diagonal", "mean |entry|": "mean"}
 
 def _head_table(rows: Sequence[HeadReport], of: int) -> Table:
     title = f"The {len(rows)} most recombined of {of:,} heads"
-    table = _table(title, "layer", "head", "row norm", "own map", "takes most of", words=1)
+    table = _table(title, "layer", "head", "row norm", "own map", "most of another", words=1)
     for row in rows:
         source = f"head {row.source} x {row.weight:+.3f}" if row.source != row.head else ""
         table.add_row(*map(Text, (row.layer, str(row.head), f"{row.norm:.4g}", f"x {row.own:.3f}", source)))
@@ -355,9 +359,3 @@ def _simplex_text(simplex: SimplexReport) -> Text:
         f"the weights of {simplex.sums:,} do not add up to 1 (sums from {simplex.lowest_sum:.3f} "
         f"to {simplex.highest_sum:.3f})."
     )
-
-
-def require_alpha(header: AdapterHeader, folder: Path) -> None:
-    """Raises: AdapterError for an adapter without alpha, of which no heat maps can be drawn."""
-    if not header.heads:
-        raise AdapterError(f"{folder} is of kind {header.kind}: it has no alpha that heat maps could show.")

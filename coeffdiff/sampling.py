@@ -282,10 +282,10 @@ def warnings_for(
     lines = []
     for prompt in dict.fromkeys(prompts):
         for path, header in adapters:
-            if not holds(prompt, header.token):
+            if not any(holds(prompt, token) for token in header.tokens):
                 subject = " ".join(filter(None, (header.token, header.class_word)))
                 lines.append(
-                    f"The prompt {_short(prompt)} lacks {header.token}, the token of {path}; "
+                    f"The prompt {_short(prompt)} lacks {' or '.join(header.tokens)}, the token of {path}; "
                     f'write for instance "a photo of {subject}".'
                 )
         lines += length_warnings(prompt, pipe)

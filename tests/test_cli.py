@@ -291,6 +291,11 @@ def test_scale_0_and_no_adapter_give_the_same_picture(trained):
         (["--prompt", "a", "--adapter", "RUN", "--offload", "model"], "ConfigError"),
         (["--prompt", "a", "--adapter", "none", "--model", "nowhere"], "ModelError"),
         (["--prompt", "<V>", "--adapter", "none", "--model", "MODEL"], "ConfigError"),
+        (["--prompt", "a", "--adapter", "RUN", "--scales", "0;1"], "--scales takes numbers with commas"),
+        (["--prompt", "a", "--adapter", "RUN", "--scales", "0,inf"], "such as 0,0.5,1; not '0,inf'"),
+        (["--prompt", "a", "--adapter", "RUN", "--scales", ""], "--scales takes numbers with commas"),
+        (["--prompt", "a", "--adapter", "none", "--scales", "0,1"], "--scales needs an adapter"),
+        (["--prompt", "a", "--adapter", "RUN:0.5", "--scales", "0,1"], "leave one of them out"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
@@ -304,6 +309,91 @@ def test_a_mistake_in_sampling_is_one_sentence_and_leaves_nothing(trained, argum
     assert len(mistake) == 1, result.stderr
     assert sentence in mistake[0]
     assert not Path("samples").exists()
+
+
+def test_scales_make_one_labelled_grid(trained, monkeypatch):
+    """--scales 0,1 of the newest run: two pictures of one seed, unlike each other, and said so."""
+    monkeypatch.chdir(trained)
+    result = call(
+        "sample", "--prompt", "<V> ball", "--scales", "0,1,0", "--steps", "2", "--output", "swept", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert "adapter  runs/sks/adapter at scales 0,1 (coeff+lora" in result.stderr
+    *files, grid = json.loads(result.stdout)["files"]
+    assert [Path(file).name for file in files] == [
+        "001-sks-ball-seed0-scale0.png",
+        "002-sks-ball-seed0-scale1.png",
+    ]
+    pictures = [Image.open(file) for file in files]
+    assert [json.loads(p.info["coeffdiff"])["adapters"][0]["scale"] for p in pictures] == [0.0, 1.0]
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+    assert Path(grid).name == "grid.png"
+
+
+def test_inspect_reads_the_newest_run_and_loads_no_model(trained, monkeypatch):
+    """Tables for people, JSON for programs, a picture on demand; the base model is not even looked for."""
+    from coeffdiff import backbone
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("inspect asked for a model")
+
+    monkeypatch.setattr(backbone, "find_backbone", refuse)
+    monkeypatch.chdir(trained)
+    result = call("inspect")
+    assert result.exit_code == 0, result.output
+    assert "runs/sks (the newest finished one)" in result.stderr
+    assert "How far alpha moved" in result.stdout and "LoRA: norm of the weight change" in result.stdout
+    answer = json.loads(call("inspect", "runs/sks", "--json", "--output", "seen").stdout)
+    assert answer["header"]["token"] == "sks" and answer["alpha_parameters"] > 0 < answer["lora_parameters"]
+    assert Image.open(answer["heat_maps"]).width > 300
+    assert call("inspect", "runs/sks", "--output", "seen").stdout.splitlines()[-1] == "seen/alpha-2.png"
+
+
+def test_merge_writes_an_adapter_that_samples(trained):
+    """Two times half of an adapter is that adapter: the same picture within 2/255."""
+    run = str(trained / "runs/sks")
+    result = call("merge", f"{run}:0.5", f"{run}:0.5", "--output", "whole")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == "whole"
+    assert "part     sks x 0.5 (coeff+lora, 2 steps)" in result.stderr
+    pixels = []
+    for adapter in (run, "whole"):
+        drawn = call("sample", "--adapter", adapter, "--prompt", "<V>", "--steps", "2", "--json")
+        assert drawn.exit_code == 0, drawn.output
+        pixels.append(Image.open(json.loads(drawn.stdout)["files"][0]))
+    assert max(abs(a - b) for a, b in zip(*(p.tobytes() for p in pixels), strict=True)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["inspect"], "AdapterError: There is no finished run under runs"),
+        (["inspect", "nowhere"], "AdapterError: There is no adapter nowhere"),
+        (["inspect", "none"], "AdapterError: There is no adapter none"),
+        (
+            ["inspect", "RUN", "--output", "note.txt"],
+            "ConfigError: The picture note.txt/alpha.png cannot be written",
+        ),
+        (["merge", "RUN", "--output", "m"], "AdapterError: Merging takes at least two adapters"),
+        (["merge", "RUN:much", "RUN", "--output", "m"], "the scale 'much' is not a number"),
+        (["merge", "RUN", "nowhere:2", "--output", "m"], "AdapterError: There is no adapter nowhere"),
+        (["merge", "RUN", "RUN", "--output", "note.txt"], "AdapterError: note.txt is not empty"),
+        (
+            ["merge", "RUN", "RUN", "--output", "note.txt/m"],
+            "AdapterError: The adapter note.txt/m cannot be written",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_about_adapters_is_one_sentence_and_leaves_nothing(trained, arguments, sentence):
+    """Exit code 2, one line, nothing written."""
+    Path("note.txt").write_text("a note")
+    result = call(*(a.replace("RUN", str(trained / "runs/sks")) for a in arguments))
+    assert result.exit_code == 2, result.output
+    mistake = [line for line in result.stderr.splitlines() if "Error: " in line]
+    assert len(mistake) == 1, result.stderr
+    assert sentence in mistake[0]
+    assert [path.name for path in Path().iterdir()] == ["note.txt"]
 
 
 def test_a_scale_is_what_follows_the_last_colon(tmp_path):

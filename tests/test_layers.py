@@ -13,7 +13,7 @@ ORDER = [
     {"errors", "seeding", "files"},
     {"speed"},
     {"method"},
-    {"config", "console", "pictures", "processes", "tokens"},
+    {"config", "console", "heatmap", "inspection", "pictures", "processes", "tokens"},
     {"shortage"},
     {"pocket"},
     {"backbone"},

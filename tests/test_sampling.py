@@ -628,6 +628,58 @@ def test_pictures_and_their_grid_are_written(pipe, tmp_path):
     assert same == files and len(list((tmp_path / "new").iterdir())) == 7
 
 
+def test_scales_are_drawn_side_by_side_with_equal_noise(pipe, adapter_folder, tmp_path):
+    """Each picture is that of the adapter loaded at its scale, bit for bit and batch for batch; the recipe and the
+    name carry the scale, and afterwards the adapter has its own again."""
+    adapter = load_adapter(pipe, adapter_folder, scale=0.7)
+    prompts, seeds, scales = (PROMPT, "a red barn"), (11, 12), (0.0, 0.5, -1.0)
+    requests = [Request(p, n, scale) for p in prompts for n in seeds for scale in scales]
+    options = Options(steps=2, width=64, height=64, batch_size=3)
+    files = sampling.write_pictures(pipe, requests, options, tmp_path / "swept")
+    assert adapter.scale == 0.7
+    assert [f.name for f in files[:3]] == [
+        "001-a-photo-of-sks-ball-in-the-snow-seed11-scale0.png",
+        "002-a-photo-of-sks-ball-in-the-snow-seed11-scale0.5.png",
+        "003-a-photo-of-sks-ball-in-the-snow-seed11-scale-1.png",
+    ]
+    grid = Image.open(files[-1])
+    for number, scale in enumerate(scales):
+        adapter.set_scale(scale)
+        alone = draw(pipe, [Request(p, n) for p in prompts for n in seeds], options)
+        swept = files[number:-1:3]
+        assert [read_recipe(file)["adapters"][0]["scale"] for file in swept] == [scale] * 4
+        for file, expected in zip(swept, alone, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(file)), expected)
+        # The grid's columns are scales, its rows prompts and seeds: 64 px pictures are drawn at 256
+        x = grid.width - (3 - number) * 264 + 2
+        for row, expected in enumerate(alone):
+            assert grid.getpixel((x, grid.height - (4 - row) * 264 + 2)) == tuple(expected[0, 0])
+
+
+def test_the_work_is_planned_scale_by_scale():
+    """Batches hold neighbours of one scale, whatever the order of the requests."""
+    requests = [Request("x", seed, scale) for seed in range(3) for scale in (0.0, 1.0)]
+    assert sampling.plan(requests, 2) == [[0, 2], [4], [1, 3], [5]]
+    assert sampling.plan([Request("x", seed) for seed in range(3)], 2) == [[0, 1], [2]]
+
+
+def test_the_own_scale_comes_back_after_an_error(pipe, adapter_folder):
+    """Also where somebody stops asking for pictures in the middle."""
+    adapter = load_adapter(pipe, adapter_folder, scale=0.7)
+    pictures = sampling.generate(pipe, [Request("sks", 1, 0.2), Request("sks", 1, 0.3)], QUICK)
+    next(pictures)
+    assert adapter.scale == 0.2
+    pictures.close()
+    assert adapter.scale == 0.7
+
+
+def test_a_scale_needs_an_adapter_and_a_number(pipe):
+    with pytest.raises(ConfigError, match="no adapter is loaded that could have it"):
+        sampling.generate(pipe, [Request("x", 1, 0.5)], QUICK)
+    with pytest.raises(ConfigError, match="A scale must be a finite number, not nan"):
+        Request("x", 1, float("nan"))
+
+
 # --- runs -----------------------------------------------------------------------------------------------------
 
 

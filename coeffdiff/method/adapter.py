@@ -79,6 +79,24 @@ class LoraHeader(BaseModel):
     dora: bool = False
 
 
+class MergedPart(BaseModel):
+    """One of the adapters that were merged into this one, and the scale that it went in with."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    token: str = Field(min_length=1, max_length=200)
+    class_word: str | None = Field(None, max_length=200)
+    kind: Literal["coeff", "lora", "coeff+lora"]
+    trained_steps: int = Field(ge=0)
+    scale: float
+
+    @field_validator("token", "class_word")
+    @classmethod
+    def _printable(cls, value: str | None) -> str | None:
+        if value and not _harmless(value):
+            raise ValueError("text that is overlong or has control characters")
+        return value
+
+
 class AdapterHeader(BaseModel):
     """What an adapter says of itself. Text is bounded and printable, since it comes from files of others."""
 
@@ -99,6 +117,12 @@ class AdapterHeader(BaseModel):
     resolution: int = Field(ge=1, le=10**6)
     recommended_scale: float = 1.0
     versions: dict[str, str] = Field({}, max_length=100)
+    merged: tuple[MergedPart, ...] = Field((), max_length=100)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The words that call its subjects: one, or those of the adapters that were merged."""
+        return tuple(dict.fromkeys(part.token for part in self.merged)) or (self.token,)
 
     @field_validator("base_model", "token", "class_word", "templates", "heads", "versions")
     @classmethod
@@ -164,7 +188,8 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
         pipe: anything with an SDXL `unet`; for a learned token also with its text encoders and tokenizers.
         path: a run folder or an adapter folder.
         scale: how strongly it is applied; by default what the adapter recommends.
-    Returns: the applied adapter. Several may be loaded; their alphas and LoRAs add up.
+    Returns: the applied adapter. Several may be loaded, of any kinds; they add up: on each layer
+        coeff = I + sum of scale_i * alpha_i, and to each weight the sum of scale_i * LoRA_i.
     Raises: AdapterError if the files are missing, damaged or hostile, or the token is taken by a loaded adapter;
         AdapterMismatch if they are sound but belong to another architecture. The pipeline is then as before.
     """
@@ -176,9 +201,10 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
     lora = read_lora(folder, header, unet)
     others = _loaded(unet)
     for other in others.values():
-        if other.header.token.lower() == header.token.lower():
+        shared = [token for token in header.tokens if token.lower() in map(str.lower, other.header.tokens)]
+        if shared:
             raise AdapterError(
-                f"{folder} and {other.path} both use the token {header.token!r}; a prompt could not tell them apart. "
+                f"{folder} and {other.path} both use the token {shared[0]!r}; a prompt could not tell them apart. "
                 "Train one of them with another --token."
             )
     name = next(f"coeffdiff_{n}" for n in range(len(others) + 1) if f"coeffdiff_{n}" not in others)
@@ -225,14 +251,19 @@ def save_adapter(
     with appearing(folder, durable=True) as temporary:
         temporary.mkdir()
         alphas = alphas_of(coefficients_of(unet, name))
-        content = save(alphas, metadata={"format": "pt", _KEY: header.model_dump_json()})
-        (temporary / COEFF_FILE).write_bytes(content)
+        (temporary / COEFF_FILE).write_bytes(pack_coefficients(alphas, header))
         if header.lora:
             save_lora(unet, temporary, name)
         if header.vectors:
             save_rows(temporary, rows or {})
         for file, extra in (extras or {}).items():
             (temporary / file).write_bytes(extra)
+
+
+def pack_coefficients(alphas: dict[str, Tensor], header: AdapterHeader) -> bytes:
+    """The content of a COEFF_FILE: alphas as of alphas_of, and the header that describes the folder."""
+    content: bytes = save(alphas, metadata={"format": "pt", _KEY: header.model_dump_json()})
+    return content
 
 
 def alphas_of(layers: dict[str, Coefficients]) -> dict[str, Tensor]:

@@ -71,12 +71,24 @@ def save_lora(unet: nn.Module, folder: Path, name: str = "default") -> None:
     """Write LORA_FILE into `folder`, with the metadata from which a plain load recovers rank, alpha and DoRA."""
     bare = unwrapped(unet)
     config = bare.peft_config[name]
+    write_lora(
+        folder,
+        get_peft_model_state_dict(bare, adapter_name=name),
+        rank=config.r,
+        alpha=config.lora_alpha,
+        dora=config.use_dora,
+        modules=sorted(config.target_modules),
+    )
+
+
+def write_lora(
+    folder: Path, tensors: dict[str, Tensor], *, rank: int, alpha: float, dora: bool, modules: list[str]
+) -> None:
+    """Write LORA_FILE from tensors in PEFT's names, without a UNet."""
     StableDiffusionXLPipeline.save_lora_weights(
         folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(bare, adapter_name=name)),
-        unet_lora_adapter_metadata=_plain_config(
-            config.r, config.lora_alpha, config.use_dora, sorted(config.target_modules)
-        ),
+        unet_lora_layers=convert_state_dict_to_diffusers(tensors),
+        unet_lora_adapter_metadata=_plain_config(rank, alpha, dora, modules),
     )
     # safetensors writes files that only their owner may read; an adapter is for sharing, as the umask says.
     file = folder / LORA_FILE
@@ -129,19 +141,15 @@ def lora_pairs(tensors: dict[str, Tensor], origin: str) -> dict[str, tuple[Tenso
     named = {_peft_key(key).removeprefix("unet."): tensor for key, tensor in tensors.items()}
     downs = {key.removesuffix(_A): t for key, t in named.items() if key.endswith(_A)}
     ups = {key.removesuffix(_B): t for key, t in named.items() if key.endswith(_B)}
-    magnitudes = {key for key in named if key.endswith(".lora_magnitude_vector")}
-    unmatched = sorted({*downs} ^ {*ups}) or (
-        []
-        if downs and len(downs) + len(ups) + len(magnitudes) == len(tensors)
-        else sorted(tensors)[:1] or ["it"]
-    )
-    for module in unmatched or downs:
-        if unmatched or not (
-            downs[module].ndim == ups[module].ndim == 2 and downs[module].shape[0] == ups[module].shape[1]
-        ):
-            raise AdapterError(
-                f"{origin} is not a LoRA of this layout: {module} has no two matrices that fit."
-            )
+    strange = {key for key in named if not key.endswith((_A, _B, ".lora_magnitude_vector"))}
+
+    def fit(a: Tensor, b: Tensor) -> bool:
+        return a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
+
+    odd = sorted({*downs} ^ {*ups} | strange) or [m for m in downs if not fit(downs[m], ups[m])]
+    if odd or not downs:
+        what = f"{odd[0]} has no two matrices that fit" if odd else "it is empty"
+        raise AdapterError(f"{origin} is not a LoRA of this layout: {what}.")
     return {module: (downs[module], ups[module]) for module in downs}
 
 

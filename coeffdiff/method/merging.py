@@ -1,0 +1,212 @@
+"""Several adapters as one: what load_adapter adds up when they are loaded together, written as one folder.
+
+coeff = I + sum of scale_i * (coeff_i - I) on every layer, and LoRA's weight changes add up the same way. No model is
+needed for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from coeffdiff.errors import AdapterError, AdapterMismatch
+from coeffdiff.files import appearing
+from coeffdiff.method.adapter import (
+    COEFF_FILE,
+    FORMAT_VERSION,
+    AdapterHeader,
+    LoraHeader,
+    MergedPart,
+    find_adapter,
+    pack_coefficients,
+    read_coefficients,
+    read_lora,
+)
+from coeffdiff.method.coefficients import deviation_of
+from coeffdiff.method.lora import LORA_FILE, lora_pairs, write_lora
+
+_MOST_RANKS = 1024  # what LoraHeader allows
+_MOST_PARTS = 100  # what AdapterHeader allows
+
+
+def merge_adapters(
+    adapters: Sequence[tuple[str | Path, float | None]], output: Path, base_model: str | None = None
+) -> AdapterHeader:
+    """Write the weighted sum of adapters as the adapter folder `output`.
+
+    The sum of alphas is taken in float64 and exact up to one rounding to float32. LoRAs are laid side by side: the
+    merged one has the sum of their ranks, so its product is the sum of theirs. The first adapter's token is the
+    merged one's; all of them keep their own in the header's `merged`, and each word still calls its own subject.
+
+    Args:
+        adapters: run or adapter folders and scales; None is what an adapter recommends.
+        base_model: what to write down as the base, needed where the adapters name different ones.
+    Returns: the header that was written; its recommended scale is 1.
+    Raises: AdapterError for a damaged adapter, a DoRA, ranks beyond 1024, a scale that is 0 or no number, an output
+        that holds something; AdapterMismatch if the adapters belong to different models.
+    """
+    if len(adapters) < 2:
+        raise AdapterError("Merging takes at least two adapters, such as runs/a:0.7 runs/b:0.3.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise AdapterError(f"{output} is not empty; name another --output. Nothing was changed.")
+    folders = [find_adapter(path) for path, _ in adapters]
+    read = [read_coefficients(folder) for folder in folders]
+    headers = [header for header, _ in read]
+    scales = [
+        header.recommended_scale if scale is None else scale
+        for (_, scale), header in zip(adapters, headers, strict=True)
+    ]
+    loras = [read_lora(folder, header) for folder, header in zip(folders, headers, strict=True)]
+    _check(folders, headers, scales, base_model)
+
+    alphas: dict[str, Tensor] = {}
+    heads: dict[str, int] = {}
+    for (header, own), scale in zip(read, scales, strict=True):
+        for layer, count in header.heads.items():
+            deviation = scale * deviation_of(own[f"{layer}.alpha"].double(), header.form)
+            alphas[f"{layer}.alpha"] = alphas.get(f"{layer}.alpha", 0) + deviation
+            heads[layer] = count
+    rank, tensors = _side_by_side(folders, headers, scales, loras)
+    first = headers[0]
+    parts = [part for header, scale in zip(headers, scales, strict=True) for part in _parts(header, scale)]
+    if len(parts) > _MOST_PARTS:
+        raise AdapterError(f"These are {len(parts)} adapters; at most {_MOST_PARTS} can be merged into one.")
+    merged = first.model_copy(
+        update={
+            "format_version": FORMAT_VERSION,
+            "kind": "+".join(["coeff"] * bool(heads) + ["lora"] * bool(rank)),
+            "base_model": base_model or first.base_model,
+            "form": "residual",
+            "heads": heads,
+            "lora": LoraHeader(rank=rank, alpha=rank) if rank else None,
+            "trained_steps": max(header.trained_steps for header in headers),
+            "resolution": max(header.resolution for header in headers),
+            "recommended_scale": 1.0,
+            "merged": tuple(parts),
+        }
+    )
+    narrow = {key: alpha.float().contiguous() for key, alpha in alphas.items()}
+    if not all(tensor.isfinite().all() for tensor in (*narrow.values(), *tensors.values())):
+        raise AdapterError("The sum is not finite; the scales are too large.")
+    try:
+        with appearing(output) as temporary:
+            temporary.mkdir()
+            (temporary / COEFF_FILE).write_bytes(pack_coefficients(narrow, merged))
+            if rank:
+                modules = sorted({key.rpartition(".lora_")[0] for key in tensors})
+                write_lora(temporary, tensors, rank=rank, alpha=float(rank), dora=False, modules=modules)
+            (temporary / "README.md").write_text(_card(merged), encoding="utf-8")
+    except OSError as error:
+        raise AdapterError(f"The adapter {output} cannot be written: {error.strerror or error}.") from None
+    return merged
+
+
+def _check(
+    folders: Sequence[Path], headers: Sequence[AdapterHeader], scales: Sequence[float], base_model: str | None
+) -> None:
+    first, start = headers[0], folders[0]
+    heads: dict[str, tuple[int, Path]] = {}
+    for folder, header, scale in zip(folders, headers, scales, strict=True):
+        if not math.isfinite(scale) or scale == 0:
+            raise AdapterError(f"The scale of {folder} must be a finite number other than 0, not {scale:g}.")
+        if header.lora and header.lora.dora:
+            raise AdapterError(
+                f"{folder} is a DoRA, whose change depends on the base model's weights and adds up with no other; "
+                "load it beside the other adapters instead."
+            )
+        unknown = sorted({file.name for file in folder.glob("*.safetensors")} - {COEFF_FILE, LORA_FILE})
+        if unknown:
+            raise AdapterError(
+                f"{folder} also holds {unknown[0]}, which cannot be merged; load the adapters together instead."
+            )
+        if not base_model and header.base_model != first.base_model:
+            raise AdapterMismatch(
+                f"{start} was trained on {first.base_model} and {folder} on {header.base_model}. If they share an "
+                "architecture, pass --model with the one that the merged adapter is for."
+            )
+        for layer, count in header.heads.items():
+            found, where = heads.setdefault(layer, (count, folder))
+            if found != count:
+                raise AdapterMismatch(
+                    f"{where} has {found} heads in {layer} and {folder} has {count}: they were trained on models of "
+                    "different architecture."
+                )
+
+
+def _side_by_side(
+    folders: Sequence[Path],
+    headers: Sequence[AdapterHeader],
+    scales: Sequence[float],
+    loras: Sequence[dict[str, Tensor]],
+) -> tuple[int, dict[str, Tensor]]:
+    """The sum of the ranks and PEFT's A and B by key: A below A, B beside B with scale * alpha / rank in it."""
+    pairs, strengths, ranks = [], [], []
+    for folder, header, scale, tensors in zip(folders, headers, scales, loras, strict=True):
+        if header.lora:
+            pairs.append(lora_pairs(tensors, str(folder)))
+            strengths.append(scale * header.lora.alpha / header.lora.rank)
+            ranks.append(header.lora.rank)
+    if sum(ranks) > _MOST_RANKS:
+        raise AdapterError(
+            f"The LoRAs' ranks add up to {sum(ranks):,}, and an adapter has at most {_MOST_RANKS:,}; "
+            "load the adapters together instead."
+        )
+    sizes: dict[str, tuple[int, int]] = {}
+    for own, rank in zip(pairs, ranks, strict=True):
+        for module, (a, b) in own.items():
+            size = sizes.setdefault(module, (a.shape[1], b.shape[0]))
+            if size != (a.shape[1], b.shape[0]) or len(a) != rank:
+                raise AdapterMismatch(
+                    f"The LoRAs change {module} in matrices that do not fit together: they were trained on models of "
+                    "different architecture, or one of them is damaged."
+                )
+    merged: dict[str, Tensor] = {}
+    for module, (wide, tall) in sizes.items():
+        absent = [(torch.zeros(rank, wide), torch.zeros(tall, rank)) for rank in ranks]
+        parts = [pair.get(module, zeros) for pair, zeros in zip(pairs, absent, strict=True)]
+        merged[f"{module}.lora_A.weight"] = torch.cat([a.float() for a, _ in parts])
+        scaled = [strength * b.double() for (_, b), strength in zip(parts, strengths, strict=True)]
+        merged[f"{module}.lora_B.weight"] = torch.cat(scaled, dim=1).float()
+    return sum(ranks), merged
+
+
+def _parts(header: AdapterHeader, scale: float) -> tuple[MergedPart, ...]:
+    """What this adapter contributes; one that was merged itself contributes its own parts."""
+    if header.merged:
+        return tuple(part.model_copy(update={"scale": scale * part.scale}) for part in header.merged)
+    return (
+        MergedPart(
+            token=header.token,
+            class_word=header.class_word,
+            kind=header.kind,
+            trained_steps=header.trained_steps,
+            scale=scale,
+        ),
+    )
+
+
+def _card(header: AdapterHeader) -> str:
+    rows = "".join(
+        f"| `{part.token}` | {part.class_word or ''} | {part.kind} | {part.trained_steps} | {part.scale:g} |\n"
+        for part in header.merged
+    )
+    return f"""---
+library_name: coeffdiff
+---
+
+# {len(header.merged)} adapters in one
+
+For `{header.base_model}`, merged with coeffdiff ({header.kind}): the weighted sum of these. Each word calls its own
+subject.
+
+| token | class word | kind | steps | scale |
+|---|---|---|---|---|
+{rows}
+```python
+adapter = coeffdiff.load_adapter(pipe, ".")
+```
+"""

@@ -15,7 +15,7 @@ import random
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -126,11 +126,11 @@ class View:
         return (*self.original_size, *self.crop_top_left, *self.target_size)
 
 
-def read_photos(folder: Path) -> PhotoSet:
+def read_photos(folder: Path, on_file: Callable[[int], None] = lambda done: None) -> PhotoSet:
     """Every usable photo of a folder, sorted by name; the rest is left out by name and reason, never touched.
 
     Each file is decoded in full, so that a truncated one is found now and not in the middle of a run.
-    Subfolders are not entered; links to photos are followed.
+    Subfolders are not entered; links to photos are followed. on_file is told how many files have been read.
 
     Raises: PhotoError if there is no such folder, it cannot be listed, or it holds no usable photo.
     """
@@ -141,7 +141,8 @@ def read_photos(folder: Path) -> PhotoSet:
     photos: dict[str, Photo] = {}
     skipped: list[Skipped] = []
     notes: list[str] = []
-    for path in entries:
+    for number, path in enumerate(entries, 1):
+        on_file(number)
         if _companion_of(path) in stems:
             continue
         try:

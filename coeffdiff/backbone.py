@@ -221,6 +221,40 @@ def unet_on_meta(backbone: Backbone) -> Any:
             return UNet2DConditionModel.from_config(unet_config(backbone))
 
 
+def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
+    """text_encoder, text_encoder_2, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
+    with quiet_libraries(), _said(f"{backbone.name}: the config of its {network}"):
+        import diffusers
+        import torch
+        import transformers
+
+        source, subfolder = _place(backbone, network)
+        config = _json(source, _joined(subfolder, "config.json"))
+        name = _NETWORKS[network][0]
+        with torch.device("meta"):
+            if name.startswith("CLIP"):
+                built = getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
+            else:
+                built = getattr(diffusers, name).from_config(config)
+        return torch.nn.Module.to(built, _dtype(backbone, network, dtype)).eval()
+
+
+def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
+    """The networks whose weights load_pipeline would download first."""
+    if backbone.file is not None:
+        return []
+    import torch
+
+    chosen = {name: _weights(backbone, name, half=dtype != torch.float32)[1] for name in _NETWORKS}
+    return [name for name, files in chosen.items() if not _place(backbone, name)[0].here().issuperset(files)]
+
+
+def bucket_step(backbone: Backbone, resolution: int) -> int:
+    """What bucket sides are multiples of: 64 pixels, as SDXL was trained, or what the UNet's levels need if less."""
+    levels = len(unet_config(backbone)["down_block_types"])
+    return min(64, vae_factor(backbone) * 2 ** (levels - 1)) if resolution < 512 else 64
+
+
 def unet_parameters(backbone: Backbone) -> int:
     """How many numbers the UNet holds; no weights are read. SDXL: 2,567,463,684."""
     return sum(weight.numel() for weight in unet_on_meta(backbone).parameters())

@@ -218,6 +218,68 @@ def train(
 
 @app.command()
 @_answers
+def check(
+    images: Annotated[Path | None, typer.Option(help="Folder with the photos.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The word that will mean the subject, such as sks.")
+    ] = None,
+    class_word: Annotated[
+        str | None, typer.Option(help='What the subject is, such as "stuffed animal".')
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
+    ] = None,
+    method: Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")] = None,
+    resolution: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
+    from coeffdiff.config import load_settings
+
+    flags = {
+        "subject.images": str(images) if images else None,
+        "subject.token": token,
+        "subject.class_word": class_word,
+        "model.name": model,
+        "method.kind": method,
+        "training.steps": steps,
+        "training.resolution": resolution,
+    }
+    settings = load_settings(config, flags, set_ or ())
+    folder = settings.subject.images
+    if folder is None:
+        raise ConfigError("A check needs --images; for instance: check --images photos/ --token sks.")
+    from coeffdiff import backbone, preflight
+    from coeffdiff.data.photos import read_photos
+    from coeffdiff.training.launch import start_processes
+    from coeffdiff.training.prepare import resolve
+
+    state = start_processes()
+    with progress("reading photos", len(list(folder.iterdir())) if folder.is_dir() else 0) as bar:
+        photos = read_photos(folder, on_file=bar)
+    base = backbone.find_backbone(settings.model)
+    settings, _ = resolve(settings, base, state)
+    with progress("looking at photos", len(photos.photos)) as bar:
+        report = preflight.check(settings, photos, base, state.device, budget_seconds=4, on_photo=bar)
+    if not is_main_process():
+        return
+    if as_json:
+        skipped = [{"name": one.path.name, "reason": one.reason} for one in photos.skipped]
+        about = {"model": base.name, "settings": settings.model_dump(mode="json")}
+        print(json.dumps(report.as_dict() | about | {"left_out": skipped, "notes": photos.notes}))
+        return
+    for line in preflight.table(report, photos):
+        print(line)
+
+
+@app.command()
+@_answers
 def sample(
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt; <V> stands for the token. Repeatable.")

@@ -1,11 +1,15 @@
-"""How long sampling will take here, before it begins: counted work at a measured speed."""
+"""What training and sampling will take, before they begin: memory, time and disk; no opinion on what is too much.
+
+Memory and work are counted by dryrun.py on the model's real architecture, time is that work at the speed that its
+operations have here. What cannot be counted are a few measured constants, which stand below.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +20,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from coeffdiff import backbone, dryrun
+from coeffdiff.config import Settings
 from coeffdiff.console import quiet_libraries
+from coeffdiff.data.photos import Photo, captions_for, view_of
 from coeffdiff.method.injection import unwrapped
 from coeffdiff.sampling import Options, needs_upcast, picture_size
 
@@ -125,7 +132,7 @@ def _blocks(width: int, device: torch.device, dtype: torch.dtype) -> Callable[[i
     for block in (residual, transformer):
         block.to(dtype).to_empty(device=device)
         for weight in block.parameters():
-            weight.fill_(0.01)
+            weight.data.fill_(0.01)
 
     def run(side: int) -> Tensor:
         on: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -153,3 +160,218 @@ def _seconds(run: Callable[[], Tensor], budget: float) -> float:
         run().sum().item()
         best = min(best, time.perf_counter() - begun)
     return best
+
+
+# --- a training run --------------------------------------------------------------------------------------------
+
+_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_NETWORKS = ("text_encoder", "text_encoder_2", "vae", "unet")
+_TOKEN_BUT_NO_NAME = "token"  # captions differ in number, not in cost, by what the token is
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run will take. Bytes, seconds; sums over all steps and pictures.
+
+    phases: the most memory of the device in each: encoding, training, pictures. On a CPU that is this process's
+    resident memory, on a GPU what tensors hold there.
+    ram_bytes: the most memory of the machine; on a CPU the same as the peak.
+    seconds: of loading, encoding, training, pictures; empty where time was not asked for.
+    disk: cache, checkpoints, adapter, pictures, download.
+    """
+
+    device: str
+    trained: int
+    phases: dict[str, int]
+    ram_bytes: int
+    seconds: dict[str, float]
+    seconds_a_step: float
+    disk: dict[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.phases.values())
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.phases, key=lambda phase: self.phases[phase])
+
+
+def predict(
+    settings: Settings,
+    base: Any,
+    photos: Sequence[Photo],
+    device: torch.device,
+    *,
+    process_bytes: int,
+    budget_seconds: float = 0.0,
+) -> Prediction:
+    """What training with these settings will take.
+
+    Args:
+        settings: without "auto". base: from find_backbone.
+        process_bytes: what this process holds now, libraries included; only a CPU's peak contains it.
+        budget_seconds: for measuring how fast operations are here; 0: no time is predicted.
+    """
+    training, dtype = settings.training, _DTYPES[settings.training.precision]
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    narrow = None if training.precision == "no" else dtype
+    networks = {name: backbone.network_on_meta(base, name, dtype) for name in _NETWORKS}
+    weights = {name: dryrun.bytes_of(network) for name, network in networks.items()}
+    unet, vae, factor = networks["unet"], networks["vae"], backbone.vae_factor(base)
+    sizes = buckets(settings, base, photos)
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    rows, columns = height // factor, width // factor
+    side = int(training.resolution) // factor
+
+    parameters = dryrun.make_learnable(unet, learned(settings))
+    trained = sum(parameter.numel() for parameter in parameters)
+    states = optimizer_bytes(settings, trained)
+    step = dryrun.train_step(
+        unet,
+        parameters,
+        batch=int(training.batch_size),
+        rows=rows,
+        columns=columns,
+        device=kind,
+        narrow=narrow,
+        checkpointing=bool(training.gradient_checkpointing),
+        held=states,
+    )
+    encoding = dryrun.encode_photo(vae, rows=rows, columns=columns, device=kind)
+    validation = settings.validation
+    drawing = decoding = None
+    if validation.prompts:
+        guided = 2 if validation.guidance > 1 else 1
+        drawing = dryrun.denoise_step(unet, batch=guided, rows=side, columns=side, device=kind)
+        decoding = dryrun.decode_picture(vae, rows=side, columns=side, device=kind)
+
+    text = weights["text_encoder"] + weights["text_encoder_2"]
+    held = dryrun.bytes_of(unet)  # with what is learned
+
+    def most(resident: int, ledger: dryrun.Ledger | None = None, own: int = 0) -> int:
+        """Resident weights and, on top of those that a ledger counted itself (own), what passed through them."""
+        passing = ledger.peak_bytes - own if ledger else 0
+        if kind == "cuda":
+            return resident + passing + (GPU_WORKSPACE if passing else 0)
+        scratch = ledger.scratch_bytes if ledger else 0
+        return process_bytes + resident + round(HEAP_FACTOR * passing + HEAP_SCRATCH * scratch)
+
+    phases = {
+        "encoding": max(
+            most(text if kind == "cuda" else text + weights["vae"]),
+            most(weights["vae"], encoding, weights["vae"]),
+        ),
+        "training": most(held + states, step, held + states),
+    }
+    if kind == "cpu" and validation.prompts:
+        phases["training"] += weights["vae"]  # it waits for the pictures
+    if drawing and decoding:
+        phases["pictures"] = max(
+            most(held + states + weights["vae"], drawing, held),
+            most(held + states + weights["vae"], decoding, weights["vae"]),
+        )
+    ram = max(phases.values())
+    if kind == "cuda":  # every network is read into the machine's memory before it moves
+        ram = process_bytes + max(text + weights["vae"], weights["unet"] + weights["vae"])
+
+    seconds, seconds_a_step = {}, 0.0
+    if budget_seconds:
+        watch = dryrun.Stopwatch(device, budget_seconds)
+        watch.seconds_per_call = overhead_per_call(watch)
+        micro = watch.seconds(step)
+        seconds_a_step = int(training.accumulate) * micro + _optimizer_seconds(
+            watch, len(parameters), trained
+        )
+        captions = {
+            text
+            for photo in photos
+            for text in captions_for(photo, settings.subject.templates, _TOKEN_BUT_NO_NAME, None)
+        }
+        texts = len(captions) + 2 * len(validation.prompts)
+        views = [size for size in sizes for _ in range(int(settings.photos.augmentations))]
+        area = sum(w * h for w, h in views) / (width * height)  # the work of a photo grows with its pixels
+        text_flops = 2 * dryrun.TOKENS * sum(_numbers(networks[name]) for name in _NETWORKS[:2])
+        seconds["loading"] = LOADING_SECONDS + sum(weights.values()) / LOADING_BYTES_A_SECOND
+        seconds["encoding"] = area * watch.seconds(encoding) + texts * text_flops / watch.flops_per_second
+        seconds["training"] = int(training.steps) * seconds_a_step
+        if drawing and decoding:
+            one = validation.steps * watch.seconds(drawing) + watch.seconds(decoding)
+            seconds["pictures"] = pictures_of(settings) * one
+    disk = {
+        "cache": len(sizes) * int(settings.photos.augmentations) * (8 * 4 * rows * columns + 500),
+        "checkpoints": (4 * trained + states) * (_checkpoints(settings) + 1),  # one more while it is written
+        "adapter": 4 * trained + 2**16,
+        "pictures": pictures_of(settings) * 3 * 2 * int(training.resolution) ** 2,  # beside the grid
+        "download": sum(weights[name] for name in backbone.missing_networks(base, dtype)),
+    }
+    return Prediction(device.type, trained, phases, ram, seconds, seconds_a_step, disk)
+
+
+# Measured on Linux with glibc, one thread, pocket at batch 1 to 16, 128 and 256 px (scripts/bench_check.py): how far
+# the heap grows for each byte that tensors of a step hold at once, and for each byte of an operator's buffers, which
+# come and go between tensors that stay. glibc gives little of that back before the end.
+HEAP_FACTOR, HEAP_SCRATCH = 1.4, 2.2
+# Workspaces of cuBLAS and cuDNN. Not measured: no GPU was at hand.
+GPU_WORKSPACE = 256 * 2**20
+# Building four networks and reading their weights, which lie in the system's cache or on a fast disk.
+LOADING_SECONDS, LOADING_BYTES_A_SECOND = 1.0, 1e9
+
+
+def learned(settings: Settings) -> dryrun.Learned:
+    """settings.method in dryrun's plain values."""
+    method = settings.method
+    return dryrun.Learned(
+        rank=method.lora.rank if "lora" in method.kind else None,
+        lora_targets=tuple(method.lora.targets),
+        dora=method.lora.dora,
+        targets=method.coeff.targets if "coeff" in method.kind else None,
+        blocks=tuple(method.coeff.blocks) if method.coeff.blocks else None,
+        backend=method.coeff.backend,
+    )
+
+
+def optimizer_bytes(settings: Settings, trained: int) -> int:
+    """AdamW's two moments of every trained number, float32."""
+    return 2 * 4 * trained
+
+
+def buckets(settings: Settings, base: Any, photos: Sequence[Photo]) -> list[tuple[int, int]]:
+    """The (width, height) at which each photo is trained."""
+    resolution = int(settings.training.resolution)
+    step = backbone.bucket_step(base, resolution)
+    where: dict[str, Any] = {"resolution": resolution, "step": step, "crop": settings.photos.crop}
+    return [view_of(photo, **where, flip=False, seed=0, augmentation=0).size for photo in photos]
+
+
+def pictures_of(settings: Settings) -> int:
+    """How many validation pictures a run makes: every so many steps, and at the end."""
+    validation, steps = settings.validation, int(settings.training.steps)
+    times = 1 + ((steps - 1) // validation.every if validation.every else 0)
+    return times * len(validation.prompts) * len(validation.seeds)
+
+
+def _checkpoints(settings: Settings) -> int:
+    training = settings.training
+    made = -(-int(training.steps) // training.checkpoint_every) if training.checkpoint_every else 1
+    return min(made, training.keep_checkpoints)
+
+
+def _numbers(network: Any) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def _optimizer_seconds(watch: dryrun.Stopwatch, tensors: int, trained: int) -> float:
+    """AdamW and clipping: some twenty small operations for each tensor, and as many passes over all numbers."""
+    return 20 * (tensors * watch.seconds_per_call + 4 * trained / watch.bytes_per_second)
+
+
+def overhead_per_call(watch: dryrun.Stopwatch) -> float:
+    """What Python and autograd add to an operator, forward and backward: two tiny blocks, less their operators."""
+    real = _blocks(16, watch.device, torch.float32)
+    meta = _blocks(16, torch.device("meta"), torch.float32)
+    with dryrun.ledger_for("cpu") as ledger:
+        meta(4).sum().backward()
+
+    whole = watch.best(lambda: real(4).sum().backward(), 0.05)
+    return max(0.0, whole - watch.seconds(ledger)) / ledger.calls

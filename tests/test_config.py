@@ -158,7 +158,8 @@ def test_every_recipe_is_valid_and_opens_with_its_command(file):
     first = file.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith(f"# coeffdiff train --config configs/{file.name} --images")
     settings = load_settings(file)
-    assert settings.method.kind.replace("+", "-") in file.name
+    if file.stem.startswith(("sdxl-coeff", "sdxl-lora")):  # the others are named after what they fit
+        assert settings.method.kind.replace("+", "-") in file.name
 
 
 def test_the_three_recipes_are_there():

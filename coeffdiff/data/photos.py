@@ -157,11 +157,15 @@ class View:
         return (*self.original_size, *self.crop_top_left, *self.target_size)
 
 
-def read_photos(folder: Path, masks: bool | Literal["auto"] = "auto") -> PhotoSet:
+def read_photos(
+    folder: Path,
+    masks: bool | Literal["auto"] = "auto",
+    on_file: Callable[[int], None] = lambda done: None,
+) -> PhotoSet:
     """Every usable photo of a folder, sorted by name; the rest is left out by name and reason, never touched.
 
     Each file is decoded in full, so that a truncated one is found now and not in the middle of a run.
-    Subfolders are not entered; links to photos are followed.
+    Subfolders are not entered; links to photos are followed. on_file is told how many files have been read.
 
     Args:
         masks: auto takes those that are there, True wants one for every photo, False looks at none.
@@ -176,7 +180,8 @@ def read_photos(folder: Path, masks: bool | Literal["auto"] = "auto") -> PhotoSe
     photos: dict[str, Photo] = {}
     skipped: list[Skipped] = []
     notes: list[str] = []
-    for path in entries:
+    for number, path in enumerate(entries, 1):
+        on_file(number)
         if _companion_of(path) in stems:
             continue
         try:

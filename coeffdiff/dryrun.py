@@ -1,0 +1,480 @@
+"""A run without numbers: the real networks on the meta device, and a ledger of what they would hold and compute.
+
+What a network does is not described here a second time: its own forward and backward run over tensors that have
+shapes, types and lifetimes, but no memory. What the meta device knows nothing of is added: autocast, what fused
+attention keeps, and the buffers that operators need while they run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import flop_registry
+
+from coeffdiff.console import quiet_libraries
+from coeffdiff.method.chunked import chunk_bytes
+from coeffdiff.method.injection import inject
+from coeffdiff.method.lora import add_lora
+
+TOKENS = 77  # of a text, in every SDXL
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_MIXED = torch.ops.coeffdiff.mixed_attention.default
+_MIXED_BACKWARD = torch.ops.coeffdiff.mixed_attention_backward.default
+
+
+@dataclass(frozen=True)
+class TensorLike:
+    """All that decides how long an operator takes over a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorLike:
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def make(self, device: str | torch.device = "meta") -> Tensor:
+        """Such a tensor, its numbers whatever was in memory."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+
+    def filled(self, device: torch.device) -> Tensor:
+        """Such a tensor of small numbers (0.01; integers and truth values: zero)."""
+        room = 1 + sum(
+            (size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True) if size
+        )
+        value = 0.01 if self.dtype.is_floating_point else 0
+        return torch.full((room,), value, dtype=self.dtype, device=device).as_strided(self.shape, self.stride)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call of an operator, up to the numbers in its tensors. arguments: nested tuples, keywords last."""
+
+    operator: Any
+    arguments: tuple[Any, ...]
+
+
+class Ledger(TorchDispatchMode):
+    """What the tensors made inside hold, now and at most, and which operators made them.
+
+    A storage counts from the operator that returns it until nothing refers to it any more, views and autograd's
+    graph included. On top comes what an operator takes while it runs, as scratch_bytes() knows it for `device`;
+    the attribute of that name is the most that any took.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self.device = device
+        self.live_bytes = self.peak_bytes = self.scratch_bytes = self.flops = self.calls = 0
+        self.operations: Counter[Operation] = Counter()
+        self._known: set[int] = set()
+        self._made: dict[Operation, tuple[Any, int, int]] = {}
+
+    def hold(self, tensors: Any) -> None:
+        """Count what was made outside: weights, states of an optimizer."""
+        for tensor in tensors:
+            self._note(tensor)
+
+    def hold_bytes(self, count: int) -> None:
+        self.live_bytes += count
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.calls += 1
+        if operator.is_view or operator._schema.is_mutable:
+            result = operator(*args, **kwargs)
+            if not operator.is_view:
+                self.operations[_operation(operator, args, kwargs)] += 1
+            return result
+        operation = _operation(operator, args, kwargs)
+        self.operations[operation] += 1
+        made, flops, scratch = self._made.get(operation) or (None, 0, 0)
+        if made is None:
+            result = operator(*args, **kwargs)
+            flops, scratch = (
+                flops_of(operator, args, kwargs, result),
+                scratch_bytes(operator, args, self.device),
+            )
+            outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            if all(tensor.untyped_storage()._cdata not in self._known for tensor in outputs):
+                self._made[operation] = (tree_map_only(Tensor, TensorLike.of, result), flops, scratch)
+        else:  # seen before: new tensors of the same kind, ten times as fast as torch's own shape functions
+            result = tree_map_only(TensorLike, TensorLike.make, made)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor)
+        self.flops += flops
+        self.scratch_bytes = max(self.scratch_bytes, scratch)
+        # What comes out exists while the operator still holds its scratch
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes + scratch)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.hold_bytes(size)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self.live_bytes -= size
+
+        weakref.finalize(storage, gone).atexit = False
+
+
+def _operation(operator: Any, args: Any, kwargs: Any) -> Operation:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return TensorLike.of(value)
+        if isinstance(value, list | tuple):
+            return tuple(plain(part) for part in value)
+        return value
+
+    return Operation(operator, (plain(args), tuple((name, plain(value)) for name, value in kwargs.items())))
+
+
+def flops_of(operator: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Multiplications and additions of one call; 0 for all that is no product of matrices."""
+    if operator in (_MIXED, _MIXED_BACKWARD):
+        q, k = args[:2] if operator is _MIXED else args[1:3]
+        batch, heads, queries, width = q.shape
+        product, mixing = (
+            2 * batch * heads * queries * k.shape[2] * width,
+            2 * batch * heads**2 * queries * k.shape[2],
+        )
+        # Forward: scores, values, mixing. Backward: maps and mixing anew; gradients of v, maps, q, k; of coeff, maps
+        return 2 * product + mixing if operator is _MIXED else 5 * product + 3 * mixing
+    count = flop_registry.get(operator.overloadpacket)
+    return int(count(*args, **kwargs, out_val=result)) if count else 0
+
+
+def scratch_bytes(operator: Any, args: Any, device: str) -> int:
+    """What one call takes beside its inputs and outputs while it runs."""
+    if operator in (_MIXED, _MIXED_BACKWARD):
+        q, k = args[:2] if operator is _MIXED else args[1:3]
+        wide = 8 if q.dtype == torch.float64 else 4
+        a_row = q.shape[0] * q.shape[1] * k.shape[2] * wide
+        rows = max(1, min(q.shape[2], chunk_bytes(torch.device(device)) // a_row))
+        inputs = (q.numel() + 2 * k.numel()) * wide  # contiguous copies in float32
+        if operator is _MIXED:
+            return int(inputs + 2 * rows * a_row)
+        return int(inputs + 2 * k.numel() * wide + 3 * rows * a_row)
+    return 0
+
+
+# --- what the meta device knows nothing of ---------------------------------------------------------------------
+
+
+class _AsOn(TorchFunctionMode):
+    """Casts as autocast would on a device, and attention that stores no maps."""
+
+    _NARROW = frozenset(
+        {F.linear, F.conv2d, F.scaled_dot_product_attention, torch.bmm, torch.baddbmm}
+        | {torch.matmul, Tensor.matmul, Tensor.__matmul__}
+    )
+    _WIDE_ON_CUDA = frozenset((F.layer_norm, F.group_norm, F.softmax, torch.softmax, F.mse_loss))
+
+    def __init__(self, device: str, narrow: torch.dtype | None) -> None:
+        super().__init__()
+        self.device, self.narrow = device, narrow
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.narrow is not None:
+            dtype = self.narrow if function in self._NARROW else None
+            if self.device == "cuda" and function in self._WIDE_ON_CUDA:
+                dtype = torch.float32
+            if dtype is not None:
+                args, kwargs = tree_map_only(Tensor, lambda t: _cast(t, dtype), (args, kwargs))
+        if function is F.scaled_dot_product_attention:
+            return _FLASH(*args[:3], is_causal=bool(kwargs.get("is_causal")))[0]
+        return function(*args, **kwargs)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def ledger_for(device: str, narrow: torch.dtype | None = None) -> Iterator[Ledger]:
+    """A ledger of what runs inside, as if on `device` ("cpu" or "cuda"), under autocast to `narrow` if given."""
+    ledger = Ledger(device)
+    with quiet_libraries(), torch.device("meta"), _AsOn(device, narrow), ledger:
+        yield ledger
+
+
+# --- the parts of a run ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is trained on a UNet: settings.method in plain values. rank None: no LoRA; targets None: no alpha."""
+
+    rank: int | None
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    dora: bool = False
+    targets: Any = None
+    blocks: tuple[str, ...] | None = None
+    backend: str = "auto"
+
+
+def make_learnable(unet: Any, learned: Learned) -> list[nn.Parameter]:
+    """Put what is learned on a UNet on meta, as training does: the rest frozen, what learns in float32."""
+    unet.requires_grad_(False)
+    parameters: list[nn.Parameter] = []
+    if learned.rank is not None:
+        lora = add_lora(
+            unet, rank=learned.rank, alpha=learned.rank, targets=learned.lora_targets, dora=learned.dora
+        )
+        parameters += lora.values()
+    if learned.targets is not None:
+        layers = inject(unet, targets=learned.targets, blocks=learned.blocks, backend=learned.backend)
+        parameters += (layer.alpha for layer in layers.values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+        parameter.data = parameter.data.float()
+    return parameters
+
+
+def train_step(
+    unet: Any,
+    parameters: list[nn.Parameter],
+    *,
+    batch: int,
+    rows: int,
+    columns: int,
+    device: str,
+    narrow: torch.dtype | None,
+    checkpointing: bool,
+    held: int = 0,
+) -> Ledger:
+    """Forward and backward of one micro-batch, gradients of earlier ones at hand; the optimizer's step is left out.
+
+    Args:
+        unet: on meta, from make_learnable. parameters: what learns on it.
+        rows, columns: of the latents.
+        narrow: what autocast computes in; None: without autocast.
+        held: bytes that something else holds all the while, such as the optimizer's states.
+    """
+    if checkpointing:
+        # A function mode is off during backward, so what is run again there needs its own
+        again = partial(
+            checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), _AsOn(device, narrow))
+        )
+        unet.enable_gradient_checkpointing(again)
+    else:
+        unet.disable_gradient_checkpointing()
+    unet.train()
+    with ledger_for(device, narrow) as ledger:
+        ledger.hold(unet.parameters())
+        ledger.hold(unet.buffers())
+        ledger.hold_bytes(held)
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        inputs = _unet_inputs(unet, batch, rows, columns, torch.float32)
+        loss = F.mse_loss(unet(**inputs).sample.float(), torch.empty_like(inputs["sample"]))
+        loss.backward()
+        del loss, inputs
+    for parameter in parameters:
+        parameter.grad = None
+    return ledger
+
+
+@torch.no_grad()
+def denoise_step(unet: Any, *, batch: int, rows: int, columns: int, device: str) -> Ledger:
+    """One call of the UNet for pictures; batch: pictures, twice with guidance."""
+    unet.eval()
+    with ledger_for(device) as ledger:
+        ledger.hold(unet.parameters())
+        ledger.hold(unet.buffers())
+        unet(**_unet_inputs(unet, batch, rows, columns, unet.dtype))
+    return ledger
+
+
+def _unet_inputs(unet: Any, batch: int, rows: int, columns: int, dtype: torch.dtype) -> dict[str, Any]:
+    config = unet.config
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return {
+        "sample": torch.empty(batch, config.in_channels, rows, columns, dtype=dtype),
+        "timestep": torch.empty(batch, dtype=torch.long),
+        "encoder_hidden_states": torch.empty(batch, TOKENS, config.cross_attention_dim, dtype=dtype),
+        "added_cond_kwargs": {
+            "text_embeds": torch.empty(batch, pooled, dtype=dtype),
+            "time_ids": torch.empty(batch, 6, dtype=dtype),
+        },
+    }
+
+
+@torch.no_grad()
+def encode_photo(vae: Any, *, rows: int, columns: int, device: str) -> Ledger:
+    """One photo through the VAE; rows and columns of the latents."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    with ledger_for(device) as ledger:
+        ledger.hold(vae.parameters())
+        vae.encode(torch.empty(1, 3, rows * factor, columns * factor, dtype=vae.dtype))
+    return ledger
+
+
+@torch.no_grad()
+def decode_picture(vae: Any, *, rows: int, columns: int, device: str) -> Ledger:
+    """One picture out of the VAE; rows and columns of the latents."""
+    with ledger_for(device) as ledger:
+        ledger.hold(vae.parameters())
+        vae.decode(torch.empty(1, vae.config.latent_channels, rows, columns, dtype=vae.dtype))
+    return ledger
+
+
+def bytes_of(network: nn.Module) -> int:
+    """What a network's weights and buffers take in their types."""
+    return sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+
+
+# --- how long it takes ------------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """How long the operations of ledgers take on a device: each kind is run there once with tensors of its own.
+
+    What the budget does not reach is taken at the speed of what it did: flops where there are any, else bytes.
+    """
+
+    def __init__(self, device: torch.device, budget_seconds: float) -> None:
+        self.device, self.left = device, budget_seconds
+        self.known: dict[Operation, float] = {}
+        self._costs: dict[Operation, _Cost] = {}
+        self.seconds_per_call = 0.0  # of Python and autograd around an operator
+
+    def seconds(self, ledger: Ledger) -> float:
+        """Of everything in a ledger, where nothing else runs."""
+        counted = {
+            operation: count
+            for operation, count in ledger.operations.items()
+            if _touched(operation) is not None
+        }
+        self._costs |= {operation: _cost(operation, ledger) for operation in counted}
+        for operation in sorted(counted, key=lambda o: -counted[o] * self._costs[o].weight):
+            if self.left <= 0:
+                break
+            if operation not in self.known:
+                self._measure(operation)
+        total = ledger.calls * self.seconds_per_call
+        for operation, count in counted.items():
+            found = self.known.get(operation)
+            total += count * (self._costs[operation].seconds(self) if found is None else found)
+        return total
+
+    @property
+    def flops_per_second(self) -> float:
+        return self._reached(lambda cost: cost.flops) or _UNKNOWN_FLOPS
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of operations without flops, which wait for memory; counted by what they read."""
+        return self._reached(lambda cost: 0 if cost.flops else cost.bytes) or _UNKNOWN_BYTES
+
+    def _reached(self, of: Callable[[_Cost], int]) -> float:
+        alike = [o for o in self.known if of(self._costs[o])]
+        seconds = sum(self.known[o] for o in alike)
+        return sum(of(self._costs[o]) for o in alike) / seconds if seconds else 0.0
+
+    def best(self, run: Callable[[], Any], seconds: float) -> float:
+        """The shortest of as many runs as fit; the first one loads kernels, and is all if it takes longer."""
+        best, left = math.inf, seconds
+        while best == math.inf or left > 0:
+            taken = self._timed(run)
+            left -= taken
+            best = min(best, taken)
+        return best
+
+    def _measure(self, operation: Operation) -> None:
+        began, worked = time.perf_counter(), time.process_time()
+        # An operator that this device lacks, or no memory left for it
+        with suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
+            self.known[operation] = self.best(_runner(operation, self.device), min(0.01, self.left))
+        # Where other programs hold the processor, a budget of work is stretched, but not without end
+        self.left -= max(time.process_time() - worked, (time.perf_counter() - began) / 4)
+
+    def _timed(self, run: Callable[[], Any]) -> float:
+        """On a CPU never more than the work done: what other programs took meanwhile is not this one's speed."""
+        began, worked = time.perf_counter(), time.process_time()
+        run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter() - began
+        return min(time.perf_counter() - began, time.process_time() - worked)
+
+
+# Where nothing could be measured: a slow processor's
+_UNKNOWN_FLOPS, _UNKNOWN_BYTES = 2e10, 5e9
+
+
+@dataclass(frozen=True)
+class _Cost:
+    flops: int
+    bytes: int
+
+    @property
+    def weight(self) -> float:
+        return self.flops / _UNKNOWN_FLOPS + self.bytes / _UNKNOWN_BYTES
+
+    def seconds(self, watch: Stopwatch) -> float:
+        return self.flops / watch.flops_per_second if self.flops else self.bytes / watch.bytes_per_second
+
+
+def _touched(operation: Operation) -> int | None:
+    """Bytes of an operation's inputs; None where it has none, and only makes room."""
+    found = [leaf for leaf in tree_leaves(operation.arguments) if isinstance(leaf, TensorLike)]
+    return sum(math.prod(t.shape) * t.dtype.itemsize for t in found) if found else None
+
+
+def _cost(operation: Operation, ledger: Ledger) -> _Cost:
+    _, flops, _ = ledger._made.get(operation) or (None, 0, 0)
+    return _Cost(flops, _touched(operation) or 1)
+
+
+def _runner(operation: Operation, device: torch.device) -> Callable[[], Any]:
+    """The operation over tensors of its own on a device."""
+    positional, named = operation.arguments
+
+    def real(value: Any) -> Any:
+        if isinstance(value, TensorLike):
+            return value.filled(device)
+        if isinstance(value, tuple):
+            return [real(part) for part in value]
+        return device if isinstance(value, torch.device) else value
+
+    args, kwargs = real(positional), {name: real(value) for name, value in named}
+    operator = operation.operator
+    if device.type == "cuda" and operator.overloadpacket in (_FLASH, _FLASH_BACKWARD):
+        backward = operator.overloadpacket is _FLASH_BACKWARD
+        q, k, v = (tensor.requires_grad_(backward) for tensor in (args[1:4] if backward else args[:3]))
+        if not backward:
+            return lambda: F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return lambda: torch.autograd.grad(out, (q, k, v), args[0], retain_graph=True)
+
+    def run() -> Any:
+        with torch.no_grad():
+            return operator(*args, **kwargs)
+
+    return run

@@ -1,0 +1,387 @@
+"""What is said before a run: photos that are soft, small, equal or cut, and whether memory, time and disk suffice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from typer.testing import CliRunner
+
+from coeffdiff import backbone, preflight
+from coeffdiff.cli import app
+from coeffdiff.config import load_settings, with_values
+from coeffdiff.data.photos import read_photos
+from coeffdiff.errors import PhotoError
+from coeffdiff.estimate import Prediction
+from coeffdiff.pocket.subjects import SUBJECTS, write_photos
+from coeffdiff.preflight import GIB, Finding, Free, Report
+
+CPU = torch.device("cpu")
+PLENTY = Free(64 * GIB, 64 * GIB, 1000 * GIB, 1000 * GIB)
+
+
+@pytest.fixture(scope="session")
+def renders(tmp_path_factory) -> Path:
+    """Three renders of a mug at 256 px."""
+    folder = tmp_path_factory.mktemp("renders")
+    write_photos(SUBJECTS["robot_mug"], folder, 3)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path, renders):
+    """A folder of one's own with them."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for file in renders.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pocket():
+    return backbone.find_backbone(load_settings(None, {"model.name": "pocket"}).model)
+
+
+def settings_for(photos: Path, **values):
+    common = {
+        "model.name": "pocket",
+        "subject.images": str(photos),
+        "subject.token": "sks",
+        "subject.class_word": "mug",
+        "photos.augmentations": 1,
+        "photos.cache": str(photos.parent / "cache"),
+        "method.lora.learning_rate": 1e-3,
+        "method.lora.alpha": 16,
+        "method.coeff.learning_rate": 1e-2,
+        "training.steps": 300,
+        "training.batch_size": 4,
+        "training.accumulate": 1,
+        "training.resolution": 128,
+        "training.precision": "no",
+        "training.gradient_checkpointing": False,
+        "output": str(photos.parent / "run"),
+    }
+    return load_settings(None, common | values)
+
+
+def look(photos: Path, pocket, **values):
+    return preflight.look_at(settings_for(photos, **values), read_photos(photos).photos, pocket)
+
+
+def about(looked, settings, name: str) -> list[str]:
+    return [f.sentence for f in preflight.photo_findings(looked, settings) if f.subject == name]
+
+
+def test_sharp_renders_raise_no_finding(photos, pocket):
+    """The project's own photos: above the threshold, all different, large enough, nothing cut."""
+    looked = look(photos, pocket)
+    assert preflight.photo_findings(looked, settings_for(photos)) == []
+    assert all(photo.sharpness > 1.5 * preflight.SOFT for photo in looked)
+    assert [(photo.width, photo.bucket, photo.cut, photo.duplicates) for photo in looked] == [
+        (256, (128, 128), 0, ())
+    ] * 3
+
+
+def test_a_blurred_photo_is_named(photos, pocket):
+    """Three pixels of 128 (six of the file's 256): less than half the threshold, and the others stay unnamed."""
+    file = photos / "01.jpg"
+    Image.open(file).filter(ImageFilter.GaussianBlur(6)).save(file, quality=95)
+    looked = look(photos, pocket)
+    assert looked[1].sharpness < preflight.SOFT / 1.5
+    assert "looks blurred" in about(looked, settings_for(photos), "01.jpg")[0]
+    assert about(looked, settings_for(photos), "00.jpg") == []
+
+
+def test_sharpness_does_not_depend_on_the_files_size(photos, pocket):
+    """The same picture from 256 and from 1024 pixels, decoded at a reduced size: within a third."""
+    Image.open(photos / "00.jpg").resize((1024, 1024), Image.Resampling.LANCZOS).save(
+        photos / "big.jpg", quality=95
+    )
+    looked = {photo.name: photo for photo in look(photos, pocket)}
+    assert looked["big.jpg"].sharpness == pytest.approx(looked["00.jpg"].sharpness, rel=0.35)
+
+
+def test_a_picture_of_one_colour_has_no_detail():
+    assert preflight.detail(Image.new("L", (64, 64), 90)) == 1
+
+
+def test_the_hash_by_hand():
+    """Brighter to the right everywhere: all 64 bits; mirrored: none."""
+    ramp = Image.linear_gradient("L").rotate(90)
+    bits = (
+        preflight.difference_hash(ramp),
+        preflight.difference_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    )
+    assert sorted(bits) == [0, 2**64 - 1]
+
+
+def test_nearly_equal_photos_are_found(photos, pocket):
+    """Recompressed, halved and trimmed by 2 % they are the first again; another photo of the subject is not."""
+    original = Image.open(photos / "00.jpg")
+    original.save(photos / "10.jpg", quality=40)
+    original.resize((130, 130)).save(photos / "11.png")
+    original.crop((3, 3, 253, 253)).save(photos / "12.jpg", quality=95)
+    looked = {photo.name: photo for photo in look(photos, pocket)}
+    assert looked["10.jpg"].duplicates == ("00.jpg",)
+    assert looked["11.png"].duplicates == ("00.jpg", "10.jpg")
+    assert "00.jpg" in looked["12.jpg"].duplicates
+    assert looked["01.jpg"].duplicates == looked["02.jpg"].duplicates == ()
+    found = about(list(looked.values()), settings_for(photos), "11.png")
+    assert any("nearly the same picture as 00.jpg, 10.jpg;" in sentence for sentence in found)
+
+
+def test_small_and_cut_photos_are_named(photos, pocket):
+    """16 pixels are enlarged eight times for 128; of 1:1 in a square nothing is cut, of 1:9 half and more."""
+    image = Image.open(photos / "00.jpg")
+    image.resize((16, 16)).save(photos / "tiny.png")
+    image.resize((900, 100)).save(photos / "wide.png")
+    settings = settings_for(photos)
+    looked = {photo.name: photo for photo in look(photos, pocket)}
+    assert looked["tiny.png"].enlarged == 8
+    assert looked["wide.png"].bucket[0] == 4 * looked["wide.png"].bucket[1]
+    assert looked["wide.png"].cut == pytest.approx(1 - 4 / 9, abs=0.01)
+    findings = {
+        f.subject: f
+        for f in preflight.photo_findings(list(looked.values()), settings)
+        if "enlarged" in f.sentence
+    }
+    assert findings["tiny.png"].severity == "problem"
+    assert "16 x 16 pixels are enlarged 8.0 times for 128 px" in findings["tiny.png"].sentence
+    assert any(
+        "loses 56% at its borders" in sentence
+        for sentence in about(list(looked.values()), settings, "wide.png")
+    )
+    square = look(photos, pocket, **{"photos.crop": "center"})
+    assert {photo.name: photo.cut for photo in square}["wide.png"] == pytest.approx(8 / 9, abs=0.01)
+
+
+def test_captions_masks_and_the_token(photos, pocket):
+    """A caption without the token is named; sksy is another word; the mask beside a photo is found."""
+    (photos / "00.txt").write_text("a red mug")
+    (photos / "01.txt").write_text("a photo of SKS mug")
+    (photos / "02.txt").write_text("a sksy mug")
+    Image.new("L", (256, 256)).save(photos / "01.mask.png")
+    settings = settings_for(photos)
+    looked = look(photos, pocket)
+    assert [photo.token_in_captions for photo in looked] == [False, True, False]
+    assert [photo.mask for photo in looked] == [None, "01.mask.png", None]
+    found = preflight.text_findings(settings, looked, pocket)
+    assert [f.subject for f in found] == ["00.jpg", "02.jpg"]
+    assert found[0].sentence == 'its caption, "a red mug", lacks sks: what it shows is not tied to the token'
+
+
+def test_without_token_and_class_word_that_is_said(photos, pocket):
+    """Captions then show <V>, and are not blamed for lacking a token."""
+    settings = with_values(settings_for(photos), {"subject.token": None, "subject.class_word": None})
+    looked = preflight.look_at(settings, read_photos(photos).photos, pocket)
+    assert looked[0].captions == ("a photo of <V>",)
+    assert [f.subject for f in preflight.text_findings(settings, looked, pocket)] == ["token", "class word"]
+
+
+def test_one_photo_and_two_hundred(photos, pocket):
+    """One is told that its background comes along; 200 with few steps, how seldom each is seen."""
+    one = look(photos, pocket)[:1]
+    assert "one photo alone" in about(one, settings_for(photos), "photos")[0]
+    many = [SimpleNamespace(**vars(one[0]) | {"name": f"{i}.jpg", "sharpness": 1.0}) for i in range(200)]
+    found = preflight.photo_findings(many, settings_for(photos, **{"training.steps": 100}))
+    assert "200 photos and 400 samples a process: each is seen 2.0 times" in found[0].sentence
+    said = preflight.lines(found)
+    assert len(said) == 1 + preflight._LISTED + 1
+    assert f"and {200 - preflight._LISTED} more findings" in said[-1]
+
+
+def test_a_large_jpeg_is_not_decoded_in_full(photos, monkeypatch):
+    """20 megapixels: the decoder is asked for a quarter of the side or less, and Photo.open is not used."""
+    file = photos / "big.jpg"
+    Image.open(photos / "00.jpg").resize((5184, 3888)).save(file, quality=80)
+    photo = SimpleNamespace(path=file, open=lambda: pytest.fail("decoded in full"))
+    sizes = []
+    convert = Image.Image.convert
+    monkeypatch.setattr(
+        Image.Image, "convert", lambda self, *a, **k: (sizes.append(self.size), convert(self, *a, **k))[1]
+    )
+    grey = preflight.small_grey(photo, 512)
+    assert max(grey.size) == 512
+    assert max(sizes[0]) <= 5184 / 4
+
+
+def test_a_photo_that_vanished_is_one_sentence(photos):
+    found = read_photos(photos).photos[0]
+    found.path.unlink()
+    with pytest.raises(PhotoError, match=r"00\.jpg was checked, but can no longer be read"):
+        preflight.small_grey(found, 64)
+
+
+def prediction(**values) -> Prediction:
+    common = {
+        "device": "cuda",
+        "trained": 1000,
+        "phases": {"encoding": 2 * GIB, "training": 10 * GIB},
+        "ram_bytes": 8 * GIB,
+        "seconds": {"loading": 5.0, "training": 600.0},
+        "seconds_a_step": 2.0,
+        "disk": {"cache": 2**20, "checkpoints": 3 * GIB, "adapter": 2**20, "pictures": 0, "download": 0},
+    }
+    return Prediction(**common | values)
+
+
+def findings(photos: Path, free: Free, **values) -> dict[str, Finding]:
+    remedies = (
+        preflight.Remedy("training.batch_size=1", 6 * GIB, True),
+        preflight.Remedy("--resolution 512", 9 * GIB, False),
+    )
+    return {
+        f.subject: f
+        for f in preflight.run_findings(settings_for(photos), prediction(**values), free, remedies)
+    }
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "severity", "verdict"),
+    [
+        (24, "note", "24.0 GiB are free"),
+        (11, "hint", "it may not fit on this GPU"),
+        (8, "problem", "surely does not fit"),
+    ],
+)
+def test_memory_is_judged_with_a_fifth_to_spare(photos, free_gib, severity, verdict):
+    """10 GiB against 24, 11 and 8; what would help is named with its own figure, enough or not."""
+    free = Free(free_gib * GIB, 64 * GIB, 1000 * GIB, 1000 * GIB)
+    found = findings(photos, free)["memory"]
+    assert found.severity == severity
+    assert "about 10.0 GiB at most (encoding 2.00 GiB, training 10.0 GiB)" in found.sentence
+    assert verdict in found.sentence
+    named = "training.batch_size=1: 6.00 GiB, --resolution 512: 9.00 GiB (not enough)" in found.sentence
+    assert named == (severity != "note")
+
+
+def test_time_and_disk_are_said(photos):
+    """605 s in all; a run of 3 GiB on a disk with 2 GiB left is a problem, a full cache disk costs time alone."""
+    found = findings(photos, PLENTY)
+    assert found["time"].sentence.startswith(
+        "about 10 min 5 s (loading 5 s, training 10 min 0 s; 2 s a step)"
+    )
+    assert found["disk"].severity == "note"
+    assert "checkpoints 3.0 GiB" in found["disk"].sentence and "pictures" not in found["disk"].sentence
+    full = preflight.run_findings(settings_for(photos), prediction(), Free(99 * GIB, 99 * GIB, 2 * GIB, 0))
+    assert [f.severity for f in full if f.subject == "disk"] == ["problem", "hint"]
+    assert "time" not in findings(photos, PLENTY, seconds={})
+
+
+def test_reading_the_model_takes_ram_beside_a_gpu(photos):
+    free = Free(24 * GIB, 4 * GIB, 1000 * GIB, 1000 * GIB)
+    found = preflight.run_findings(settings_for(photos), prediction(), free)
+    assert any(
+        f.severity == "hint" and "reading the model takes 8.00 GiB of RAM, 4.00 GiB are free" in f.sentence
+        for f in found
+    )
+
+
+def test_where_it_does_not_fit_every_switch_has_its_own_figure(photos, pocket):
+    """Pocket into no memory at all: each switch lowers the peak, and together they lower it most."""
+    settings = settings_for(photos, **{"training.batch_size": 64})
+    free = Free(1, 64 * GIB, 1000 * GIB, 1000 * GIB)
+    report = preflight.check(settings, read_photos(photos), pocket, CPU, budget_seconds=0, free=free)
+    peaks = {remedy.switch: remedy.peak_bytes for remedy in report.remedies}
+    assert {"training.gradient_checkpointing=true", "training.precision=bf16", "--resolution 64"} < set(peaks)
+    assert "training.batch_size=1 training.accumulate=64" in peaks
+    assert not any(remedy.fits for remedy in report.remedies)
+    largest = report.prediction.peak_bytes
+    assert all(peak <= largest for peak in peaks.values())
+    assert peaks["all of these"] == min(peaks.values()) < peaks["training.precision=bf16"] < largest
+    assert any(
+        f.severity == "problem" and "surely does not fit on this cpu" in f.sentence for f in report.findings
+    )
+
+
+def test_what_fits_is_not_computed_again(photos, pocket):
+    """No switches are tried, and without a budget no time is said."""
+    report = preflight.check(
+        settings_for(photos), read_photos(photos), pocket, CPU, budget_seconds=0, free=PLENTY
+    )
+    assert report.remedies == ()
+    assert {f.subject for f in report.findings} == {"memory", "disk"}
+
+
+def test_control_groups_limit_what_is_free(tmp_path):
+    """Version 2 and 1: the smallest rest of all groups above the process, pages of files not counted as used."""
+    group = tmp_path / "box/inner"
+    group.mkdir(parents=True)
+    (tmp_path / "box/memory.max").write_text("1000\n")
+    (tmp_path / "box/memory.current").write_text("700\n")
+    (tmp_path / "box/memory.stat").write_text("anon 500\ninactive_file 150\n")
+    (group / "memory.max").write_text("max\n")
+    (tmp_path / "cgroup2").write_text("0::/box/inner\n")
+    assert preflight._group_limits(tmp_path, tmp_path / "cgroup2") == [1000 - (700 - 150)]
+    old = tmp_path / "memory/job"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("500")
+    (old / "memory.usage_in_bytes").write_text("100")
+    (old / "memory.stat").write_text("total_inactive_file 40\n")
+    (tmp_path / "cgroup1").write_text("3:cpu:/job\n4:memory:/job\n")
+    assert preflight._group_limits(tmp_path, tmp_path / "cgroup1") == [500 - (100 - 40)]
+    assert preflight._group_limits(tmp_path, tmp_path / "none") == []
+    assert 0 < preflight.free_ram() < 2**50
+
+
+def call(*arguments: str):
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_the_command_prints_a_line_a_photo_and_writes_nothing(photos, monkeypatch):
+    """Names, sizes, captions, what was left out, memory, time and disk; afterwards the folder is as it was."""
+    (photos / "notes.doc").write_text("x")
+    monkeypatch.chdir(photos.parent)
+    before = sorted(photos.parent.rglob("*"))
+    shown = call(
+        "check", "--images", "photos", "--model", "pocket", "--token", "sks", "--class-word", "mug"
+    ).stdout
+    for expected in (
+        "00.jpg  256 x 256",
+        "128 x 128",
+        '"a photo of sks mug"',
+        "left out notes.doc: .doc is not among",
+    ):
+        assert expected in shown
+    for subject in ("memory: about", "time: about", "disk: about"):
+        assert subject in shown
+    assert sorted(photos.parent.rglob("*")) == before
+
+
+def test_json_holds_the_same_as_data(photos, monkeypatch):
+    """One document on stdout: photos, prediction, what is free, findings with severity, subject and sentence."""
+    monkeypatch.chdir(photos.parent)
+    Image.open(photos / "00.jpg").resize((16, 16)).save(photos / "small.png")
+    arguments = ["--images", "photos", "--model", "pocket", "--method", "coeff", "--steps", "7", "--json"]
+    report = json.loads(call("check", *arguments).stdout)
+    assert {photo["name"] for photo in report["photos"]} == {"00.jpg", "01.jpg", "02.jpg", "small.png"}
+    assert report["prediction"]["trained"] == 1016  # all alphas of pocket
+    assert report["prediction"]["peak_bytes"] == max(report["prediction"]["phases"].values())
+    assert report["settings"]["training"]["steps"] == 7
+    problem = next(f for f in report["findings"] if f["severity"] == "problem")
+    assert problem["subject"] == "small.png" and "enlarged" in problem["sentence"]
+
+
+def test_a_check_needs_a_folder():
+    result = call("check", "--model", "pocket")
+    assert result.exit_code == 2
+    assert "ConfigError: A check needs --images" in result.stderr
+
+
+def test_a_report_is_plain_data(photos, pocket):
+    """as_dict survives JSON unchanged but for tuples."""
+    report = preflight.check(
+        settings_for(photos), read_photos(photos), pocket, CPU, budget_seconds=0, free=PLENTY
+    )
+    assert isinstance(report, Report)
+    tree = json.loads(json.dumps(report.as_dict()))
+    assert tree["free"]["memory"] == 64 * GIB
+    assert tree["photos"][0]["bucket"] == [128, 128]

@@ -141,8 +141,9 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     samples_a_step = batch_size * accumulate * state.num_processes
     identities = [photo.digest + (photo.caption or "") for photo in photos.photos]
     if resume:
+        names = [photo.path.name for photo in photos.photos]
         step, loss = _restore(
-            run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step
+            run, trainables, optimizer, schedule, accelerator.scaler, identities, names, samples_a_step
         )
         _check_same_step(step, state)
         say(f"resume   {run.path} after step {step}" + ("" if step else ", as there is no checkpoint yet"))
@@ -262,6 +263,7 @@ def _restore(
     schedule: Any,
     scaler: Any,
     identities: list[str],
+    names: list[str],
     samples_a_step: int,
 ) -> tuple[int, float]:
     """Step and loss of the newest whole checkpoint, after loading it; (0, nan) if none has been written yet."""
@@ -269,8 +271,13 @@ def _restore(
     if checkpoint is None:
         return 0, math.nan
     if checkpoint.photos != identities:
+        missing = len(set(checkpoint.photos) - set(identities))
+        new = [name for name, known in zip(names, identities, strict=True) if known not in checkpoint.photos]
+        what = [f"{missing} of {len(checkpoint.photos)} are gone or changed"] if missing else []
+        what += [f"new or changed: {', '.join(new[:5])}{', ...' if len(new) > 5 else ''}"] if new else []
         raise ResumeError(
-            f"The photos or their captions have changed since {run.path} began. Put them back, or start a new run."
+            f"The photos or their captions have changed since {run.path} began "
+            f"({'; '.join(what) or 'their names give another order'}). Put them back, or start a new run."
         )
     if checkpoint.samples_a_step != samples_a_step:
         raise ResumeError(

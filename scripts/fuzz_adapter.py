@@ -472,6 +472,9 @@ def make(shelf: Path, folder: Path, seed: int, number: int) -> str:
     kind = draw.choice(sorted(KINDS))
     shutil.copytree(shelf / kind, folder)
     changes = [draw.choice(CHANGES) for _ in range(draw.choice([1, 1, 2, 3]))]
+    changes.sort(
+        key=lambda change: change is change_files
+    )  # nothing here may write through a link it has made
     for change in changes:
         change(folder, draw)
     return f"{kind}: {', '.join(change.__name__ for change in changes)}"
@@ -536,7 +539,7 @@ def work(shelf: Path, seed: int, first: int, last: int) -> None:
 def results(shelf: Path, seed: int, first: int, last: int) -> Iterator[dict[str, Any]]:
     """One result for each input, from worker processes: a new one takes over behind an input that kills its own."""
     while first < last:
-        command = [sys.executable, __file__, "--worker", str(shelf), "--seed", str(seed)]
+        command = [sys.executable, sys.argv[0], "--worker", str(shelf), "--seed", str(seed)]
         with subprocess.Popen(
             [*command, "--range", str(first), str(last)],
             stdout=subprocess.PIPE,

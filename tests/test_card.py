@@ -28,7 +28,8 @@ def card(token: str, word: str, model: str) -> str:
         trained_steps=1,
         resolution=64,
     )
-    settings = load_settings(None, {"training.accumulate": 1, "training.batch_size": 1})
+    rates = {"method.coeff.learning_rate": 1e-2, "method.lora.learning_rate": 1e-3}
+    settings = load_settings(None, {"training.accumulate": 1, "training.batch_size": 1, **rates})
     return model_card(header, settings, 0.5, ["001-sks.png"])
 
 

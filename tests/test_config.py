@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coeffdiff.config import (
     ModelFacts,
@@ -52,17 +54,34 @@ def test_later_sources_win(tmp_path):
         ("method.coeff.learning_rate=-1", "must be above zero"),
         ("validation.seeds=[-1]", "validation.seeds"),
         ("method.lora.learning_rate=.nan", "finite"),
+        ("subject.images=2001-99-99", "ok"),  # no date that there is: text
+        ('subject.images="a\\0b"', "subject.images (given: 'a\\x00b'): it has a zero byte"),
+        ('output="a\\0b"', "it has a zero byte"),
+        ('model.name="a\\0b"', "it has a zero byte"),
+        ('validation.prompts=["\\ud800"]', "it is not valid text"),
+        ("subject.token=" + "[" * 5000, "it must be 1 to 100 visible characters"),
+        ("training.steps=" + "1" * 5000, "training.steps"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(assignment, sentence):
     """What was found, what was expected, and for an unknown name the nearest that exists."""
     if sentence == "ok":
-        assert load_settings(assignments=[assignment]).subject.token == "sks"
+        subject = load_settings(assignments=[assignment]).subject
+        assert subject.token == "sks" or str(subject.images) == "2001-99-99"
         return
     with pytest.raises(ConfigError) as caught:
         load_settings(assignments=[assignment])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@given(st.text(max_size=60), st.sampled_from([s.name for s in documented_settings()]))
+def test_no_text_after_the_equals_sign_escapes(text, name):
+    """Whatever is assigned is taken, or refused in one sentence."""
+    try:
+        load_settings(assignments=[f"{name}={text}"])
+    except ConfigError as error:
+        assert str(error)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +90,8 @@ def test_a_wrong_setting_is_one_sentence(assignment, sentence):
         ("training: [steps", "line 1 is not valid YAML"),
         ("- a\n- b\n", "should hold settings"),
         ("training:\n  steeps: 3\n", "Did you mean training.steps?"),
+        ("training: 2001-99-99", "is not valid YAML: month must be in 1..12"),
+        ("[" * 5000, "is not valid YAML: nested too deeply"),
     ],
 )
 def test_a_typo_in_yaml_names_the_file(tmp_path, text, sentence):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from collections import Counter
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from coeffdiff.config import PhotoSettings
 from coeffdiff.data import latents
@@ -349,6 +352,69 @@ def test_a_damaged_cache_entry_is_made_again(tmp_path, tiny_pipeline):
     again, log = encode(photos, tiny_pipeline, cache)
     assert log == [False]
     assert torch.equal(again[0].views[0].mean, good)
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last", "header", "length"])
+def test_a_cache_entry_with_one_changed_byte_is_made_again(tmp_path, tiny_pipeline, place):
+    """Among the numbers too, where the file format itself notices nothing."""
+    photos, cache = folder_of(tmp_path, square=(64, 64)), tmp_path / "cache"
+    good = encode(photos, tiny_pipeline, cache)[0][0].views[0]
+    (entry,) = cache.iterdir()
+    content = bytearray(entry.read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    at = {
+        "first": begin,
+        "middle": (begin + len(content)) // 2,
+        "last": -1,
+        "header": begin // 2,
+        "length": 0,
+    }[place]
+    content[at] ^= 1
+    entry.write_bytes(content)
+    (again,), log = encode(photos, tiny_pipeline, cache)
+    assert log == [False]
+    assert torch.equal(again.views[0].mean, good.mean) and torch.equal(again.views[0].std, good.std)
+    assert encode(photos, tiny_pipeline, cache)[1] == [True]
+
+
+def test_another_entrys_file_is_not_used(tmp_path, tiny_pipeline):
+    """Somebody renames or copies files in the cache: an entry counts under its own name only."""
+    photos, cache = folder_of(tmp_path, one=(64, 64), two=(64, 64)), tmp_path / "cache"
+    first, _ = encode(photos, tiny_pipeline, cache)
+    one, two = cache.iterdir()
+    two.write_bytes(one.read_bytes())
+    again, log = encode(photos, tiny_pipeline, cache)
+    assert sorted(log) == [False, True]
+    assert all(torch.equal(a.views[0].mean, b.views[0].mean) for a, b in zip(first, again, strict=True))
+
+
+def test_hostile_cache_entries_are_made_again(tmp_path, tiny_pipeline):
+    """Sound files with other shapes, other names, NaN, no digest, or nothing but size."""
+    photos, cache = folder_of(tmp_path, square=(64, 64)), tmp_path / "cache"
+    encode(photos, tiny_pipeline, cache)
+    (entry,) = cache.iterdir()
+    nan = torch.full((4, 8, 8), torch.nan)
+    for tensors in (
+        {"mean": nan, "std": nan},
+        {"mean": torch.ones(()), "std": torch.ones(())},
+        {"mean": torch.ones(4, 8, 8)},
+        {},
+    ):
+        save_file(tensors, entry, {"digest": "0" * 32})
+        assert encode(photos, tiny_pipeline, cache)[1] == [False]
+    with entry.open("r+b") as file:
+        file.truncate(2**33)
+    assert encode(photos, tiny_pipeline, cache)[1] == [False]
+
+
+def test_what_a_kill_left_in_the_cache_goes_after_a_day(tmp_path, tiny_pipeline):
+    photos, cache = folder_of(tmp_path, square=(64, 64)), tmp_path / "cache"
+    cache.mkdir()
+    for name, age in ((".a.safetensors.0badcafe", 2), (".b.safetensors.0badcafe", 0)):
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - age * 86_400,) * 2)
+    encode(photos, tiny_pipeline, cache)
+    assert [path.name for path in cache.glob(".*")] == [".b.safetensors.0badcafe"]
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, tiny_pipeline):

@@ -109,6 +109,61 @@ def test_customization_is_measured_once_for_every_cell(tmp_path):
     assert again.stdout == first.stdout and "robot_mug" not in again.stderr
 
 
+def test_five_hundred_hostile_adapters_are_refused_or_load(tmp_path):
+    """Each of 500 inputs loads and verifies or meets the one error, in bounded memory and time; all kinds occur."""
+    done = run("fuzz_adapter.py", "--count", "500", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["crashes"]) == (0, []), done.stderr
+    assert found["inputs"] == sum(found["outcomes"].values()) == 500
+    assert set(found["outcomes"]) == {"loads", "AdapterError", "AdapterMismatch"}
+    assert found["outcomes"]["loads"] > 50
+    assert len(found["changes"]) == 10
+
+
+def test_the_fuzz_run_notices_what_it_looks_for(tmp_path):
+    """A loader that raises, dies, hangs, hoards, lies or leaves something behind: each is a crash, and exit code 1."""
+    wrong = """
+import runpy, sys, os, signal, time
+from coeffdiff.method import adapter, injection
+from coeffdiff.errors import AdapterError
+real, calls = adapter.load_adapter, []
+def load(pipe, folder):
+    calls.append(1)
+    if "--worker" not in sys.argv or len(calls) <= 4:
+        return real(pipe, folder)
+    number = int(sys.argv[sys.argv.index("--range") + 1]) + len(calls) - 5
+    if number == 0: raise KeyError("weight")
+    if number == 1: os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 2: bytearray(2**31)
+    if number == 3: raise AdapterError("\x1b[2J")
+    if number == 4:
+        injection.inject(pipe.unet)
+        raise AdapterError("no")
+    if number == 5: signal.alarm(1); time.sleep(60)
+    raise AdapterError("refused")
+adapter.load_adapter = load
+runpy.run_path(SCRIPT, run_name="__main__")
+"""
+    script = tmp_path / "wrong.py"
+    script.write_text(wrong.replace("SCRIPT", repr(str(SCRIPTS / "fuzz_adapter.py"))))
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
+    command = [sys.executable, str(script), "--count", "7", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    crashes = {crash["number"]: crash["crash"] for crash in json.loads(done.stdout)["crashes"]}
+    assert sorted(crashes) == [0, 1, 2, 3, 4, 5]
+    parts = (
+        "KeyError",
+        "SIGSEGV",
+        "MemoryError",
+        "a sentence of 4 characters",
+        "stayed on the UNet",
+        "SIGALRM",
+    )
+    for number, part in enumerate(parts):
+        assert part in crashes[number]
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
 def test_shell_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(SCRIPTS / script)], capture_output=True).returncode == 0

@@ -18,16 +18,18 @@ GPU = torch.OutOfMemoryError(
 )
 
 
+SMALL = {
+    "training.batch_size": 1,
+    "training.accumulate": 1,
+    "training.gradient_checkpointing": True,
+    "training.precision": "bf16",
+    "training.resolution": 64,
+    "method.lora.rank": 4,
+}
+
+
 def settings(**values):
-    small = {
-        "training.batch_size": 1,
-        "training.accumulate": 1,
-        "training.gradient_checkpointing": True,
-        "training.precision": "bf16",
-        "training.resolution": 64,
-        "method.lora.rank": 4,
-    }
-    return load_settings(None, small | values)
+    return load_settings(None, SMALL | values)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +87,9 @@ def test_each_switch_that_is_off_is_named_and_is_a_setting(values, switch):
     """And what it says is accepted, and takes it off the list."""
     before = settings(**values)
     assert training_switches(before, "cuda") == [switch]
-    parts = switch.partition(" (")[0].replace("--resolution ", "--set training.resolution=").split("--set ")
-    turned = load_settings(None, values | {}, [])
-    assignments = [part.strip() for part in parts if part.strip()]
-    flat = {k: v for k, v in (("training.batch_size", 1), ("training.accumulate", 1)) if k not in values}
-    flat |= {"training.gradient_checkpointing": True, "training.precision": "bf16", "training.resolution": 64}
-    turned = load_settings(None, flat | {"method.lora.rank": 4} | values, assignments)
+    said = switch.partition(" (")[0].replace("--resolution ", "--set training.resolution=")
+    assignments = [part.strip() for part in said.split("--set ") if part.strip()]
+    turned = load_settings(None, SMALL | values, assignments)
     assert switch not in training_switches(turned, "cuda")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from coeffdiff.training.state import (
     Checkpoint,
     RunFolder,
     StepLog,
+    alone_in,
     claim,
     load_checkpoint,
     new_run,
@@ -345,3 +347,104 @@ def test_a_folder_takes_the_place_of_an_older_one():
             (temporary / name).write_text(name)
     assert [path.name for path in Path("adapter").iterdir()] == ["new"]
     assert [path.name for path in Path().iterdir() if path.name.startswith(".adapter")] == []
+
+
+def test_a_folder_is_replaced_in_one_step_or_comes_back(monkeypatch):
+    """Where two folders cannot be swapped, a kill between the two renames leaves the old one aside; sweep restores it."""
+    Path("adapter").mkdir()
+    (Path("adapter") / "old").touch()
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    real = Path.rename
+
+    class Killed(BaseException):
+        pass
+
+    def dies(self, target):
+        real(self, target)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", dies)
+        patch.setattr(
+            files.shutil, "rmtree", lambda *_args, **_options: None
+        )  # a dead process cleans nothing up
+        with pytest.raises(Killed), appearing(Path("adapter")) as temporary:
+            temporary.mkdir()
+            (temporary / "new").touch()
+    assert not Path("adapter").exists()
+    files.sweep(Path())
+    assert [path.name for path in Path("adapter").iterdir()] == ["old"]
+    assert not list(Path().glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs a system that can swap two names")
+def test_two_folders_swap_places():
+    for name in ("one", "other"):
+        Path(name).mkdir()
+        (Path(name) / name).touch()
+    assert files._exchange(Path("one"), Path("other"))
+    assert (Path("one/other").exists(), Path("other/one").exists()) == (True, True)
+    assert not files._exchange(Path("one"), Path("nowhere"))
+
+
+def test_sweeping_takes_what_killed_writers_left_and_nothing_else():
+    """Names of our own form only, and with older_than only those that nobody can still be writing."""
+    for name in (
+        ".adapter.0badcafe",
+        ".x.safetensors.12345678",
+        ".git",
+        ".hidden.txt",
+        "x.12345678",
+        ".y.00000000",
+    ):
+        Path(name).touch()
+    os.utime(".y.00000000", (1, 1))
+    files.sweep(Path(), older_than=3600)
+    assert sorted(path.name for path in Path().glob("*") if path.is_file()) == sorted(
+        [".adapter.0badcafe", ".x.safetensors.12345678", ".git", ".hidden.txt", "x.12345678"]
+    )
+    files.sweep(Path())
+    assert sorted(path.name for path in Path().iterdir()) == [".git", ".hidden.txt", "x.12345678"]
+
+
+def test_a_run_folder_is_held_by_one_process_and_freed_with_it():
+    """Held twice: refused; freed when the block ends, also by an error; and what a kill left is cleared away."""
+    run = begun(Path("run"))
+    (run.path / ".adapter.0badcafe").mkdir()
+    with alone_in(run):
+        assert not (run.path / ".adapter.0badcafe").exists()
+        with pytest.raises(ResumeError, match="Another process is training in run now"), alone_in(run):
+            pass
+    with pytest.raises(KeyError), alone_in(run):
+        raise KeyError
+    with alone_in(run):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_used_all_the_same(monkeypatch):
+    """Some network disks have no locks."""
+    import fcntl
+
+    def refuses(*_args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    litter = begun(Path("run")).path / ".adapter.0badcafe"
+    litter.mkdir()
+    with alone_in(RunFolder(Path("run"))):
+        assert litter.exists()  # somebody else may be writing it
+
+
+def test_a_log_that_is_no_text_is_read_as_far_as_it_goes():
+    """After a power cut zeros or anything else may stand where lines were."""
+    file = Path("log.jsonl")
+    file.write_bytes(b'{"step": 1}\n\0\0\0\n\xff\xfe{"step": 2}\n{"step": 3}\n' + b"[" * 100 + b"\n")
+    with StepLog(file, 5) as log:
+        log.write({"step": 6})
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 3, 6]
+
+
+@pytest.mark.parametrize("output", ["x" * 300, "a/" * 3000])
+def test_an_output_that_no_system_takes_is_one_sentence(output):
+    with pytest.raises(ConfigError, match="cannot be: File name too long"):
+        new_run(Path(output), "sks")

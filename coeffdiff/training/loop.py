@@ -156,10 +156,12 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     # 5. From the beginning, or from where it stopped
     step, loss = 0, math.nan
     samples_a_step = batch_size * accumulate * state.num_processes
-    identities = [photo.identity for photo in (*photos.photos, *(class_pictures or NO_PHOTOS).photos)]
+    trained_on = (*photos.photos, *(class_pictures or NO_PHOTOS).photos)
+    identities = [photo.identity for photo in trained_on]
     if resume:
+        names = [photo.path.name for photo in trained_on]
         step, loss = _restore(
-            run, trainables, optimizer, schedule, accelerator.scaler, identities, samples_a_step, watch
+            run, trainables, optimizer, schedule, accelerator.scaler, identities, names, samples_a_step, watch
         )
         _check_same_step(step, state)
         say(f"resume   {run.path} after step {step}" + ("" if step else ", as there is no checkpoint yet"))
@@ -319,6 +321,7 @@ def _restore(
     schedule: Any,
     scaler: Any,
     identities: list[str],
+    names: list[str],
     samples_a_step: int,
     watch: Watch,
 ) -> tuple[int, float]:
@@ -327,9 +330,13 @@ def _restore(
     if checkpoint is None:
         return 0, math.nan
     if checkpoint.photos != identities:
+        missing = len(set(checkpoint.photos) - set(identities))
+        new = [name for name, known in zip(names, identities, strict=True) if known not in checkpoint.photos]
+        what = [f"{missing} of {len(checkpoint.photos)} are gone or changed"] if missing else []
+        what += [f"new or changed: {', '.join(new[:5])}{', ...' if len(new) > 5 else ''}"] if new else []
         raise ResumeError(
-            f"The photos or their captions have changed since {run.path} began (or masks, or pictures of the class). "
-            "Put them back, or start a new run."
+            f"The photos, masks or captions have changed since {run.path} began "
+            f"({'; '.join(what) or 'their names give another order'}). Put them back, or start a new run."
         )
     if checkpoint.samples_a_step != samples_a_step:
         raise ResumeError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -301,6 +302,17 @@ def test_tensorboard_has_every_step_once_across_a_resume(scored):
     assert (pictures[0].width, pictures[0].height) == (64, 64)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(tiny_folder):
+    """Step 1 logged by two processes, both of which began at 0: the second counts."""
+    settings, run = settings_for(tiny_folder, "run", **{"tracking.tensorboard": True}), RunFolder(Path("run"))
+    for value in (1.0, 2.0):
+        accelerator = Accelerator(cpu=True, log_with=watch.trackers_for(settings, run))
+        watch.start_trackers(accelerator, settings, run, 0)
+        accelerator.log({"loss": value}, step=1)
+        accelerator.trackers[0].finish()
+    assert [(e.step, e.value) for e in events("run").Scalars("loss")] == [(1, 2.0)]
+
+
 def test_weights_and_biases_offline(scored, monkeypatch):
     """WANDB_MODE=offline: one run, begun and continued under one id, in the run folder."""
     pytest.importorskip("wandb")
@@ -328,10 +340,16 @@ def test_a_tracker_that_is_not_installed_is_refused_at_the_start(tiny_folder, mo
     assert not Path("run").exists()
 
 
-def test_weights_and_biases_without_an_account_is_refused_at_the_start(tiny_folder, monkeypatch):
-    """A stand-in for the package: installed, nobody logged in."""
+@pytest.mark.parametrize("newer", [True, False], ids=["login(prompt=False)", "api.api_key"])
+def test_weights_and_biases_without_an_account_is_refused_at_the_start(tiny_folder, monkeypatch, newer):
+    """A stand-in for the package, newer and older: installed, nobody logged in; then somebody, then offline."""
     module = type(sys)("wandb")
-    module.api = type("Api", (), {"api_key": None})()
+    known: list[str] = []
+    if newer:
+        module.login = lambda prompt=True: bool(known)
+    else:
+        module.login = lambda key=None: pytest.fail("would ask the person")
+        module.api = type("Api", (), {"api_key": property(lambda self: known[0] if known else None)})()
     module.__spec__ = type("Spec", (), {"name": "wandb"})()
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -340,6 +358,9 @@ def test_weights_and_biases_without_an_account_is_refused_at_the_start(tiny_fold
     with pytest.raises(ConfigError, match=r"tracking\.wandb needs an account: run `wandb login`"):
         loop.train(settings)
     assert not Path("run").exists()
+    known.append("key")
+    watch.check_watching(settings)
+    known.clear()
     monkeypatch.setenv("WANDB_MODE", "offline")
     watch.check_watching(settings)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import math
 import os
 import uuid
@@ -140,8 +141,12 @@ def check_watching(settings: Settings) -> None:
 def _wandb_may_start() -> bool:
     if os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled", "dryrun"):
         return True
+    if os.environ.get("WANDB_API_KEY"):
+        return True
     wandb: Any = importlib.import_module("wandb")
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False))
+    return bool(wandb.api.api_key)  # before 0.31
 
 
 def trackers_for(settings: Settings, run: RunFolder) -> list[GeneralTracker]:
@@ -163,8 +168,8 @@ def start_trackers(accelerator: Accelerator, settings: Settings, run: RunFolder,
         return
     for tracker in accelerator.log_with:
         if tracker.name == "tensorboard":
-            # Steps from here on are written again; what is there of them counts no more.
-            tracker.init_kwargs = {"purge_step": step + 1} if step else {}
+            # Steps from here on are written again; what is there of them, by a run that was killed, counts no more.
+            tracker.init_kwargs = {"purge_step": step + 1}
         else:
             # The same run goes on under its own id. Its steps only ever rise: repeated ones are ignored there.
             tracker.init_kwargs = {

@@ -380,7 +380,7 @@ def test_other_photos_are_another_run(tiny_folder):
     loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
     Image.new("RGB", (64, 64), "red").save("photos/new.png")
     run = RunFolder(Path("run"))
-    with pytest.raises(ResumeError, match="The photos or their captions have changed since run began"):
+    with pytest.raises(ResumeError, match="The photos, masks or captions have changed since run began"):
         loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
 
 

@@ -470,7 +470,7 @@ def test_a_photo_that_changes_between_the_start_and_a_resume(change, sentence, p
     ended = coeffdiff(*command("--resume"))
     assert (ended.code, ended.sentence) == (
         2,
-        f"ResumeError: The photos or their captions have changed since run began ({sentence}). "
+        f"ResumeError: The photos, masks or captions have changed since run began ({sentence}). "
         "Put them back, or start a new run.",
     )
     shutil.rmtree("photos")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from coeffdiff import __version__
-from coeffdiff.console import duration, is_main_process, progress, say, share_cores
+from coeffdiff.console import duration, hush_bitsandbytes, is_main_process, progress, say, share_cores
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, ModelError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ Offload = Literal["none", "model", "sequential"]
 def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
     share_cores()
+    hush_bitsandbytes()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
     if not sys.warnoptions:

@@ -31,6 +31,11 @@ def share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def hush_bitsandbytes() -> None:
+    """Where it is installed, diffusers imports it, and on some CPUs it then recommends kernels; none is needed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def say(text: str) -> None:
     """One line to the person. Text of files is printed as it is: no markup is read out of it."""
     if is_main_process():

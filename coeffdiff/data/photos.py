@@ -156,7 +156,9 @@ class View:
         return (*self.original_size, *self.crop_top_left, *self.target_size)
 
 
-def read_photos(folder: Path, masks: bool | Literal["auto"] = "auto") -> PhotoSet:
+def read_photos(
+    folder: Path, masks: bool | Literal["auto"] = "auto", wanted: str = "three to six of the subject"
+) -> PhotoSet:
     """Every usable photo of a folder, sorted by name; the rest is left out by name and reason, never touched.
 
     Each file is decoded in full, so that a truncated one is found now and not in the middle of a run.
@@ -164,6 +166,7 @@ def read_photos(folder: Path, masks: bool | Literal["auto"] = "auto") -> PhotoSe
 
     Args:
         masks: auto takes those that are there, True wants one for every photo, False looks at none.
+        wanted: what a person is told to put into a folder without any.
     Raises: PhotoError if there is no such folder, it cannot be listed, it holds no usable photo, or a mask is
         missing or unusable: whoever made a mask does not want its photo trained without it.
     """
@@ -203,7 +206,7 @@ def read_photos(folder: Path, masks: bool | Literal["auto"] = "auto") -> PhotoSe
             mask = _read_mask(mask_files[path.stem], path, (width, height))
         photos[digest] = Photo(path, digest, width, height, caption, mask)
     if not photos:
-        raise PhotoError(_nothing_usable(folder, skipped))
+        raise PhotoError(_nothing_usable(folder, skipped, wanted))
     bare = [_shown(photo.path) for photo in photos.values() if photo.mask is None]
     if masks is True and bare:
         raise PhotoError(
@@ -613,10 +616,10 @@ def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return converted or image
 
 
-def _nothing_usable(folder: Path, skipped: Iterable[Skipped]) -> str:
+def _nothing_usable(folder: Path, skipped: Iterable[Skipped], wanted: str) -> str:
     named = [s for s in skipped if s.reason != SYSTEM_FILE]
     if not named:
-        return f"There are no photos in {folder}; put three to six of the subject there ({KINDS})."
+        return f"There are no photos in {folder}; put {wanted} there ({KINDS})."
     sentence = f"{folder} holds no usable photo; left out: "
     sentence += ", ".join(f"{_shown(s.path)} ({s.reason})" for s in named[:5])
     sentence += f" and {len(named) - 5} more." if len(named) > 5 else "."

@@ -18,7 +18,17 @@ import typer
 from typer.core import TyperGroup
 
 from coeffdiff import __version__
-from coeffdiff.console import answer, complain, duration, is_main_process, progress, say, share_cores, visible
+from coeffdiff.console import (
+    answer,
+    complain,
+    duration,
+    hush_bitsandbytes,
+    is_main_process,
+    progress,
+    say,
+    share_cores,
+    visible,
+)
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, ModelError
 
 
@@ -62,6 +72,7 @@ Offload = Literal["none", "model", "sequential"]
 def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
     share_cores()
+    hush_bitsandbytes()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
     if not sys.warnoptions:

@@ -222,7 +222,7 @@ class PriorSettings(Section):
     @model_validator(mode="after")
     def _images_are_used(self) -> PriorSettings:
         if self.images is not None and not self.weight:
-            raise ValueError("prior.images has no effect at prior.weight 0; DreamBooth's weight is 1")
+            raise ValueError("images have no effect at weight 0; DreamBooth's weight is 1")
         return self
 
 

@@ -32,6 +32,11 @@ def share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def hush_bitsandbytes() -> None:
+    """Where it is installed, diffusers imports it, and on some CPUs it then recommends kernels; none is needed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 _JOINERS = "\u200c\u200d"  # shape letters and emoji, move nothing
 _ACTS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, surrogates, line separators
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import signal
@@ -29,6 +30,9 @@ from coeffdiff.training.prepare import Trainables
 from coeffdiff.training.state import RunFolder, settings_to_resume
 
 METHODS = ("coeff", "lora", "coeff+lora")
+# All of the loss that draws or teaches, beside the plain one; pictures of the class lie where `here` puts them
+TAUGHT = {"prior.weight": 0.7, "subject.caption_dropout": 0.4, "training.noise_offset": 0.1}
+PICTURES = TAUGHT | {"prior.images": "class"}
 WORKER = Path(__file__).with_name("ddp_worker.py")
 
 
@@ -39,8 +43,11 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """A folder with three photos of two shapes; runs and caches stay in it."""
+    """A folder with three photos of two shapes, and one with pictures of their class; runs and caches stay in it."""
     (tmp_path / "photos").mkdir()
+    (tmp_path / "class").mkdir()
+    for colour in ("red", "green", "blue"):
+        Image.new("RGB", (80, 60), colour).save(tmp_path / f"class/{colour}.png")
     for i, size in enumerate(((90, 80), (64, 64), (50, 110))):
         Image.radial_gradient("L").resize(size).convert("RGB").rotate(30 * i).save(
             tmp_path / f"photos/{i}.png"
@@ -133,15 +140,34 @@ def test_a_run_leaves_what_the_contract_says(tiny_folder, method):
     assert not list(Path("run").rglob(".*"))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, method):
+def mark(*photos: int) -> None:
+    """Masks for these photos: their left half."""
+    for i in photos:
+        with Image.open(f"photos/{i}.png") as photo:
+            mask = Image.new("L", photo.size)
+        mask.paste(255, (0, 0, mask.width // 2, mask.height))
+        mask.save(f"photos/{i}.mask.png")
+
+
+@pytest.mark.parametrize(
+    ("method", "extras"),
+    [
+        *((method, {}) for method in METHODS),
+        *((method, TAUGHT) for method in METHODS),
+        ("coeff+lora", PICTURES),
+    ],
+    ids=[*METHODS, *(f"{method}-taught" for method in METHODS), "pictures"],
+)
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, method, extras):
     """3 steps, then 3 more after a resume: the adapter and every logged loss of 6 steps, dropout on alpha included."""
     values = {
         "method.kind": method,
         "method.coeff.dropout": 0.3,
         "training.lr_schedule": "constant_with_warmup",
     }
-    values |= {"training.warmup_steps": 4}
+    values |= {"training.warmup_steps": 4} | extras
+    if extras:
+        mark(0, 1, 2)
     loop.train(settings_for(tiny_folder, "whole", **values))
     loop.train(settings_for(tiny_folder, "broken", **values, **{"training.steps": 3}))
     run = RunFolder(Path("broken"))
@@ -196,20 +222,27 @@ def test_ctrl_c_saves_says_where_and_exits_130(tiny_folder):
     assert result.steps == step + 1
 
 
-def test_batch_size_and_accumulation_only_partition_the_work(tiny_folder):
+@pytest.mark.parametrize("extras", [{}, TAUGHT, PICTURES], ids=["plain", "taught", "pictures"])
+def test_batch_size_and_accumulation_only_partition_the_work(tiny_folder, extras):
     """4 at once, 2 x 2 and 1 x 4 train the same adapter up to rounding."""
-    values = {"training.batch_size": 4}
+    if extras:
+        mark(1, 2)
+    values = extras | {"training.batch_size": 4}
     loop.train(settings_for(tiny_folder, "four", **values))
     for batch_size, accumulate in ((2, 2), (1, 4)):
-        values = {"training.batch_size": batch_size, "training.accumulate": accumulate}
+        values |= {"training.batch_size": batch_size, "training.accumulate": accumulate}
         loop.train(settings_for(tiny_folder, f"split-{batch_size}", **values))
         assert_close("four", f"split-{batch_size}")
 
 
-def test_two_processes_train_the_adapter_of_one(tiny_folder):
+@pytest.mark.parametrize("extras", [{}, TAUGHT], ids=["plain", "taught"])
+def test_two_processes_train_the_adapter_of_one(tiny_folder, extras):
     """Two gloo ranks against one process, the same global batch of 4: gradients of step 1 within 1e-5, alpha after
     6 steps within 1e-3 of max |alpha|. The ranks are started as a person would start them."""
-    values = ("--method", "coeff+lora", "--steps", "6", "--set", "training.batch_size=")
+    if extras:
+        mark(0, 1, 2)
+    extras = [part for name, value in extras.items() for part in ("--set", f"{name}={value}")]
+    values = ("--method", "coeff+lora", "--steps", "6", *extras, "--set", "training.batch_size=")
     lonely = command_line(tiny_folder, "one")
     lonely = [*lonely, *values[:-1], "training.batch_size=4"]
     subprocess.run(
@@ -231,6 +264,57 @@ def test_two_processes_train_the_adapter_of_one(tiny_folder):
     assert difference / norm < 1e-5
     assert_close("one", "two")
     assert [line["step"] for line in logged("two")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_is_in_force_is_said_in_a_line(tiny_folder, capsys):
+    """How many photos have masks, who teaches the class, and which of its pictures were left out."""
+    mark(1)
+    Path("class/notes.md").write_text("seen")
+    loop.train(settings_for(tiny_folder, "run", **PICTURES, **{"training.steps": 1}))
+    said = capsys.readouterr().err
+    assert "masks    for 1 of 3 photos; errors outside weigh 0.1\n" in said
+    assert "prior    weight 0.7; 3 pictures of ball in class, 1 left out\n" in said
+    assert "left out notes.md: .md is not among" in said
+    loop.train(
+        settings_for(tiny_folder, "other", **TAUGHT, **{"training.steps": 1, "training.masked_loss": False})
+    )
+    said = capsys.readouterr().err
+    assert "masks" not in said
+    assert "prior    weight 0.7; the model without its adapters teaches what ball is\n" in said
+
+
+def test_other_masks_or_pictures_of_the_class_are_another_run(tiny_folder):
+    """A mask that was added since, then a picture of the class that went."""
+    loop.train(settings_for(tiny_folder, "run", **PICTURES, **{"training.steps": 1}))
+    run = RunFolder(Path("run"))
+    mark(2)
+    with pytest.raises(ResumeError, match="or masks, or pictures of the class"):
+        loop.train(settings_to_resume(run, None, {"training.steps": 2}, []), resume=run)
+    Path("photos/2.mask.png").unlink()
+    Path("class/red.png").unlink()
+    with pytest.raises(ResumeError, match="or masks, or pictures of the class"):
+        loop.train(settings_to_resume(run, None, {"training.steps": 2}, []), resume=run)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
+def test_8_bit_moments_resume_exactly(tiny_folder):
+    """LoRA at rank 64, so that its moments are in 8 bits: 2 steps, then 2 more, are 4."""
+    values = {"training.optimizer": "adamw8bit", "method.lora.rank": 64}
+    loop.train(settings_for(tiny_folder, "whole", **values, **{"training.steps": 4}))
+    loop.train(settings_for(tiny_folder, "broken", **values, **{"training.steps": 2}))
+    run = RunFolder(Path("broken"))
+    loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
+    assert_same("whole", "broken")
+    states = torch.load(run.checkpoint(4) / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    assert any(t.dtype == torch.uint8 for t in _tensors(states))
+
+
+def _tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for below in tree.values():
+            yield from _tensors(below)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_folder, monkeypatch):

@@ -160,6 +160,7 @@ class View:
 def read_photos(
     folder: Path,
     masks: bool | Literal["auto"] = "auto",
+    wanted: str = "three to six of the subject",
     on_file: Callable[[int], None] = lambda done: None,
 ) -> PhotoSet:
     """Every usable photo of a folder, sorted by name; the rest is left out by name and reason, never touched.
@@ -169,6 +170,7 @@ def read_photos(
 
     Args:
         masks: auto takes those that are there, True wants one for every photo, False looks at none.
+        wanted: what a person is told to put into a folder without any.
     Raises: PhotoError if there is no such folder, it cannot be listed, it holds no usable photo, or a mask is
         missing or unusable: whoever made a mask does not want its photo trained without it.
     """
@@ -209,7 +211,7 @@ def read_photos(
             mask = _read_mask(mask_files[path.stem], path, (width, height))
         photos[digest] = Photo(path, digest, width, height, caption, mask)
     if not photos:
-        raise PhotoError(_nothing_usable(folder, skipped))
+        raise PhotoError(_nothing_usable(folder, skipped, wanted))
     bare = [_shown(photo.path) for photo in photos.values() if photo.mask is None]
     if masks is True and bare:
         raise PhotoError(
@@ -623,10 +625,10 @@ def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return converted or image
 
 
-def _nothing_usable(folder: Path, skipped: Iterable[Skipped]) -> str:
+def _nothing_usable(folder: Path, skipped: Iterable[Skipped], wanted: str) -> str:
     named = [s for s in skipped if s.reason != SYSTEM_FILE]
     if not named:
-        return f"There are no photos in {folder}; put three to six of the subject there ({KINDS})."
+        return f"There are no photos in {folder}; put {wanted} there ({KINDS})."
     sentence = f"{folder} holds no usable photo; left out: "
     sentence += ", ".join(f"{_shown(s.path)} ({s.reason})" for s in named[:5])
     sentence += f" and {len(named) - 5} more." if len(named) > 5 else "."

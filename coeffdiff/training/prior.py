@@ -39,7 +39,7 @@ def read_class_pictures(settings: Settings) -> PhotoSet | None:
             f"{subject.class_word}, or leave prior.images out."
         )
     try:
-        return read_photos(prior.images, masks=False)
+        return read_photos(prior.images, masks=False, wanted=f"some of {subject.class_word}")
     except PhotoError as error:
         raise PhotoError(f"prior.images: {error}") from None
 

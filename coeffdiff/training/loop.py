@@ -125,7 +125,9 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
         gradient_accumulation_steps=accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    model, optimizer = accelerator.prepare(unet, adamw)
+    # DDP refuses a network without anything to learn; a token's rows are none of its parameters
+    model = accelerator.prepare_model(unet, evaluation_mode=not (trainables.alphas or trainables.lora))
+    optimizer = accelerator.prepare(adamw)
     # Made now, although it is written last: what it refuses must not cost a whole run
     header = header_for(settings, trainables, base.name, steps)
 

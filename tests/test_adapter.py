@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from coeffdiff import load_adapter
+from coeffdiff import load_adapter, sampling
 from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
 from coeffdiff.method import adapter as adapter_module
 from coeffdiff.method.adapter import (
@@ -31,10 +31,12 @@ from coeffdiff.method.adapter import (
     read_coefficients,
     read_header,
     read_lora,
+    read_rows,
     save_adapter,
 )
 from coeffdiff.method.injection import attention_layers, coefficients_of, inject
 from coeffdiff.method.lora import LORA_FILE, add_lora
+from coeffdiff.method.token import EMBEDS_FILE
 from coeffdiff.seeding import generator_for
 
 LAYER = "mid_block.attentions.0.transformer_blocks.1.attn2"  # 4 heads, 24 channels, text of width 48
@@ -810,5 +812,188 @@ def test_random_damage_to_a_lora_never_escapes(data, shelf, tmp_path):
     (tmp_path / LORA_FILE).write_bytes(damaged((shelf["both"][0] / LORA_FILE).read_bytes(), data.draw))
     try:
         assert all(tensor.isfinite().all() for tensor in read_lora(tmp_path, header).values())
+    except AdapterError as error:
+        assert str(error).isprintable()
+
+
+# A learned token
+
+WIDTHS = {"clip_l": 20, "clip_g": 28}
+
+
+def rows_of(token, vectors):
+    return {
+        key: torch.randn(vectors, width, generator=generator_for(token, key)) for key, width in WIDTHS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def token_shelf(built_pipeline, tmp_path_factory):
+    """token -> adapter folder: one alone with two vectors, one with alpha and LoRA."""
+    found = {}
+    for token, vectors, options in (("sks", 2, KINDS["both"]), ("ohwx", 1, {"kind": "coeff"})):
+        unet, header = trained(built_pipeline, token=token, **options)
+        header = header.model_copy(update={"kind": f"{header.kind}+token", "vectors": vectors})
+        found[token] = tmp_path_factory.mktemp("tokens") / token / "adapter"
+        save_adapter(found[token], unet, header, rows=rows_of(token, vectors))
+    header = header.model_copy(update={"kind": "token", "token": "zwx", "heads": {}, "vectors": 3})
+    found["zwx"] = tmp_path_factory.mktemp("tokens") / "zwx" / "adapter"
+    save_adapter(found["zwx"], built_pipeline.unet, header, rows=rows_of("zwx", 3))
+    return found
+
+
+def reads(pipe, text="a sks and ohwx, zwx"):
+    """What both text encoders make of a text, and how."""
+    with torch.no_grad():
+        embeds, _, pooled, _ = pipe.encode_prompt(text, do_classifier_free_guidance=False)
+    return embeds, pooled
+
+
+def test_a_learned_token_is_exact_from_saving_to_removal(token_shelf, pipe, unet_call, base):
+    """Loaded bit for bit, at scale 0 and after removal the very tokenizers, matrices and pooling of before."""
+    plain = reads(pipe)
+    tokenizers, encoders = (pipe.tokenizer, pipe.tokenizer_2), (pipe.text_encoder, pipe.text_encoder_2)
+    matrices = [encoder.get_input_embeddings() for encoder in encoders]
+    adapter = load_adapter(pipe, token_shelf["sks"])
+    ids = torch.tensor(pipe.tokenizer("sks", add_special_tokens=False).input_ids)
+    for encoder, (key, rows) in zip(encoders, rows_of("sks", 2).items(), strict=True):
+        assert torch.equal(encoder.get_input_embeddings()(ids), rows), key
+    learned = reads(pipe)
+    assert not torch.equal(learned[1], plain[1])
+    adapter.set_scale(0)
+    assert all(torch.equal(now, then) for now, then in zip(reads(pipe), plain, strict=True))
+    assert torch.equal(unet_call(pipe.unet), base)
+    adapter.set_scale(0.5)
+    assert all(torch.equal(now, then) for now, then in zip(reads(pipe), learned, strict=True))
+    adapter.remove()
+    assert all(torch.equal(now, then) for now, then in zip(reads(pipe), plain, strict=True))
+    assert (
+        pipe.tokenizer is tokenizers[0] and pipe.tokenizer_2 is tokenizers[1] and len(pipe.tokenizer) == 514
+    )
+    assert [encoder.get_input_embeddings() for encoder in encoders] == matrices
+    assert pipe.text_encoder.eos_token_id == pipe.text_encoder_2.text_model.eos_token_id == 2
+    assert torch.equal(unet_call(pipe.unet), base)
+
+
+def test_several_learned_tokens_at_once(token_shelf, pipe):
+    """Three adapters, each with a token of its own; taken off one by one, the others read as if it had never come."""
+    plain = reads(pipe)
+    alone = load_adapter(pipe, token_shelf["zwx"])
+    only = reads(pipe)
+    others = [load_adapter(pipe, token_shelf[token]) for token in ("sks", "ohwx")]
+    together = reads(pipe)
+    assert not torch.equal(together[0], only[0])
+    alone.remove()
+    again = load_adapter(pipe, token_shelf["zwx"])
+    assert all(torch.equal(now, then) for now, then in zip(reads(pipe), together, strict=True))
+    for other in others:
+        other.remove()
+    assert all(torch.equal(now, then) for now, then in zip(reads(pipe), only, strict=True))
+    again.remove()
+    assert all(torch.equal(now, then) for now, then in zip(reads(pipe), plain, strict=True))
+
+
+def test_one_token_learned_twice_is_refused(token_shelf, pipe):
+    load_adapter(pipe, token_shelf["sks"])
+    learned = reads(pipe)
+    with pytest.raises(AdapterError, match=r"both use the token 'sks'; a prompt could not tell them apart"):
+        load_adapter(pipe, token_shelf["sks"])
+    assert all(torch.equal(now, then) for now, then in zip(reads(pipe), learned, strict=True))
+
+
+def test_a_pipeline_that_would_not_read_the_token_is_refused(token_shelf, pipe):
+    """Prompts encoded by another pipeline around the same UNet, which has its own tokenizers."""
+    other = copy.deepcopy(pipe)
+    load_adapter(pipe, token_shelf["ohwx"])
+    other.unet = pipe.unet
+    sampling.encode_prompts(pipe, ["a ohwx"])
+    with pytest.raises(InjectionError, match="A learned token is gone from this pipeline's text encoders"):
+        sampling.encode_prompts(other, ["a ohwx"])
+    pipe.text_encoder = None
+    with pytest.raises(AdapterError, match="this pipeline has not both of them with their tokenizers"):
+        load_adapter(pipe, token_shelf["zwx"])
+    assert len(loaded_adapters(pipe)) == 1
+
+
+def embeds(folder, edit):
+    tensors = load_file(folder / EMBEDS_FILE)
+    edit(tensors)
+    save_file(tensors, folder / EMBEDS_FILE)
+
+
+DAMAGED_TOKENS = {
+    "missing": (lambda f: (f / EMBEDS_FILE).unlink(), "is incomplete: learned_embeds.safetensors is missing"),
+    "cut off": (
+        lambda f: cut(f / EMBEDS_FILE, 100),
+        "learned_embeds.safetensors cannot be read; it is damaged",
+    ),
+    "a huge header": (
+        lambda f: (f / EMBEDS_FILE).write_bytes(struct.pack("<Q", 2**60) + b"{}"),
+        "learned_embeds.safetensors cannot be read; it is damaged",
+    ),
+    "far too large": (
+        lambda f: (f / EMBEDS_FILE).open("r+b").truncate(17 * 2**20),
+        "has 17 MiB; no learned_embeds.safetensors is that large",
+    ),
+    "another number of vectors": (
+        lambda f: embeds(f, lambda t: t.update(clip_g=torch.ones(3, 28))),
+        r"does not hold 2 vectors each for clip_l and clip_g, as its adapter says, but clip_g \(3, 28\), clip_l",
+    ),
+    "one encoder only": (lambda f: embeds(f, lambda t: t.pop("clip_l")), r"but clip_g \(2, 28\)\."),
+    "another tool's keys": (
+        lambda f: save_file({"emb_params": torch.ones(2, 20)}, f / EMBEDS_FILE),
+        r"but emb_params \(2, 20\)\.",
+    ),
+    "nothing": (lambda f: save_file({}, f / EMBEDS_FILE), "but nothing"),
+    "three dimensions": (
+        lambda f: embeds(f, lambda t: t.update(clip_l=torch.ones(2, 20, 1))),
+        r"clip_l \(2, 20, 1\)",
+    ),
+    "NaN": (
+        lambda f: embeds(f, lambda t: t["clip_l"].fill_(float("nan"))),
+        "clip_l holds something that is not",
+    ),
+    "integers": (
+        lambda f: embeds(f, lambda t: t.update(clip_l=torch.ones(2, 20, dtype=torch.int64))),
+        "clip_l holds something that is not a finite number",
+    ),
+    "an escape sequence as a name": (
+        lambda f: save_file({"\x1b[2J": torch.ones(2, 20)}, f / EMBEDS_FILE),
+        "has a tensor name that is overlong or has control characters",
+    ),
+    "foreign": (
+        lambda f: change(f, kind="coeff+lora", vectors=0),
+        "does not belong here: coeff.safetensors says that this adapter has no learned token",
+    ),
+    "a kind without it": (lambda f: change(f, kind="coeff+lora"), "its header describes something else"),
+    "a kind without vectors": (lambda f: change(f, vectors=0), "its header describes something else"),
+    "too many vectors": (lambda f: change(f, vectors=10**9), r"damaged header \(vectors\)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_TOKENS)
+def test_a_damaged_token_is_refused_in_one_sentence(damage, token_shelf, tmp_path, refuse):
+    break_it, sentence = DAMAGED_TOKENS[damage]
+    folder = shutil.copytree(token_shelf["sks"], tmp_path / "adapter")
+    break_it(folder)
+    refuse(folder, sentence)
+
+
+def test_a_token_of_another_model_is_a_mismatch(token_shelf, tmp_path, refuse, untouched):
+    """Its vectors are of another width; alpha is already on when this is found, and comes off."""
+    folder = shutil.copytree(token_shelf["sks"], tmp_path / "adapter")
+    embeds(folder, lambda t: t.update(clip_g=torch.ones(2, 1280)))
+    sentence = r"shape \(2, 1280\) for clip_g, but this model's text_encoder_2 has embeddings of width 28"
+    refuse(folder, sentence, AdapterMismatch)
+    assert len(untouched.tokenizer) == 514 and untouched.text_encoder.eos_token_id == 2
+
+
+@given(data=st.data())
+@many_times
+def test_random_damage_to_a_token_never_escapes(data, token_shelf, tmp_path):
+    header = read_header(token_shelf["sks"])
+    (tmp_path / EMBEDS_FILE).write_bytes(damaged((token_shelf["sks"] / EMBEDS_FILE).read_bytes(), data.draw))
+    try:
+        assert all(tensor.isfinite().all() for tensor in read_rows(tmp_path, header).values())
     except AdapterError as error:
         assert str(error).isprintable()

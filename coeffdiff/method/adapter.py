@@ -141,7 +141,10 @@ class Adapter:
     def __init__(self, pipe: Any, name: str, path: Path, header: AdapterHeader) -> None:
         self.header, self.path, self.name = header, path, name
         self.scale = 1.0
-        self._pipe, self._unet = pipe, unwrapped(pipe.unet)
+        self._unet = unwrapped(pipe.unet)
+        self._pipe = (
+            pipe if header.vectors else None
+        )  # a token lives there; a copy of the UNet need not copy it
 
     def set_scale(self, scale: float) -> None:
         """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded).
@@ -163,7 +166,8 @@ class Adapter:
         self._check_loaded()
         eject(self._unet, self.name)
         remove_lora(self._unet, self.name)
-        remove_token(self._pipe, self.name)
+        if self.header.vectors:
+            remove_token(self._pipe, self.name)
         del _loaded(self._unet)[self.name]
 
     def verify(self) -> None:

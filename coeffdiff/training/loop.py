@@ -148,7 +148,9 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         log_with=trackers_for(settings, run) or None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    model, optimizer = accelerator.prepare(unet, adamw)
+    # DDP refuses a network without anything to learn; a token's rows are none of its parameters
+    model = accelerator.prepare_model(unet, evaluation_mode=not (trainables.alphas or trainables.lora))
+    optimizer = accelerator.prepare(adamw)
     # Made now, although it is written last: what it refuses must not cost a whole run
     header = header_for(settings, trainables, base.name, steps)
     watch = Watch(run, settings, accelerator, judge)

@@ -1,0 +1,225 @@
+"""Training with a learned token: exact to resume, equal however the work is divided, and seen in pictures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import test_loop
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_loop import WORKER, assert_same, command_line, environment, logged, settings_for, weights
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from coeffdiff import backbone, load_adapter, sampling
+from coeffdiff.config import ModelSettings, Settings, load_settings
+from coeffdiff.data.latents import Batch
+from coeffdiff.errors import ConfigError
+from coeffdiff.method.adapter import read_header
+from coeffdiff.method.token import EMBEDS_FILE, add_token, initial_rows, remove_token
+from coeffdiff.training import loop
+from coeffdiff.training.state import RunFolder, settings_to_resume
+from coeffdiff.training.text import LearnedToken
+
+tiny_folder, here = test_loop.tiny_folder, test_loop.here
+KINDS = {
+    "token": {"method.kind": "token", "method.token.vectors": 2},
+    "coeff+lora+token": {"method.kind": "coeff+lora", "subject.learn_token": True},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def rows(run: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(f"{run}/adapter/{EMBEDS_FILE}")
+
+
+def assert_rows_close(one: str, other: str) -> None:
+    """Within 1e-3 of how far they moved, which is far; losses within 1e-4."""
+    steps, rate = len(logged(one)), logged(one)[0]["lr"][-1]
+    first, second = rows(one), rows(other)
+    for key, tensor in first.items():
+        torch.testing.assert_close(tensor, second[key], rtol=0, atol=1e-3 * steps * rate)
+    losses = [[line["loss"] for line in logged(run)] for run in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@every_kind
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, kind):
+    """4 steps against 2 + 2, the optimizer's memory of the rows included; and the run says what it learned."""
+    loop.train(settings_for(tiny_folder, "whole", **KINDS[kind], **{"training.steps": 4}))
+    loop.train(settings_for(tiny_folder, "broken", **KINDS[kind], **{"training.steps": 2}))
+    run = RunFolder(Path("broken"))
+    loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
+    assert_same("whole", "broken")
+    lines = logged("whole")
+    assert [line["loss"] for line in lines] == [line["loss"] for line in logged("broken")]
+    header = read_header(Path("whole/adapter"))
+    vectors = KINDS[kind].get("method.token.vectors", 1)
+    assert (header.kind, header.vectors) == (kind, vectors)
+    assert {key: tuple(tensor.shape) for key, tensor in rows("whole").items()} == {
+        "clip_l": (vectors, 20),
+        "clip_g": (vectors, 28),
+    }
+    assert 0 < lines[0]["token"] < lines[-1]["token"] and lines[0]["grad_norm"]["token"] > 0
+    assert EMBEDS_FILE in Path("whole/adapter/README.md").read_text()
+
+
+@every_kind
+def test_the_work_may_be_divided(tiny_folder, kind):
+    """4 at once, 1 x 4, and two gloo ranks x 2 x 1: gradients of step 1 within 1e-5, then the rows.
+
+    One photo's caption lacks the token, so that some micro-batches know nothing of it. The UNet of a token alone has
+    nothing to learn, and so no DDP around it.
+    """
+    Path("photos/1.txt").write_text("a ball")
+    found: list[list[torch.Tensor]] = []
+
+    def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        found.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+
+    steps = {"training.steps": 2}
+    handle = register_optimizer_step_pre_hook(keep)
+    loop.train(settings_for(tiny_folder, "one", **KINDS[kind], **steps, **{"training.batch_size": 4}))
+    handle.remove()
+    split = {"training.batch_size": 1, "training.accumulate": 4}
+    loop.train(settings_for(tiny_folder, "split", **KINDS[kind], **steps, **split))
+    assert_rows_close("one", "split")
+
+    extra = [part for name, value in KINDS[kind].items() for part in ("--set", f"{name}={value}")]
+    extra += ["--steps", "2", "--set", "training.batch_size=1", "--set", "training.accumulate=2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", str(WORKER), "two.pt", *command_line(tiny_folder, "two", *extra)]
+    env = environment() | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(launch, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    two = torch.load("two.pt")
+    assert len(found[0]) == len(two)
+    for number in (-2, -1):  # the rows are the last group
+        one = found[0][number]
+        assert one.norm() > 0 and (one - two[len(two) + number]).norm() / one.norm() < 1e-5
+    assert_rows_close("one", "two")
+
+
+def test_pictures_are_made_with_the_embeddings_of_their_step(tiny_folder):
+    """The last validation picture is, pixel for pixel, what the saved adapter makes of its recipe in a fresh
+    pipeline; the one before shows other embeddings; and pictures disturb nothing."""
+    values = {"validation.prompts": ["a <V> in the snow"], "validation.seeds": [5], "validation.steps": 2}
+    values |= {"method.kind": "token", "method.token.learning_rate": 0.3, "method.token.norm_pull": 0.0}
+    values |= {"training.steps": 4}
+    loop.train(settings_for(tiny_folder, "run", **values, **{"validation.every": 2}))
+    (early,), (late,) = (sorted(Path(f"run/samples/step-00000{n}").glob("0*.png")) for n in (2, 4))
+    pipe = backbone.load_pipeline(
+        backbone.find_backbone(ModelSettings(name=str(tiny_folder))), dtype=torch.float32
+    )
+    load_adapter(pipe, "run")
+    options = sampling.Options(steps=2, guidance=5.0, width=64, height=64)
+    ((_, picture),) = sampling.generate(pipe, [sampling.Request("a sks in the snow", 5)], options)
+    assert Image.open(late).tobytes() == picture.tobytes()
+    assert Image.open(early).tobytes() != picture.tobytes()
+    assert '"kind": "token"' in Image.open(late).text["coeffdiff"]
+    loop.train(settings_for(tiny_folder, "without", **values | {"validation.prompts": []}))
+    assert_same("run", "without")
+
+
+def test_the_negative_prompt_may_hold_the_token(tiny_pipeline):
+    """Its embeddings then are those of the learned rows, not of the letters; it goes as it came."""
+
+    def read():
+        return sampling.encode_prompts(tiny_pipeline, ["a ball"], negative_prompt="sks")["a ball"]
+
+    before = read()
+    rows = {key: values + 1 for key, values in initial_rows(tiny_pipeline, "b", 2).items()}
+    add_token(tiny_pipeline, "sks", rows)
+    after = read()
+    assert torch.equal(before.text, after.text)
+    assert not torch.equal(before.negative_text, after.negative_text)
+    assert not torch.equal(before.negative_pooled, after.negative_pooled)
+    remove_token(tiny_pipeline)
+    assert torch.equal(before.negative_text, read().negative_text)
+
+
+def learned(pipe, **values) -> LearnedToken:
+    return LearnedToken(pipe, load_settings(None, {"subject.token": "sks", "method.kind": "token", **values}))
+
+
+def test_captions_without_the_token_keep_their_embeddings(tiny_pipeline):
+    """Sentinels stay where a caption lacks the token, and only there; the graph reaches the rows all the same."""
+    token = learned(tiny_pipeline)
+    sentinel = torch.full((3, 77, 48), 7.0), torch.full((3, 36), 7.0)
+    empty = torch.zeros(3)
+    captions = ("a sks", "", "a dog")
+    embeds, pooled = token.conditions(Batch(empty, empty, empty, *sentinel, empty, captions))
+    assert (embeds[1:] == 7).all() and (pooled[1:] == 7).all()
+    assert (embeds[0] != 7).all() and embeds.dtype == torch.float32
+    (embeds[1:].sum() + pooled[1:].sum()).backward()
+    assert all((rows.grad == 0).all() for rows in token.rows.values())
+
+
+def test_a_token_begins_as_the_class_word_unless_told(tiny_pipeline):
+    """init, else the class word, else the token itself."""
+    texts = (({"subject.class_word": "mug"}, "mug"), ({}, "sks"), ({"method.token.init": "a"}, "a"))
+    for values, text in texts:
+        token = learned(tiny_pipeline, **values)
+        expected = initial_rows(tiny_pipeline, text, 1)
+        assert all(torch.equal(rows, expected[key]) for key, rows in token.rows.items())
+        assert token.moved() == 0
+
+
+def test_a_step_draws_lengths_back(tiny_pipeline):
+    """With norm_pull 1 a row that grew threefold has its first length again."""
+    token = learned(tiny_pipeline, **{"method.token.norm_pull": 1.0})
+    before = token.rows["clip_g"].norm()
+    token.rows["clip_g"].data *= 3
+    token.stepped()
+    torch.testing.assert_close(token.rows["clip_g"].norm(), before)
+
+
+def test_nothing_to_learn_from_is_refused(tiny_folder, capsys):
+    """All captions lack the token: one sentence, nothing written. One that lacks it: its photo is named."""
+    values = {"subject.templates": ["a photo of a ball"], "training.steps": 1}
+    with pytest.raises(
+        ConfigError, match=r"No caption holds the token sks.*\{token\} into subject.templates"
+    ):
+        loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **values))
+    assert not Path("run").exists()
+    Path("photos/1.txt").write_text("a ball")
+    loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **{"training.steps": 1}))
+    said = capsys.readouterr().err
+    assert "hint     1.png has a caption without sks" in said
+    assert "token    sks is learned" in said
+
+
+def test_a_long_prompt_is_measured_with_its_vectors(tiny_pipeline):
+    """40 letters and 40 vectors are more than 75; the same with one vector are not."""
+    text = "sks " + "x" * 40
+    learned(tiny_pipeline)
+    assert sampling.length_warnings(text, tiny_pipeline) == []
+    remove_token(tiny_pipeline)
+    learned(tiny_pipeline, **{"method.token.vectors": 40})
+    (line,) = sampling.length_warnings(text, tiny_pipeline)
+    assert "has 82 tokens, begin and end included, and the model reads 77" in line
+
+
+def test_the_settings_name_what_is_trained():
+    """--learn-token adds the token to every kind, and kind token implies it."""
+    for kind, learn, expected in (
+        ("coeff", False, "coeff"),
+        ("coeff", True, "coeff+token"),
+        ("coeff+lora", True, "coeff+lora+token"),
+        ("token", False, "token"),
+        ("token", True, "token"),
+    ):
+        settings = load_settings(None, {"method.kind": kind, "subject.learn_token": learn})
+        assert settings.trained_kind == expected and settings.learns_token == ("token" in expected)
+    assert not Settings().learns_token
+
+
+def test_bf16_trains_float32_rows(tiny_folder):
+    """Beside text encoders in bfloat16 the rows stay float32 and move."""
+    values = {"training.precision": "bf16", "training.steps": 2}
+    loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **values))
+    assert all(tensor.dtype == torch.float32 for tensor in weights("run").values())
+    assert logged("run")[-1]["token"] > 0.001

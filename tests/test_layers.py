@@ -16,7 +16,7 @@ ORDER = [
     {"pocket"},
     {"backbone"},
     {"data"},
-    {"sampling", "metrics"},
+    {"sampling", "metrics", "inspection", "heatmap"},
     {"estimate"},
     {"training"},
     {"evaluation"},

@@ -558,6 +558,95 @@ With your own photos, and SDXL in place of the small model (a download of 7 GB, 
 
 @app.command()
 @_answers
+def evaluate(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN[:SCALE]...", help="Run or adapter folders, each scored alone.")
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Photos, or a data set in DreamBooth's layout. (default: what the run was trained on)"
+        ),
+    ] = None,
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="auto, object, living, pocket, dreambooth, or a text file with {token} in its lines."
+        ),
+    ] = "auto",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many prompts, spread over the list.")
+    ] = None,
+    pictures: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 4,
+    drift_pictures: Annotated[
+        int, typer.Option(min=0, help="Pictures for each prompt without the token; 0: no drift.")
+    ] = 2,
+    seed: Annotated[int | None, typer.Option(help="First seed. (default: 100000, beyond training's)")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 5.0,
+    width: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    dino: Annotated[
+        str | None, typer.Option(help="Vision transformer. (default: facebook/dino-vits16; pocket: its own)")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="(default: openai/clip-vit-base-patch32; pocket: its own)")
+    ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")
+    ] = "auto",
+    offload: Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")] = "none",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made at a time.")] = 4,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for all of it. (default: evaluations/N)")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)")] = None,
+    model_config: Annotated[
+        str | None, typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
+) -> None:
+    """Score adapters by DreamBooth's protocol, and how far they move what nobody asked them to. Processes share it."""
+    from coeffdiff.config import EVALUATION_FIRST_SEED
+    from coeffdiff.processes import together
+
+    with together(_start_processes) as team:
+        from coeffdiff import sampling
+        from coeffdiff.evaluation.evaluate import evaluate as run_evaluation
+        from coeffdiff.evaluation.evaluate import summary
+
+        options = sampling.Options(
+            steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size
+        )
+        result = run_evaluation(
+            [_folder_and_scale(text) for text in runs],
+            team.from_main(lambda: output or _next_folder(Path("evaluations"))),
+            options=options,
+            images=images,
+            prompts=prompts,
+            limit=limit,
+            pictures=pictures,
+            drift_pictures=drift_pictures,
+            first_seed=EVALUATION_FIRST_SEED if seed is None else seed,
+            model=model,
+            model_config=model_config,
+            precision=precision,
+            offload=offload,
+            dino=dino,
+            clip=clip,
+            team=team,
+        )
+    if not team.is_main:
+        return
+    if as_json:
+        print(json.dumps(result.results))
+        return
+    print(summary(result.results))
+    say(f"done in {duration(result.results['seconds'])}: {result.report}, {result.numbers}, {result.table}")
+
+
+@app.command()
+@_answers
 def toy(
     output: Annotated[Path, typer.Option(help="Folder for toy.png and toy.json.")] = Path("toy"),
     seeds: Annotated[int, typer.Option(min=1, help="Problems for each target.")] = 5,

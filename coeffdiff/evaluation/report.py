@@ -1,0 +1,129 @@
+"""One page that holds everything: photos, pictures, scores, curves and heat maps, in a single HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from coeffdiff.heatmap import draw_heat_maps
+from coeffdiff.inspection import inspect_adapter
+from coeffdiff.training.curves import draw_curves
+from coeffdiff.training.state import RunFolder
+
+# name -> what a column is called, and which way is better
+SCORES = {
+    "dino": ("DINO", "↑"),
+    "dino_masked": ("DINO, photos masked", "↑"),
+    "clip_i": ("CLIP-I", "↑"),
+    "clip_i_masked": ("CLIP-I, photos masked", "↑"),
+    "clip_t": ("CLIP-T", "↑"),
+    "diversity": ("diversity", "↑"),
+    "drift": ("drift", "↓"),
+    "drift_class": ("drift, class", "↓"),
+    "drift_unrelated": ("drift, unrelated", "↓"),
+}
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What a page shows of a run. data: as in evaluation.json; thumbnails, photos: JPEG; run: its folder, if known."""
+
+    data: dict[str, Any]
+    thumbnails: Mapping[str, bytes]
+    run: RunFolder | None
+    adapter: Path
+    photos: Sequence[bytes]
+
+
+def write_report(results: Mapping[str, Any], pages: Sequence[RunPage], file: Path) -> None:
+    """Write the page. Every text that came from a person or a file is escaped; nothing is loaded from elsewhere."""
+    file.write_text(render_report(results, pages), encoding="utf-8")
+
+
+def render_report(results: Mapping[str, Any], pages: Sequence[RunPage]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("coeffdiff.evaluation", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    columns = [name for name in SCORES if any(name in page.data["scores"] for page in pages)]
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        columns=[(name, *SCORES[name]) for name in columns],
+        runs=[_run(page) for page in pages],
+    )
+
+
+def _run(page: RunPage) -> dict[str, Any]:
+    """A run as the template wants it."""
+    curves = _curves(page.run) if page.run else None
+    return {
+        **page.data,
+        "photo_uris": [_uri(photo) for photo in page.photos],
+        "rows": _rows(page),
+        "pairs": _pairs(page),
+        "curves": curves and _uri(curves),
+        "maps": [_uri(content) for content in _heat_maps(page.adapter)],
+    }
+
+
+def _rows(page: RunPage) -> list[dict[str, Any]]:
+    """The subject's pictures, a row for each prompt."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for number, picture in enumerate(page.data["pictures"]):
+        shown = {"uri": _uri(page.thumbnails[f"subject-{number}"]), "seed": picture["seed"]}
+        own = [(SCORES[name][0], picture[name]) for name in ("dino", "clip_t") if name in picture]
+        rows.setdefault(picture["prompt"], []).append(shown | {"scores": own})
+    return [{"prompt": prompt, "pictures": pictures} for prompt, pictures in rows.items()]
+
+
+def _pairs(page: RunPage) -> list[dict[str, Any]]:
+    """Pictures without the token, the base model's beside the adapter's; those that moved farthest first."""
+    pairs = [
+        {
+            "prompt": one["prompt"],
+            "seed": one["seed"],
+            "moved": one.get("dino", one.get("clip")),
+            "base": _uri(page.thumbnails[f"base-{number}"]),
+            "adapted": _uri(page.thumbnails[f"drift-{number}"]),
+        }
+        for number, one in enumerate(page.data["drift"])
+    ]
+    return sorted(pairs, key=lambda pair: -pair["moved"])
+
+
+def _curves(run: RunFolder) -> bytes | None:
+    """Loss, alpha and validation scores over the steps; None if the run has no log."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "curves.png"
+        draw_curves(run.log, file)
+        return _as_jpeg(Image.open(file)) if file.is_file() else None
+
+
+def _heat_maps(adapter: Path) -> list[bytes]:
+    """All alphas of an adapter in one picture, or none if it has no alpha."""
+    found = inspect_adapter(adapter)
+    if not found.deviations:
+        return []
+    deviations = {layer: deviation.numpy() for layer, deviation in found.deviations.items()}
+    return [_as_jpeg(draw_heat_maps(deviations, f"alpha of {found.header.token}"))]
+
+
+def _as_jpeg(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.convert("RGB").save(content, "JPEG", quality=88)
+    return content.getvalue()
+
+
+def _uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

@@ -424,7 +424,7 @@ def sample(
                 if swept
                 else f"scale {loaded.scale:g}"
             )
-            what = f"{header.kind}, {header.trained_steps} steps, token {header.token}"
+            what = f"{header.kind}, {header.trained_steps} steps, token {' and '.join(header.tokens)}"
             say(f"adapter  {path} at {at} ({what})")
         with explained(left):
             sampling.prepare_device(pipe, device, offload, compiled=compile_)

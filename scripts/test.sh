@@ -9,4 +9,5 @@ make_venv
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# A process a core: the tests compute on one thread each (see tests/conftest.py).
+.venv/bin/python -m pytest --numprocesses auto "$@"

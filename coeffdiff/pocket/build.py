@@ -53,7 +53,7 @@ COUNTS = {"train": 19_200, "heldout": 1_920, "individuals": 9_600}
 PLANS = {
     "vae": Plan(4800, 7e-4, cooldown=0.35, weight_decay=0.0, average=0.998),
     "decoder": Plan(3600, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
-    "unet": Plan(12_000, 6e-4, warmup=300, cooldown=0.35),
+    "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
     "clip": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "dino": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "judges": Plan(6000, 2e-3, cooldown=0.5, weight_decay=0.02, average=0.99),

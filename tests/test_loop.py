@@ -298,8 +298,8 @@ def test_other_masks_or_pictures_of_the_class_are_another_run(tiny_folder):
 
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
 def test_8_bit_moments_resume_exactly(tiny_folder):
-    """LoRA at rank 64, so that its moments are in 8 bits: 2 steps, then 2 more, are 4."""
-    values = {"training.optimizer": "adamw8bit", "method.lora.rank": 64}
+    """LoRA at rank 256, so that its moments are in 8 bits: 2 steps, then 2 more, are 4."""
+    values = {"training.optimizer": "adamw8bit", "method.lora.rank": 256}
     loop.train(settings_for(tiny_folder, "whole", **values, **{"training.steps": 4}))
     loop.train(settings_for(tiny_folder, "broken", **values, **{"training.steps": 2}))
     run = RunFolder(Path("broken"))

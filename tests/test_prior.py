@@ -41,15 +41,16 @@ def predict_with(network, batch: Batch):
 
 
 def adapted(unet, dora: bool = False):
-    """Alpha and LoRA far from their beginnings, an alpha of an older adapter, all trainable but that."""
+    """Alpha and LoRA far from their beginnings, and those of an older adapter, which are on but do not train."""
     unet.requires_grad_(False)
+    add_lora(unet, "older", rank=2, alpha=2.0, seed=7)
     add_lora(unet, rank=3, alpha=3.0, dora=dora)
     inject(unet, "older", seed=7)
     inject(unet)
     generator = torch.Generator().manual_seed(5)
     moved = [c.alpha for name in ("default", "older") for c in coefficients_of(unet, name).values()]
     with torch.no_grad():
-        for tensor in [*moved, *lora_parameters(unet).values()]:
+        for tensor in [*moved, *lora_parameters(unet).values(), *lora_parameters(unet, "older").values()]:
             tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
     for coefficients in coefficients_of(unet, "older").values():
         coefficients.alpha.requires_grad_(False)
@@ -66,7 +67,8 @@ def test_the_teacher_is_the_base_model_and_leaves_no_trace(tiny_pipeline, unet_i
     predict = predict_with(unet, batch)
     trained = {name: p.requires_grad for name, p in unet.named_parameters()}
     before = predict(batch.latents, batch.timesteps)
-    lesson = teacher_for(batch, unet)(batch.latents[2:], batch.timesteps[2:])
+    asked = batch.latents[2:].clone().requires_grad_()  # whatever comes, what is taught is a constant
+    lesson = teacher_for(batch, unet)(asked, batch.timesteps[2:])
     conditions = {"text_embeds": batch.pooled[2:], "time_ids": batch.time_ids[2:]}
     expected = base(
         batch.latents[2:], batch.timesteps[2:], batch.embeds[2:], added_cond_kwargs=conditions

@@ -27,7 +27,7 @@ from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
 from coeffdiff.training.state import RunFolder
 
-_TIMING_SECONDS = 0.5  # for how long operations are timed before a run; `coeffdiff check` takes longer
+_TIMING_SECONDS = 0.3  # for how long operations are timed before a run; `coeffdiff check` takes longer
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

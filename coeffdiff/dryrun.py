@@ -388,7 +388,7 @@ class Stopwatch:
         total = ledger.calls * self.seconds_per_call
         for operation, count in counted.items():
             found = self.known.get(operation)
-            total += count * (self._costs[operation].seconds(self) if found is None else found)
+            total += count * (self._guess(operation) if found is None else found)
         return total
 
     @property
@@ -400,8 +400,17 @@ class Stopwatch:
         """Of operations without flops, which wait for memory; counted by what they read."""
         return self._reached(lambda cost: 0 if cost.flops else cost.bytes) or _UNKNOWN_BYTES
 
-    def _reached(self, of: Callable[[_Cost], int]) -> float:
-        alike = [o for o in self.known if of(self._costs[o])]
+    def _guess(self, operation: Operation) -> float:
+        """What an operation that was not measured takes: by its work, at the speed of others of its operator."""
+        cost = self._costs[operation]
+        if cost.flops:
+            same = self._reached(lambda other: other.flops, operation.operator)
+            return cost.flops / (same or self.flops_per_second)
+        same = self._reached(lambda other: 0 if other.flops else other.bytes, operation.operator)
+        return cost.bytes / (same or self.bytes_per_second)
+
+    def _reached(self, of: Callable[[_Cost], int], operator: Any = None) -> float:
+        alike = [o for o in self.known if of(self._costs[o]) and operator in (None, o.operator)]
         seconds = sum(self.known[o] for o in alike)
         return sum(of(self._costs[o]) for o in alike) / seconds if seconds else 0.0
 
@@ -423,7 +432,7 @@ class Stopwatch:
         with suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
             self.known[operation] = self.best(_runner(operation, self.device), self.each)
         # Where other programs hold the processor, a budget of work is stretched, but not without end
-        self.left -= max(time.process_time() - worked, (time.perf_counter() - began) / 4)
+        self.left -= max(time.process_time() - worked, (time.perf_counter() - began) / 20)
 
     def _timed(self, run: Callable[[], Any]) -> float:
         """On a CPU never more than the work done: what other programs took meanwhile is not this one's speed."""
@@ -447,9 +456,6 @@ class _Cost:
     @property
     def weight(self) -> float:
         return self.flops / _UNKNOWN_FLOPS + self.bytes / _UNKNOWN_BYTES
-
-    def seconds(self, watch: Stopwatch) -> float:
-        return self.flops / watch.flops_per_second if self.flops else self.bytes / watch.bytes_per_second
 
 
 def _touched(operation: Operation) -> int | None:

@@ -397,5 +397,5 @@ def overhead_per_call(device: torch.device, what: dryrun.Learned) -> float:
         checkpointing=False,
     )
     watch = dryrun.Stopwatch(device, 0.1)
-    whole = watch.best(step, 0.2)
+    whole = watch.best(step, 0.1)
     return max(0.0, whole - watch.seconds(counted)) / counted.calls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 
 import pytest
 
@@ -65,3 +66,11 @@ def unet_inputs():
 def unet_call(unet_inputs):
     """unet_call(unet, batch=2, seed=0): what the UNet predicts; equal arguments give equal inputs."""
     return lambda unet, **which: unet(**unet_inputs(unet, **which)).sample
+
+
+@pytest.fixture(autouse=True)
+def _no_timing_before_runs(monkeypatch):
+    """Runs predict no time in tests that are about something else; test_preflight.py does, through `check`."""
+    prepare = sys.modules.get("coeffdiff.training.prepare")
+    if prepare is not None:
+        monkeypatch.setattr(prepare, "_TIMING_SECONDS", 0.0)

@@ -164,6 +164,10 @@ def flops_of(operator: Any, args: Any, kwargs: Any, result: Any) -> int:
         )
         # Forward: scores, values, mixing. Backward: maps and mixing anew; gradients of v, maps, q, k; of coeff, maps
         return 2 * product + mixing if operator is _MIXED else 5 * product + 3 * mixing
+    if operator.overloadpacket in (_FLASH, _FLASH_BACKWARD):
+        q, k = args[:2] if operator.overloadpacket is _FLASH else args[1:3]
+        product = 2 * math.prod(q.shape) * k.shape[2]
+        return (2 if operator.overloadpacket is _FLASH else 5) * product
     count = flop_registry.get(operator.overloadpacket)
     return int(count(*args, **kwargs, out_val=result)) if count else 0
 
@@ -248,7 +252,9 @@ def make_learnable(unet: Any, learned: Learned) -> list[nn.Parameter]:
         )
         parameters += lora.values()
     if learned.targets is not None:
-        layers = inject(unet, targets=learned.targets, blocks=learned.blocks, backend=learned.backend)
+        # The fused kernels run on GPUs alone; what they save over chunks is their buffers
+        backend = "chunked" if learned.backend == "fused" else learned.backend
+        layers = inject(unet, targets=learned.targets, blocks=learned.blocks, backend=backend)
         parameters += (layer.alpha for layer in layers.values())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -291,7 +297,7 @@ def train_step(
         ledger.hold_bytes(held)
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        inputs = _unet_inputs(unet, batch, rows, columns, torch.float32)
+        inputs = unet_inputs(unet, batch, rows, columns, torch.float32)
         loss = F.mse_loss(unet(**inputs).sample.float(), torch.empty_like(inputs["sample"]))
         loss.backward()
         del loss, inputs
@@ -307,11 +313,12 @@ def denoise_step(unet: Any, *, batch: int, rows: int, columns: int, device: str)
     with ledger_for(device) as ledger:
         ledger.hold(unet.parameters())
         ledger.hold(unet.buffers())
-        unet(**_unet_inputs(unet, batch, rows, columns, unet.dtype))
+        unet(**unet_inputs(unet, batch, rows, columns, unet.dtype))
     return ledger
 
 
-def _unet_inputs(unet: Any, batch: int, rows: int, columns: int, dtype: torch.dtype) -> dict[str, Any]:
+def unet_inputs(unet: Any, batch: int, rows: int, columns: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of a UNet's call, on torch's default device; their numbers mean nothing."""
     config = unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     return {
@@ -360,6 +367,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device, budget_seconds: float) -> None:
         self.device, self.left = device, budget_seconds
+        self.each = budget_seconds / 200  # a step has some 250 kinds of operations
         self.known: dict[Operation, float] = {}
         self._costs: dict[Operation, _Cost] = {}
         self.seconds_per_call = 0.0  # of Python and autograd around an operator
@@ -380,7 +388,7 @@ class Stopwatch:
         total = ledger.calls * self.seconds_per_call
         for operation, count in counted.items():
             found = self.known.get(operation)
-            total += count * (self._costs[operation].seconds(self) if found is None else found)
+            total += count * (self._guess(operation) if found is None else found)
         return total
 
     @property
@@ -392,17 +400,29 @@ class Stopwatch:
         """Of operations without flops, which wait for memory; counted by what they read."""
         return self._reached(lambda cost: 0 if cost.flops else cost.bytes) or _UNKNOWN_BYTES
 
-    def _reached(self, of: Callable[[_Cost], int]) -> float:
-        alike = [o for o in self.known if of(self._costs[o])]
+    def _guess(self, operation: Operation) -> float:
+        """What an operation that was not measured takes: by its work, at the speed of others of its operator."""
+        cost = self._costs[operation]
+        if cost.flops:
+            same = self._reached(lambda other: other.flops, operation.operator)
+            return cost.flops / (same or self.flops_per_second)
+        same = self._reached(lambda other: 0 if other.flops else other.bytes, operation.operator)
+        return cost.bytes / (same or self.bytes_per_second)
+
+    def _reached(self, of: Callable[[_Cost], int], operator: Any = None) -> float:
+        alike = [o for o in self.known if of(self._costs[o]) and operator in (None, o.operator)]
         seconds = sum(self.known[o] for o in alike)
         return sum(of(self._costs[o]) for o in alike) / seconds if seconds else 0.0
 
     def best(self, run: Callable[[], Any], seconds: float) -> float:
-        """The shortest of as many runs as fit; the first one loads kernels, and is all if it takes longer."""
-        best, left = math.inf, seconds
-        while best == math.inf or left > 0:
+        """The shortest of as many runs as fit. At least two, as the first one loads kernels, unless that is long."""
+        best = first = self._timed(run)
+        left = seconds - first
+        while left > 0 or (best is first and first < 0.1):
             taken = self._timed(run)
             left -= taken
+            if taken >= best and left <= 0:
+                break
             best = min(best, taken)
         return best
 
@@ -410,16 +430,16 @@ class Stopwatch:
         began, worked = time.perf_counter(), time.process_time()
         # An operator that this device lacks, or no memory left for it
         with suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
-            self.known[operation] = self.best(_runner(operation, self.device), min(0.01, self.left))
+            self.known[operation] = self.best(_runner(operation, self.device), self.each)
         # Where other programs hold the processor, a budget of work is stretched, but not without end
-        self.left -= max(time.process_time() - worked, (time.perf_counter() - began) / 4)
+        self.left -= max(time.process_time() - worked, (time.perf_counter() - began) / 20)
 
     def _timed(self, run: Callable[[], Any]) -> float:
         """On a CPU never more than the work done: what other programs took meanwhile is not this one's speed."""
         began, worked = time.perf_counter(), time.process_time()
         run()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
             return time.perf_counter() - began
         return min(time.perf_counter() - began, time.process_time() - worked)
 
@@ -436,9 +456,6 @@ class _Cost:
     @property
     def weight(self) -> float:
         return self.flops / _UNKNOWN_FLOPS + self.bytes / _UNKNOWN_BYTES
-
-    def seconds(self, watch: Stopwatch) -> float:
-        return self.flops / watch.flops_per_second if self.flops else self.bytes / watch.bytes_per_second
 
 
 def _touched(operation: Operation) -> int | None:

@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from coeffdiff.config import Settings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.data.photos import Photo, captions_for, view_of
 from coeffdiff.method.injection import unwrapped
+from coeffdiff.pocket.model import build_unet
 from coeffdiff.sampling import Options, needs_upcast, picture_size
 
 
@@ -132,7 +133,7 @@ def _blocks(width: int, device: torch.device, dtype: torch.dtype) -> Callable[[i
     for block in (residual, transformer):
         block.to(dtype).to_empty(device=device)
         for weight in block.parameters():
-            weight.data.fill_(0.01)
+            weight.fill_(0.01)
 
     def run(side: int) -> Tensor:
         on: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -255,7 +256,9 @@ def predict(
         if kind == "cuda":
             return resident + passing + (GPU_WORKSPACE if passing else 0)
         scratch = ledger.scratch_bytes if ledger else 0
-        return process_bytes + resident + round(HEAP_FACTOR * passing + HEAP_SCRATCH * scratch)
+        return (
+            process_bytes + LIBRARIES_BYTES + resident + round(HEAP_FACTOR * passing + HEAP_SCRATCH * scratch)
+        )
 
     phases = {
         "encoding": max(
@@ -278,11 +281,10 @@ def predict(
     seconds, seconds_a_step = {}, 0.0
     if budget_seconds:
         watch = dryrun.Stopwatch(device, budget_seconds)
-        watch.seconds_per_call = overhead_per_call(watch)
+        watch.seconds_per_call = overhead_per_call(device, learned(settings))
         micro = watch.seconds(step)
-        seconds_a_step = int(training.accumulate) * micro + _optimizer_seconds(
-            watch, len(parameters), trained
-        )
+        # AdamW and clipping pass over all that is learned some twenty times; their calls are in the overhead
+        seconds_a_step = int(training.accumulate) * micro + 20 * 4 * trained / watch.bytes_per_second
         captions = {
             text
             for photo in photos
@@ -311,7 +313,8 @@ def predict(
 # Measured on Linux with glibc, one thread, pocket at batch 1 to 16, 128 and 256 px (scripts/bench_check.py): how far
 # the heap grows for each byte that tensors of a step hold at once, and for each byte of an operator's buffers, which
 # come and go between tensors that stay. glibc gives little of that back before the end.
-HEAP_FACTOR, HEAP_SCRATCH = 1.4, 2.2
+HEAP_FACTOR, HEAP_SCRATCH = 1.6, 2.2
+LIBRARIES_BYTES = 50 * 2**20  # what they load and keep once they are used
 # Workspaces of cuBLAS and cuDNN. Not measured: no GPU was at hand.
 GPU_WORKSPACE = 256 * 2**20
 # Building four networks and reading their weights, which lie in the system's cache or on a fast disk.
@@ -361,17 +364,38 @@ def _numbers(network: Any) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-def _optimizer_seconds(watch: dryrun.Stopwatch, tensors: int, trained: int) -> float:
-    """AdamW and clipping: some twenty small operations for each tensor, and as many passes over all numbers."""
-    return 20 * (tensors * watch.seconds_per_call + 4 * trained / watch.bytes_per_second)
+def overhead_per_call(device: torch.device, what: dryrun.Learned) -> float:
+    """What Python, autograd and the optimizer add to an operator: a step of the tiny model, less its operators.
 
+    It has the same modules, adapters and operators as a large one, and so little in them that only calls take time.
+    """
+    what = replace(what, rank=what.rank and 4, blocks=None)
+    with quiet_libraries():
+        unet, shapes = build_unet("tiny"), build_unet("tiny", device="meta")
+    parameters = dryrun.make_learnable(unet.to(device), what)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
+    side = unet.config.sample_size
+    with torch.device(device):
+        inputs = dryrun.unet_inputs(unet, 1, side, side, torch.float32)
+        inputs["timestep"].zero_()
+    unet.train()
 
-def overhead_per_call(watch: dryrun.Stopwatch) -> float:
-    """What Python and autograd add to an operator, forward and backward: two tiny blocks, less their operators."""
-    real = _blocks(16, watch.device, torch.float32)
-    meta = _blocks(16, torch.device("meta"), torch.float32)
-    with dryrun.ledger_for("cpu") as ledger:
-        meta(4).sum().backward()
+    def step() -> None:
+        unet(**inputs).sample.square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
-    whole = watch.best(lambda: real(4).sum().backward(), 0.05)
-    return max(0.0, whole - watch.seconds(ledger)) / ledger.calls
+    counted = dryrun.train_step(
+        shapes,
+        dryrun.make_learnable(shapes, what),
+        batch=1,
+        rows=side,
+        columns=side,
+        device="cpu",
+        narrow=None,
+        checkpointing=False,
+    )
+    watch = dryrun.Stopwatch(device, 0.1)
+    whole = watch.best(step, 0.1)
+    return max(0.0, whole - watch.seconds(counted)) / counted.calls

@@ -217,7 +217,8 @@ def small_grey(photo: Photo, side: int) -> Image.Image:
                 if image.format not in ("JPEG", "MPO"):
                     grey = photo.open().convert("L")
                 else:
-                    image.draft("L", (2 * side, 2 * side))
+                    share = 2 * side / max(image.size)
+                    image.draft("L", (int(image.width * share), int(image.height * share)))
                     grey = image.convert("L")
     except OSError as error:
         reason = error.strerror or "it can no longer be decoded"

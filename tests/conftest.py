@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 
 import pytest
 
@@ -116,3 +117,11 @@ def clip(tmp_path_factory):
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_timing_before_runs(monkeypatch):
+    """Runs predict no time in tests that are about something else; test_preflight.py does, through `check`."""
+    prepare = sys.modules.get("coeffdiff.training.prepare")
+    if prepare is not None:
+        monkeypatch.setattr(prepare, "_TIMING_SECONDS", 0.0)

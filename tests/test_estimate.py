@@ -95,9 +95,7 @@ def predict(base, device="cpu", file=None, photos=(PHOTO,), **values):
     return estimate.predict(settings, base, photos, torch.device(device), process_bytes=0)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "gib"), [("sdxl-12gb.yaml", 12), ("sdxl-24gb.yaml", 24), ("sdxl-coeff-lora.yaml", 12)]
-)
+@pytest.mark.parametrize(("recipe", "gib"), [("sdxl-12gb.yaml", 12), ("sdxl-24gb.yaml", 24)])
 def test_the_recipes_fit_where_they_say(sdxl, recipe, gib):
     """With a fifth to spare, in every phase; beside the GPU, 8 GiB of RAM read the model."""
     file = Path(__file__).parent.parent / "configs" / recipe
@@ -116,14 +114,20 @@ def test_pockets_recipe_fits_anywhere(pocket):
 
 
 def test_full_size_sdxl_on_a_gpu(sdxl):
-    """UNet alone in bf16: 2,567,463,684 numbers of 2 bytes; alpha's optimizer states are nothing beside LoRA's."""
-    coeff = predict(sdxl, "cuda", **{"method.kind": "coeff", "validation.prompts": []})
-    assert coeff.trained == 50_000
-    assert coeff.phases["training"] > 2 * 2_567_463_684
-    assert set(coeff.phases) == {"encoding", "training"}
-    both = predict(sdxl, "cuda", **{"validation.prompts": []})
-    states = 2 * 4 * both.trained
-    assert both.phases["training"] - coeff.phases["training"] > states
+    """UNet in bf16, 2,567,463,684 numbers of 2 bytes, and no pictures where none are asked for."""
+    found = predict(sdxl, "cuda", **{"method.kind": "coeff", "validation.prompts": []})
+    assert found.trained == 50_000
+    assert set(found.phases) == {"encoding", "training"}
+    activations = found.phases["training"] - 2 * 2_567_463_684 - estimate.GPU_WORKSPACE
+    assert 0 < activations < 2 * 2**30  # recomputed, as SDXL's default is; stored they would be 7 GiB
+
+
+def test_what_learns_takes_its_optimizers_states(pocket):
+    """Sixteen times LoRA's rank: as many weights, gradients and moments more, 16 bytes a number."""
+    small, large = (predict(pocket, "cuda", **{"method.lora.rank": rank}) for rank in (2, 32))
+    more = large.trained - small.trained
+    assert more == 30 * (258_048 // 16)
+    assert large.phases["training"] - small.phases["training"] == pytest.approx(16 * more, rel=0.35)
 
 
 def test_what_each_switch_does_to_the_peak(pocket):
@@ -196,4 +200,4 @@ def test_the_measured_constants_explain_what_was_measured(pocket):
         }
         added = predict(pocket, **values).phases["training"] / 2**30
         assert before + added == pytest.approx(peak, rel=0.2), values
-        assert added == pytest.approx(peak - before, rel=0.6), values
+        assert added == pytest.approx(peak - before, rel=0.35), values

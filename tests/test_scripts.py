@@ -167,3 +167,18 @@ runpy.run_path(SCRIPT, run_name="__main__")
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
 def test_shell_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(SCRIPTS / script)], capture_output=True).returncode == 0
+
+
+def test_the_benchmark_of_the_check_sets_predictions_beside_runs(tmp_path):
+    """One run of pocket: predicted and measured memory of training and of all phases, and seconds a step."""
+    arguments = ("--methods", "coeff", "--batch", "1", "--checkpointing", "off", "--steps", "3")
+    done = run("bench_check.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    row = done.stdout.splitlines()[-1]
+    assert row.startswith("| coeff | 1 | off | 128 |")
+    pairs = [cell.split(" (")[0].split(" / ") for cell in row.split(" | ")[4:]]
+    assert len(pairs) == 3
+    for predicted, measured in pairs[:2]:
+        assert float(predicted) == pytest.approx(float(measured), rel=0.3)
+    assert float(pairs[2][0]) > 0 and float(pairs[2][1]) > 0
+    assert not list(tmp_path.iterdir())

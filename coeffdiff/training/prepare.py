@@ -39,7 +39,7 @@ from coeffdiff.training.prior import class_captions, counting_photos, encode_pri
 from coeffdiff.training.state import RunFolder
 from coeffdiff.training.text import LearnedToken
 
-_TIMING_SECONDS = 0.5  # for how long operations are timed before a run; `coeffdiff check` takes longer
+_TIMING_SECONDS = 0.3  # for how long operations are timed before a run; `coeffdiff check` takes longer
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -46,6 +46,8 @@ def _is_broken(text: str) -> bool:
 def _above_zero(value: float | str) -> float | str:
     if not isinstance(value, str) and value <= 0:
         raise ValueError("must be above zero")
+    if not isinstance(value, str) and value > 1e30:
+        raise ValueError("must be at most 1e30, since what learns is float32")
     return value
 
 
@@ -598,7 +600,8 @@ def _sentence(problem: Any, source: str) -> str:
         kind = "" if set(setting.choices) != {"auto"} else " or a number"
         message = f"it must be {', '.join(setting.choices)}{kind}"
     given = problem["input"]
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    written = repr(given) if len(repr(given)) <= 200 else f"{repr(given)[:200]}..."
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {written})"
     return f"{source}: {dotted}{shown}: {message}."
 
 

@@ -15,8 +15,10 @@ import argparse
 import collections
 import contextlib
 import copy
+import itertools
 import json
 import os
+import queue
 import random
 import re
 import resource
@@ -26,6 +28,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -54,7 +57,8 @@ from coeffdiff.method.lora import LORA_FILE, add_lora
 from coeffdiff.pocket.model import build_pipeline
 from coeffdiff.seeding import generator_for, stable_seed
 
-SECONDS = 20  # for one input; a sound adapter takes a tenth of one
+SECONDS = 20  # of computing, for one input; a sound adapter takes a tenth of one
+PATIENCE = 900  # seconds by the clock, for an input that waits instead
 GROWTH = 2**30  # bytes of address space beyond what the process had when it began
 LONGEST = 2000  # characters of a sentence, the path to the folder included
 
@@ -517,13 +521,17 @@ def work(shelf: Path, seed: int, first: int, last: int) -> None:
             folder = Path(place) / "adapter"
             done = make(shelf, folder, seed, number)
             print(json.dumps({"number": number, "done": done}), flush=True)
-            signal.alarm(SECONDS)  # its default action ends this process, and the one above notices
+            signal.setitimer(
+                signal.ITIMER_PROF, SECONDS
+            )  # either ends this process, and the one above notices
+            signal.alarm(PATIENCE)
             try:
                 outcome = {"outcome": judge(pipe, folder)}
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"[:500]
                 outcome = {"crash": problem, "trace": traceback.format_exc()[-3000:]}
                 pipe = build_pipeline("tiny")
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
             print(json.dumps({"number": number, "done": done, **outcome}), flush=True)
             shutil.rmtree(folder, ignore_errors=True)
@@ -567,7 +575,7 @@ def results(shelf: Path, seed: int, first: int, last: int) -> Iterator[dict[str,
         first = at["number"] + 1
 
 
-def fuzz(count: int, seed: int, first: int = 0) -> dict[str, Any]:
+def fuzz(count: int, seed: int, first: int = 0, workers: int = 1) -> dict[str, Any]:
     """Counts by outcome, and every crash."""
     begun = time.monotonic()
     outcomes: collections.Counter[str] = collections.Counter()
@@ -577,7 +585,7 @@ def fuzz(count: int, seed: int, first: int = 0) -> dict[str, Any]:
         shelf = Path(place) / "shelf"
         warnings.simplefilter("ignore")
         stock(shelf, build_pipeline("tiny"))
-        for result in results(shelf, seed, first, first + count):
+        for result in together(shelf, seed, first, first + count, workers):
             outcomes[result.get("outcome", "crash")] += 1
             by_change.update(result["done"].partition(": ")[2].split(", "))
             if "crash" in result:
@@ -594,9 +602,35 @@ def fuzz(count: int, seed: int, first: int = 0) -> dict[str, Any]:
         "inputs": sum(outcomes.values()),
         "outcomes": dict(outcomes.most_common()),
         "changes": dict(by_change.most_common()),
-        "crashes": crashes,
+        "crashes": sorted(crashes, key=lambda crash: crash["number"]),
         "seconds": round(time.monotonic() - begun, 1),
     }
+
+
+def together(shelf: Path, seed: int, first: int, last: int, workers: int) -> Iterator[dict[str, Any]]:
+    """results() of several worker processes at a time, as they come."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def one(begin: int, end: int) -> None:
+        try:
+            for result in results(shelf, seed, begin, end):
+                found.put(result)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+    borders = [first + (last - first) * worker // workers for worker in range(workers + 1)]
+    for begin, end in itertools.pairwise(borders):
+        threading.Thread(target=one, args=(begin, end), daemon=True).start()
+    at_work = workers
+    while at_work:
+        result = found.get()
+        if isinstance(result, BaseException):
+            raise result
+        if result is None:
+            at_work -= 1
+        else:
+            yield result
 
 
 def main() -> int:
@@ -605,6 +639,7 @@ def main() -> int:
     )
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--only", type=int, metavar="N", help="input N alone, with its traceback")
     parser.add_argument("--json", action="store_true", help="the whole result on standard output")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -614,7 +649,8 @@ def main() -> int:
         work(chosen.worker, chosen.seed, *chosen.range)
         return 0
     only = chosen.only is not None
-    result = fuzz(1 if only else chosen.count, chosen.seed, chosen.only if only else 0)
+    workers = 1 if only else chosen.workers
+    result = fuzz(1 if only else chosen.count, chosen.seed, chosen.only if only else 0, workers)
     if chosen.json:
         print(json.dumps(result))
     else:

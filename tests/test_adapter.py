@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import resource
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -672,6 +675,55 @@ DAMAGED = {
         UNREADABLE,
     ),
     "a negative shape": ("coeff", lambda f: raw(f, {"a": FLOAT | {"shape": [-2]}}, bytes(8)), UNREADABLE),
+    "a header that is larger than any": (
+        "coeff",
+        lambda f: raw(f, b'{"a":' + b" " * (5 * 2**20) + b"1}"),
+        r"coeff\.safetensors has a header of 5 MiB; no coeff\.safetensors needs more than 4",
+    ),
+    "a LoRA header that is larger than any": (
+        "both",
+        lambda f: (f / LORA_FILE).write_bytes(struct.pack("<Q", 5 * 2**20) + b"{}".ljust(5 * 2**20)),
+        r"lora_weights\.safetensors has a header of 5 MiB; no pytorch_lora_weights\.safetensors needs more than 4",
+    ),
+    "100,000 keys": (
+        "coeff",
+        lambda f: raw(f, {str(i): FLOAT | {"shape": [0], "data_offsets": [0, 0]} for i in range(60_000)}),
+        "was not written by coeffdiff",
+    ),
+    "every key twice": (
+        "coeff",
+        lambda f: raw(f, b'{"a":%b,"a":%b}' % ((json.dumps(FLOAT).encode(),) * 2), bytes(8)),
+        f"{UNREADABLE}|was not written by coeffdiff",
+    ),
+    "metadata twice": (
+        "coeff",
+        lambda f: raw(f, b'{"__metadata__":{},"__metadata__":{"coeffdiff":"1"}}'),
+        ".",
+    ),
+    "the same LoRA tensor under two names": (
+        "both",
+        lambda f: loras(
+            f, lambda t: t.update({LORA_KEY.replace("lora.down", "lora_A"): t[LORA_KEY].clone()})
+        ),
+        "holds a tensor under two names",
+    ),
+    "a shape of a thousand dimensions": (
+        "both",
+        lambda f: loras(
+            f, lambda t: t.update({LORA_KEY: t[LORA_KEY].reshape([*t[LORA_KEY].shape, *[1] * 60])})
+        ),
+        r"is \(5, \d+, and 60 more\), but this UNet needs",
+    ),
+    "steps without end": (
+        "coeff",
+        lambda f: change(f, trained_steps=10**4000),
+        r"header \((trained_steps|its JSON)\)",
+    ),
+    "a version without end": (
+        "coeff",
+        lambda f: change(f, format_version=10**400),
+        r"damaged header \(format_version\)",
+    ),
     "an unknown dtype": ("coeff", lambda f: raw(f, {"a": FLOAT | {"dtype": "P99"}}, bytes(8)), UNREADABLE),
     "a nested header": ("coeff", lambda f: raw(f, b'{"a":' * 50_000), UNREADABLE),
     "control characters in a bad name": (
@@ -719,6 +771,35 @@ def test_a_file_far_too_large_is_not_even_opened(shelf, tmp_path, refuse):
     with (folder / COEFF_FILE).open("r+b") as file:
         file.truncate(65 * 2**20)
     refuse(folder, r"coeff\.safetensors has 65 MiB; no coeff\.safetensors is that large")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process of its own with a limit")
+@pytest.mark.parametrize("name", ["coeff", "both"])
+def test_hostile_files_do_not_take_gigabytes(name, shelf, tmp_path, untouched):
+    """Within 512 MiB of further address space: a header of lists upon lists, and a LoRA of 7 GiB of nothing."""
+    folder = shutil.copytree(shelf[name][0], tmp_path / "adapter")
+    if name == "coeff":
+        rewrite(folder, "[" + "{}," * 1_300_000 + "{}]")
+    else:
+        shape = [2**20, 1792]
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * shape[0] * shape[1]]}
+        text = json.dumps({"unet.x.lora.down.weight": entry}).encode()
+        (folder / LORA_FILE).write_bytes(struct.pack("<Q", len(text)) + text)
+        os.truncate(folder / LORA_FILE, 8 + len(text) + entry["data_offsets"][1])
+    child = os.fork()
+    if not child:
+        code = 3
+        try:
+            # Address space that is mapped but not used counts too, so the LoRA's own file comes on top
+            room = 2**29 + (7 * 2**30 if name == "both" else 0)
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room,) * 2)
+            load_adapter(untouched, folder)
+        except AdapterError:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_path_that_is_no_adapter_says_what_it_is(shelf, tmp_path, refuse):

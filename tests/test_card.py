@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -29,10 +29,11 @@ def card(token: str, word: str, model: str) -> str:
         resolution=64,
     )
     rates = {"method.coeff.learning_rate": 1e-2, "method.lora.learning_rate": 1e-3}
-    settings = load_settings(None, {"training.accumulate": 1, "training.batch_size": 1, **rates})
-    return model_card(header, settings, 0.5, ["001-sks.png"])
+    run = load_settings(None, {"training.accumulate": 1, "training.batch_size": 1, **rates})
+    return model_card(header, run, 0.5, ["001-sks.png"])
 
 
+@settings(deadline=None)
 @given(PRINTABLE, PRINTABLE, PRINTABLE)
 @example(HOSTILE, HOSTILE, HOSTILE)
 @example("{token}", "---", "`")

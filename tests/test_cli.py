@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -394,6 +395,48 @@ def test_a_mistake_about_adapters_is_one_sentence_and_leaves_nothing(trained, ar
     assert len(mistake) == 1, result.stderr
     assert sentence in mistake[0]
     assert [path.name for path in Path().iterdir()] == ["note.txt"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20971520 bytes."),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_sampling_without_memory_names_what_is_left_to_turn(trained, error, monkeypatch):
+    """At batch 2 in fp32 and 64 x 64: a smaller batch and half precision; offloading needs a GPU, and none is here."""
+    from coeffdiff import sampling
+
+    def fails(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(sampling, "write_pictures", fails)
+    options = ["--prompt", "a", "--adapter", str(trained / "runs/sks"), "--batch-size", "2", "--steps", "1"]
+    result = call("sample", *options, "--precision", "fp32")
+    assert result.exit_code == 2
+    where = "The GPU" if "CUDA" in str(error) else "This machine"
+    switches = [
+        "--batch-size 1",
+        "--precision bf16",
+        *(["--offload model"] if torch.cuda.is_available() else []),
+    ]
+    assert result.stderr.splitlines()[-1] == (
+        f"OutOfMemory: {where} has too little memory for this (20.{'00' if 'CUDA' in str(error) else '0'} MiB more were "
+        f"asked for). In this order: {'; '.join(switches)}."
+    )
+
+
+def test_a_name_that_is_too_long_for_the_system_is_one_sentence():
+    """Wherever it is met first: what a system refuses is no defect of a program's."""
+    for arguments in (
+        ["sample", "--prompt", "a", "--adapter", "x" * 5000],
+        ["train", "--token", "a", "--images", "x" * 5000],
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert "File name too long" in result.stderr
 
 
 def test_a_scale_is_what_follows_the_last_colon(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coeffdiff.config import (
@@ -54,6 +54,7 @@ def test_later_sources_win(tmp_path):
         ("method.coeff.learning_rate=-1", "must be above zero"),
         ("validation.seeds=[-1]", "validation.seeds"),
         ("method.lora.learning_rate=.nan", "finite"),
+        ("method.coeff.learning_rate=1e39", "must be at most 1e30, since what learns is float32"),
         ("subject.images=2001-99-99", "ok"),  # no date that there is: text
         ('subject.images="a\\0b"', "subject.images (given: 'a\\x00b'): it has a zero byte"),
         ('output="a\\0b"', "it has a zero byte"),
@@ -75,6 +76,7 @@ def test_a_wrong_setting_is_one_sentence(assignment, sentence):
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.sampled_from([s.name for s in documented_settings()]))
 def test_no_text_after_the_equals_sign_escapes(text, name):
     """Whatever is assigned is taken, or refused in one sentence."""

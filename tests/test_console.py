@@ -7,7 +7,7 @@ import os
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coeffdiff import console
@@ -35,6 +35,7 @@ def test_what_a_terminal_would_obey_is_written_out(text, shown):
     assert visible(text) == shown
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_no_text_moves_the_terminal(text):
     """One line, encodable, without control or direction characters; and what needs no change has none."""

@@ -395,7 +395,7 @@ def test_hostile_cache_entries_are_made_again(tmp_path, tiny_pipeline):
     (entry,) = cache.iterdir()
     nan = torch.full((4, 8, 8), torch.nan)
     for tensors in (
-        {"mean": nan, "std": nan},
+        {"mean": nan, "std": nan.clone()},
         {"mean": torch.ones(()), "std": torch.ones(())},
         {"mean": torch.ones(4, 8, 8)},
         {},

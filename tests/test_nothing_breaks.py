@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from coeffdiff import cli, files
 from coeffdiff.data import latents
@@ -35,6 +37,7 @@ from coeffdiff.method.adapter import COEFF_FILE, find_adapter, read_header
 from coeffdiff.method.lora import LORA_FILE
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop, state
+from coeffdiff.training.prepare import Trainables
 from coeffdiff.training.state import RunFolder, load_checkpoint
 
 Fault = Callable[[], None]
@@ -67,6 +70,7 @@ def start(*arguments: str, fault: Fault = lambda: None) -> tuple[int, Path]:
     if child:
         return child, words
     code = 70
+    gc.freeze()  # a collection would walk, and so copy, all that was inherited
     try:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{words}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -121,6 +125,7 @@ def command(*more: str, output: str = "run", steps: int = 3) -> list[str]:
         "training.checkpoint_every": 1,
         "validation.prompts": "[]",
         "method.lora.rank": 2,
+        "method.lora.targets": "[to_q]",
     }
     settings = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
     subject = ["--model", "model", "--images", "photos", "--token", "sks", "--class-word", "ball"]
@@ -576,10 +581,9 @@ def test_hostile_names_of_everything_else(name):
         ["sample", "--prompts-file", name],
     )
     for arguments in tries:
-        ended = coeffdiff(*arguments)
-        assert ended.code == 2 and "Traceback" not in ended.said, (arguments, ended.said)
-        without_boxes = ended.said.replace("\x1b[0m", "")
-        assert harmless(without_boxes), (arguments, ended.said)
+        ended = CliRunner().invoke(cli.app, arguments)  # no fault here, and so no child
+        assert ended.exit_code == 2 and isinstance(ended.exception, SystemExit), (arguments, ended.exception)
+        assert harmless(ended.stderr), (arguments, ended.stderr)
 
 
 def test_an_answer_in_a_folder_of_any_name():
@@ -657,10 +661,20 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint():
     assert not Path("run/adapter").exists()
 
 
+def alpha_overflows() -> None:
+    """Behind the optimizer's first step, whose loss and gradients were finite."""
+    real = Trainables.moved
+
+    def moved(self):
+        self.alphas[0].data.fill_(torch.inf)
+        return real(self)
+
+    Trainables.moved = moved
+
+
 def test_a_step_that_overflows_is_not_saved():
-    """At 1e39, beyond float32, alpha itself is infinite after one step, though its loss was not: no checkpoint of it."""
-    rate = ("--set", "method.coeff.learning_rate=1e39", "--method", "coeff")
-    ended = coeffdiff(*command(*rate, steps=1))
+    """Finite loss, infinite alpha: neither a checkpoint nor an adapter of it."""
+    ended = coeffdiff(*command(steps=1), fault=alpha_overflows)
     assert ended.code == 2
     assert ended.sentence.endswith(
         ".alpha is not finite after step 1: the learning rate is too high. No checkpoint had been written yet."
@@ -701,8 +715,8 @@ def test_memory_that_runs_out_names_the_switches_that_are_left():
 
 @pytest.mark.parametrize(
     ("count", "size"),
-    [(1, (64, 64)), (200, (20, 16)), (1, (5472, 3648)), (2, (16, 16)), (1, (1, 300)), (1, (3000, 1))],
-    ids=["1 photo", "200 photos", "20 megapixels", "16 pixels", "1 x 300", "3000 x 1"],
+    [(1, (64, 64)), (200, (20, 16)), (1, (5472, 3648)), (2, (16, 16)), (1, (1, 300))],
+    ids=["1 photo", "200 photos", "20 megapixels", "16 pixels", "1 x 300"],
 )
 def test_photos_few_and_many_small_and_large(count, size):
     """From the folder to an adapter that samples."""
@@ -717,7 +731,7 @@ def test_photos_few_and_many_small_and_large(count, size):
     assert f"photos   {count} in photos\n" in ended.said
     assert read_header(Path("run/adapter")).trained_steps == 2
     assert all(tensor.isfinite().all() for tensor in weights(Path("run/adapter")).values())
-    if count == 1:
+    if size == (64, 64):
         ended = coeffdiff(
             "sample", "--adapter", "run", "--prompt", "<V>", "--steps", "1", "--output", "pictures"
         )

@@ -1,10 +1,16 @@
 """Photos: what is read, how it comes out, what is left out and why, and what each view tells SDXL."""
 
+import contextlib
 import errno
+import functools
+import io
 import os
+import random
+import re
 import struct
 import subprocess
 import sys
+import tempfile
 import warnings
 import zlib
 from pathlib import Path
@@ -12,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from coeffdiff.data.photos import (
     Photo,
@@ -932,3 +938,166 @@ def test_importing_the_module_loads_nothing_heavy():
     code = f"import sys, coeffdiff.data.photos; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+# --- anything that may lie in a folder
+
+MODES = (
+    *(
+        "1",
+        "L",
+        "LA",
+        "La",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "I",
+        "F",
+    ),
+    *("I;16", "I;16B", "I;16L", "I;16N"),
+)
+SUFFIX = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "AVIF": "avif",
+    "HEIF": "heic",
+    "TIFF": "tif",
+    "GIF": "gif",
+}
+SUFFIX |= {"BMP": "bmp"}
+
+
+@functools.cache
+def writable():
+    """Every (format, mode) that Pillow writes here; more than 70."""
+    found = []
+    for kind in SUFFIX:
+        for mode in MODES:
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                Image.new(mode, (5, 3)).save(io.BytesIO(), format=kind)
+                found.append((kind, mode))
+    return found
+
+
+def noise(mode, size, seed):
+    """A picture of any mode with something in it."""
+    drawn = random.Random(seed).randbytes(size[0] * size[1] * 3)
+    picture = Image.frombytes("RGB", size, drawn)
+    try:
+        return picture.convert(mode)
+    except ValueError:  # modes that nothing converts to
+        return Image.new(mode, size)
+
+
+SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60)) | st.sampled_from(
+    [(1, 1), (1, 2500), (2500, 1), (2, 999)]
+)
+
+
+@given(data=st.data(), size=SIZES, orientation=st.integers(0, 9) | st.just(65535), seed=st.integers(0, 2**32))
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_pillow_writes_is_a_photo(data, size, orientation, seed, tmp_path):
+    """Any mode, size and orientation in any format: read, upright, RGB, and shown in each way of cropping."""
+    kind, mode = data.draw(st.sampled_from(writable()))
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    picture = noise(mode, size, seed)
+    turns = kind in ("JPEG", "PNG", "WEBP", "TIFF")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture.save(
+            folder / f"a.{SUFFIX[kind]}", format=kind, **({"exif": oriented(orientation)} if turns else {})
+        )
+    photo = only(folder)
+    swapped = turns and 5 <= orientation <= 8
+    assert (photo.width, photo.height) == (size[::-1] if swapped else size)
+    opened = photo.open()
+    assert (opened.mode, opened.size) == ("RGB", (photo.width, photo.height))
+    if kind == "PNG" and mode == "RGB":
+        picture.getexif()[0x0112] = orientation
+        upright = ImageOps.exif_transpose(picture)
+        assert opened.tobytes() == upright.tobytes()
+    for crop in ("none", "center", "random"):
+        view = view_of(photo, resolution=64, step=32, crop=crop, flip=True, seed=seed, augmentation=seed % 3)
+        shown = render(opened, view)
+        assert (shown.mode, shown.size) == ("RGB", view.size)
+
+
+WORDS = st.text(max_size=80)  # any Unicode but surrogates, which no UTF-8 file can hold
+BRACES = st.lists(
+    st.sampled_from(
+        [
+            "{token}",
+            "{class_word}",
+            "<V>",
+            "{",
+            "}",
+            "{{",
+            "}}",
+            "{ token }",
+            "{0}",
+            "{}",
+            "{token",
+            "sks",
+            "x",
+        ]
+    )
+    | st.text(max_size=8),
+    max_size=8,
+).map("".join)
+
+
+@given(text=WORDS | BRACES, mark=st.booleans(), ending=st.sampled_from(["", "\n", "\r\n", "\u2028"]))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_caption_says_is_one_line_or_one_sentence(text, mark, ending, tmp_path):
+    """Empty, with a byte order mark, control characters or braces: a caption, none, or the one error that names it."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "a.txt").write_bytes((b"\xef\xbb\xbf" if mark else b"") + (text + ending).encode())
+    found = read_photos(folder)
+    (photo,) = found.photos
+    told = " ".join((text.removeprefix("\ufeff") if not mark else text).split()) or None
+    if "\0" in text:
+        assert photo.caption is None and "is not UTF-8 text" in found.notes[0]
+        return
+    assert photo.caption == told and not found.notes
+    unknown = set(re.findall(r"\{([A-Za-z_][\w-]*)\}", told or "")) - {"token", "class_word"}
+    if unknown:
+        with pytest.raises(ConfigError, match=r"^The caption of a\.png: There is no placeholder"):
+            captions_for(photo, ["unused"], "sks", "mug")
+        return
+    (caption,) = captions_for(photo, ["a {token}"], "sks", "mug")
+    assert caption == " ".join(caption.split())
+    expected = (
+        (told or "a sks").replace("{token}", "sks").replace("<V>", "sks").replace("{class_word}", "mug")
+    )
+    assert caption == " ".join(expected.split())
+
+
+def test_the_token_in_other_words_is_left_alone():
+    """Only placeholders are filled: a word that contains the token, or its letters in braces of others, stays."""
+    assert fill("sksual {token}s sks{token} <v> <V>s", "sks", "mug") == "sksual skss skssks <v> skss"
+    assert fill("{ token } {{token}} {0}", "sks", "mug") == "{ token } {sks} {0}"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_caption_that_is_a_pipe_does_not_wait_for_ever(tmp_path):
+    """Nor is a book read for one: both are noted, and the templates caption the photo."""
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8), (name == "a" and "red") or "blue").save(tmp_path / f"{name}.png")
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("word " * 5000)
+    found = read_photos(tmp_path)
+    assert [photo.caption for photo in found.photos] == [None, None]
+    assert found.notes == (
+        "a.txt is not an ordinary file; a.png is captioned from the templates.",
+        "b.txt is larger than 20 kB; b.png is captioned from the templates.",
+    )

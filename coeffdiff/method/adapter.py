@@ -101,7 +101,7 @@ class AdapterHeader(BaseModel):
     """What an adapter says of itself. Text is bounded and printable, since it comes from files of others."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    format_version: int = Field(ge=1)
+    format_version: int = Field(ge=1, le=FORMAT_VERSION)
     kind: Kind
     base_model: str = Field(max_length=1000)
     token: str = Field(min_length=1, max_length=200)

@@ -218,8 +218,14 @@ def test_the_settings_name_what_is_trained():
 
 
 def test_bf16_trains_float32_rows(tiny_folder):
-    """Beside text encoders in bfloat16 the rows stay float32 and move."""
+    """Beside text encoders in bfloat16 the rows stay float32 and move; norm_pull 1 keeps their length meanwhile."""
     values = {"training.precision": "bf16", "training.steps": 2}
+    values |= {"method.token.learning_rate": 0.3, "method.token.norm_pull": 1.0, "method.token.init": "a"}
     loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **values))
     assert all(tensor.dtype == torch.float32 for tensor in weights("run").values())
-    assert logged("run")[-1]["token"] > 0.001
+    assert logged("run")[-1]["token"] > 0.1
+    pipe = backbone.load_pipeline(
+        backbone.find_backbone(ModelSettings(name=str(tiny_folder))), dtype=torch.bfloat16, parts={"text"}
+    )
+    for key, first in initial_rows(pipe, "a", 2).items():
+        torch.testing.assert_close(rows("run")[key].norm(dim=1), first.norm(dim=1))

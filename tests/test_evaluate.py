@@ -256,6 +256,7 @@ def test_the_folder_holds_pictures_numbers_a_table_and_a_page(evaluated):
     assert results["protocol"]["first_seed"] == EVALUATION_FIRST_SEED
     rows = list(csv.DictReader((folder / "evaluation.csv").open()))
     assert [float(row["dino"]) for row in rows] == [own["scores"]["dino"], off["scores"]["dino"]]
+    assert [Path(row["run"]).name for row in rows] == ["ball", "ball:0"]
     assert rows[0]["pictures"] == "4" and rows[0]["class_word"] == "ball"
     assert f"{own['scores']['clip_t']:.3f}" in printed and "mean" in printed
 

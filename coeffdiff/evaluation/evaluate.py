@@ -609,7 +609,7 @@ def _facts(
 ) -> dict[str, Any]:
     header, subject = candidate.header, candidate.subject
     return {
-        "run": candidate.label,
+        "run": candidate.label + ("" if candidate.scale is None else f":{candidate.scale:g}"),
         "subject": subject.name,
         "token": subject.token,
         "class_word": subject.class_word,
@@ -636,7 +636,8 @@ def _protocol_facts(protocol: Protocol) -> dict[str, Any]:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _write(evaluation: Evaluation, pages: Sequence[RunPage]) -> None:

@@ -132,7 +132,7 @@ def toy(
             mine, arm, steps=steps, rates=rates, polishing=polishing, on_progress=told
         )
     results = judge(problems, trials, rates) | {
-        "device": f"CPU, {torch.get_num_threads()} threads",
+        "device": f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
         "versions": {"coeffdiff": __version__, "torch": str(torch.__version__)},
         "seeds": seeds,
         "steps": steps,

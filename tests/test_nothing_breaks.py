@@ -276,6 +276,31 @@ def test_killed_at_every_moment_of_a_checkpoint(is_whole):
     is_whole(steps=steps)
 
 
+@pytest.mark.parametrize("method", ["coeff", "lora", "coeff+lora"])
+def test_8_steps_are_3_a_kill_and_5(method):
+    """With a token that is learned and a class that is kept: the resumed run's adapter, all of it, bit for bit."""
+    more = [
+        "--method",
+        method,
+        "--learn-token",
+        "--set",
+        "prior.weight=1",
+        "--set",
+        "training.checkpoint_every=15",
+    ]
+    whole = coeffdiff(*command(*more, output="whole", steps=8))
+    assert whole.code == 0, whole.said
+    killed = coeffdiff(*command(*more, steps=8), fault=fails(loop, "draw_dropout", dies, number=5))
+    assert killed.code == -signal.SIGKILL
+    assert [path.name for path in RunFolder(Path("run")).checkpoints()] == ["step-000003"]
+    resumed = coeffdiff("train", "--resume", "--output", "run")
+    assert resumed.code == 0, resumed.said
+    assert "after step 3" in resumed.said
+    first, second = weights(Path("whole/adapter")), weights(Path("run/adapter"))
+    assert {"clip_l", "clip_g"} < first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_killed_at_every_moment_of_writing_the_adapter(is_whole):
     """There is none until it is whole; the next try finds all steps done and writes it."""
     for number, (moment, fault) in enumerate(ADAPTER.items()):

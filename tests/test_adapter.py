@@ -559,6 +559,11 @@ DAMAGED = {
         lambda f: change(f, versions={"a": "\r"}),
         r"header \(versions\)",
     ),
+    "control characters in a key of the header": (
+        "coeff",
+        lambda f: change(f, versions={"\r\x1b[2J": 3}),
+        r"damaged header \(versions\)",
+    ),
     "control characters in a layer": (
         "coeff",
         lambda f: change(f, heads={"\x1b]0;x\x07": 2}),

@@ -61,19 +61,24 @@ class Ended:
         return line
 
 
-def start(*arguments: str, fault: Fault = lambda: None) -> tuple[int, Path]:
-    """Begin `coeffdiff ARGUMENTS` in a child; returns its process id and where its words go."""
+Child = tuple[int, int, int]  # process id, what it says, what it answers
+
+
+def start(*arguments: str, fault: Fault = lambda: None) -> Child:
+    """Begin `coeffdiff ARGUMENTS` in a child. Its words wait in pipes, which no full disk and no limit touches."""
     sys.stdout.flush()
     sys.stderr.flush()
-    words = Path(f"child-{time.monotonic_ns()}")
+    answered, said = os.pipe(), os.pipe()
     child = os.fork()
     if child:
-        return child, words
+        os.close(answered[1])
+        os.close(said[1])
+        return child, said[0], answered[0]
     code = 70
     gc.freeze()  # a collection would walk, and so copy, all that was inherited
     try:
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{words}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(answered[1], 1)
+        os.dup2(said[1], 2)
         sys.stdout, sys.stderr = open(1, "w"), open(2, "w", errors="backslashreplace")  # noqa: SIM115
         sys.argv = ["coeffdiff", *arguments]
         fault()
@@ -88,14 +93,18 @@ def start(*arguments: str, fault: Fault = lambda: None) -> tuple[int, Path]:
         os._exit(code)
 
 
-def end(child: int, words: Path) -> Ended:
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    said, answered = (Path(f"{words}.{name}") for name in ("err", "out"))
-    return Ended(code, said.read_text(errors="replace"), answered.read_text(errors="surrogateescape"))
+def end(child: Child) -> Ended:
+    process, said, answered = child
+    words = []
+    for pipe in (said, answered):
+        with open(pipe, "rb") as file:
+            words.append(file.read())
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return Ended(code, words[0].decode(errors="replace"), os.fsdecode(words[1]))
 
 
 def coeffdiff(*arguments: str, fault: Fault = lambda: None) -> Ended:
-    return end(*start(*arguments, fault=fault))
+    return end(start(*arguments, fault=fault))
 
 
 @pytest.fixture(scope="module")
@@ -195,22 +204,6 @@ def fails(
     return set_it
 
 
-def half_a_cache_entry(how: Fault) -> Fault:
-    """The library writes the file itself, so it is cut short behind it."""
-
-    def set_it() -> None:
-        real = latents.save_file
-
-        def faulty(tensors, file, **options):
-            real(tensors, file, **options)
-            os.truncate(file, Path(file).stat().st_size // 2)
-            how()
-
-        latents.save_file = faulty
-
-    return set_it
-
-
 def half_an_older_checkpoint(how: Fault) -> Fault:
     """Clearing away an older checkpoint stops after its first file."""
 
@@ -247,7 +240,7 @@ ADAPTER = {
     "before the rename": lambda how: fails(Path, "replace", how, where=".adapter."),
 }
 CACHE = {
-    "half an entry": half_a_cache_entry,
+    "half an entry": lambda how: fails(Path, "write_bytes", how, where="/latents/.", when="half"),
     "before the rename": lambda how: fails(Path, "replace", how, where="/latents/."),
     "after the rename": lambda how: fails(Path, "replace", how, where="/latents/.", when="after"),
 }
@@ -348,7 +341,7 @@ def test_killed_at_every_moment_of_caching(is_whole):
 def test_a_disk_that_fills_up_at_every_moment_of_a_checkpoint(is_whole):
     """Exit code 2, one sentence with the last good checkpoint, no litter; with room again the run goes on."""
     moments = {name: fault for name, fault in CHECKPOINT.items() if name != "after the rename"}
-    steps = len(moments) + 1
+    steps = len(CHECKPOINT) + 2
     for number, (moment, fault) in enumerate(moments.items()):
         again = ("--resume",) if number else ()
         ended = coeffdiff(*command(*again, steps=steps), fault=fault(full))
@@ -407,14 +400,15 @@ class Disk:
     def _mount(self, options: bytes, flags: int = 0) -> int:
         return self.libc.mount(b"tmpfs", os.fsencode(self.folder), b"tmpfs", flags, options)
 
-    def give(self, size: int) -> None:
+    def give(self, size: int, longest: int) -> None:
+        """Room for `size` bytes in all; where that cannot be had, for `longest` in a file."""
         if self.mounted:
             assert self._mount(b"size=%d" % size, 32) == 0  # MS_REMOUNT
-        self.limit = size
+        self.limit = longest
 
     def fault(self) -> None:
         if not self.mounted:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit // 4, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
 
     def take_away(self) -> None:
         if self.mounted:
@@ -435,12 +429,12 @@ def test_a_disk_that_is_really_full(disk, is_whole, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(disk.folder))
     said = r"No space left on device|File too large"
     run = "disk/run"
-    disk.give(1024 * 4)
+    disk.give(4 * 1024, 512)
     ended = coeffdiff(*command(output=run), fault=disk.fault)  # not even the settings
     assert ended.code == 2, ended.said
     assert ended.sentence.startswith("ConfigError: The run folder disk/run cannot be written: ")
     assert not Path(run).exists()
-    disk.give(200 * 1024)
+    disk.give(96 * 1024, 16 * 1024)
     ended = coeffdiff(*command(output=run), fault=disk.fault)  # settings and log, no checkpoint
     assert ended.code == 2, ended.said
     assert ended.sentence.startswith(
@@ -450,7 +444,7 @@ def test_a_disk_that_is_really_full(disk, is_whole, monkeypatch):
     assert not list(Path(run).rglob(".*"))
     entries = list(disk.folder.glob("coeffdiff/latents/*"))
     assert all(latents._read_cache(entry) for entry in entries)
-    disk.give(64 * 2**20)
+    disk.give(64 * 2**20, 2**20)
     ended = coeffdiff(*command("--resume", output=run), fault=disk.fault)
     assert ended.code == 0, ended.said
     is_whole(run)
@@ -480,31 +474,29 @@ def test_a_photo_that_changes_after_it_was_checked(change, sentence):
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda: Path("photos/1.png").unlink(), "1 of 2 are gone or changed"),
-        (
-            lambda: Image.new("RGB", (64, 64)).save("photos/1.png"),
-            "1 of 2 are gone or changed; new or changed: 1.png",
-        ),
-        (lambda: Image.new("RGB", (64, 64)).save("photos/2.png"), "new or changed: 2.png"),
-        (lambda: Path("photos/0.png").rename("photos/9.png"), "their names give another order"),
-    ],
-    ids=["deleted", "changed", "added", "renamed"],
-)
-def test_a_photo_that_changes_between_the_start_and_a_resume(change, sentence, place, is_whole):
-    """Refused, with what has changed; put back, the run goes on."""
+CHANGES = {
+    "1 of 2 are gone or changed": lambda: Path("photos/1.png").unlink(),
+    "1 of 2 are gone or changed; new or changed: 1.png": lambda: Image.new("RGB", (64, 64)).save(
+        "photos/1.png"
+    ),
+    "new or changed: 2.png": lambda: Image.new("RGB", (64, 64)).save("photos/2.png"),
+    "their names give another order": lambda: Path("photos/0.png").rename("photos/9.png"),
+}
+
+
+def test_photos_that_change_between_the_start_and_a_resume(place, is_whole):
+    """Deleted, changed, added, renamed: refused, with what has changed; put back, the run goes on."""
     assert coeffdiff(*command(steps=1)).code == 0
-    change()
-    ended = coeffdiff(*command("--resume"))
-    assert (ended.code, ended.sentence) == (
-        2,
-        f"ResumeError: The photos, masks or captions have changed since run began ({sentence}). "
-        "Put them back, or start a new run.",
-    )
-    shutil.rmtree("photos")
-    shutil.copytree(place / "photos", "photos")
+    for sentence, change in CHANGES.items():
+        change()
+        ended = coeffdiff(*command("--resume"))
+        assert (ended.code, ended.sentence) == (
+            2,
+            f"ResumeError: The photos, masks or captions have changed since run began ({sentence}). "
+            "Put them back, or start a new run.",
+        )
+        shutil.rmtree("photos")
+        shutil.copytree(place / "photos", "photos")
     assert coeffdiff(*command("--resume")).code == 0
     is_whole()
 
@@ -539,7 +531,7 @@ def test_two_processes_do_not_train_one_run(is_whole):
         "ConfigError: run holds a run; continue it with --resume, or name another --output. Nothing was changed.",
     )
     Path("go").touch()
-    assert end(*first).code == 0
+    assert end(first).code == 0
     is_whole()
 
 
@@ -548,7 +540,7 @@ def test_of_two_runs_that_begin_at_once_one_goes_on(is_whole):
     slow = start(*command(), fault=fails(loop, "claim", waits_for("go")))
     assert coeffdiff(*command()).code == 0
     Path("go").touch()
-    ended = end(*slow)
+    ended = end(slow)
     assert (ended.code, ended.sentence) == (
         2,
         "ConfigError: run has just been taken by another run; start again or name an --output.",
@@ -750,7 +742,7 @@ def test_photos_few_and_many_small_and_large(count, size):
     for number in range(count):
         picture = Image.new("RGB", size, (number, 255 - number, 40))
         picture.paste((255, 255, 255), (0, 0, size[0] // 2, size[1] // 2))
-        picture.save(f"photos/{number:03d}.jpg")
+        picture.save(f"photos/{number:03d}.{'png' if count > 1 else 'jpg'}")
     ended = coeffdiff(*command(steps=2))
     assert ended.code == 0, ended.said
     assert f"photos   {count} in photos\n" in ended.said

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from coeffdiff.config import PhotoSettings
@@ -377,14 +377,14 @@ def _read_cache(file: Path, masked: bool) -> dict[str, Tensor] | None:
             stored = {name: opened.get_tensor(name) for name in expected_names}
             expected = (opened.metadata() or {}).get("digest")
         return stored if expected == _entry_digest(file.stem, stored) else None
-    except (OSError, SafetensorError, ValueError, RuntimeError):
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError):
         return None
 
 
 def _write_cache(file: Path, tensors: dict[str, Tensor]) -> None:
     # A full or read-only disk costs time at the next run, nothing else.
-    with suppress(OSError, SafetensorError), appearing(file) as temporary:
-        save_file(tensors, temporary, metadata={"digest": _entry_digest(file.stem, tensors)})
+    with suppress(OSError), appearing(file) as temporary:
+        temporary.write_bytes(save(tensors, metadata={"digest": _entry_digest(file.stem, tensors)}))
 
 
 def _entry_digest(key: str, tensors: Mapping[str, Tensor]) -> str:

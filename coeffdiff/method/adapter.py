@@ -326,9 +326,14 @@ def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader
             )
         header = AdapterHeader.model_validate(raw)
     except (ValidationError, ValueError, RecursionError) as error:
-        where = (
-            ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else "its JSON"
-        )
+        where = "its JSON"
+        if isinstance(error, ValidationError):  # names a place, in which keys out of the file may stand
+            place = [str(part) for part in error.errors()[0]["loc"]]
+            where = (
+                ".".join(place)
+                if all(len(part) <= 100 and part.isprintable() for part in place)
+                else place[0]
+            )
         raise AdapterError(f"{file} has a damaged header ({where or 'its structure'}).") from None
     holds = {"coeff": bool(header.heads), "lora": bool(header.lora), "token": bool(header.vectors)}
     if {part for part, held in holds.items() if held} != set(header.kind.split("+")):

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from coeffdiff.config import Settings, differences, given_settings, load_settings, save_settings, with_values
@@ -280,7 +280,7 @@ def load_checkpoint(run: RunFolder) -> Checkpoint | None:
     for folder in run.checkpoints():
         try:
             rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "trainables.safetensors")
+            tensors = load((folder / "trainables.safetensors").read_bytes())  # a path must be UTF-8 for it
             states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             found = bool(rest.get("watched", {}).get("best"))
             best = load_file(folder / _best_file(rest["watched"])) if found else {}

@@ -283,7 +283,7 @@ def load_checkpoint(run: RunFolder) -> Checkpoint | None:
             tensors = load((folder / "trainables.safetensors").read_bytes())  # a path must be UTF-8 for it
             states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             found = bool(rest.get("watched", {}).get("best"))
-            best = load_file(folder / _best_file(rest["watched"])) if found else {}
+            best = load((folder / _best_file(rest["watched"])).read_bytes()) if found else {}
             return Checkpoint(tensors=tensors, best=best, **states, **rest)
         except (
             OSError,

@@ -119,24 +119,24 @@ def test_yamls_traps_are_known():
 
 
 def test_auto_follows_model_and_device():
-    """SDXL on a GPU and a small model on a CPU resolve to the documented values, and alpha's rate is ten times LoRA's."""
+    """SDXL on a GPU and a small model on a CPU resolve to the documented values, and alpha's rate is three times LoRA's."""
     large, chosen = resolve_auto(Settings(), SDXL_ON_A_GPU)
     assert (large.training.steps, large.training.batch_size, large.training.accumulate) == (500, 1, 4)
     assert (large.training.resolution, large.training.precision) == (1024, "bf16")
     assert large.training.gradient_checkpointing is True
-    assert large.method.coeff.learning_rate == 10 * large.method.lora.learning_rate == 1e-3
+    assert (large.method.lora.learning_rate, large.method.coeff.learning_rate) == (1e-4, 3e-4)
     assert chosen["training.steps"] == 500
     small, _ = resolve_auto(Settings(), SMALL_ON_A_CPU)
     assert (small.training.steps, small.training.batch_size, small.training.accumulate) == (300, 4, 1)
     assert (small.training.resolution, small.training.precision) == (64, "no")
-    assert small.method.coeff.learning_rate == 10 * small.method.lora.learning_rate == 1e-2
+    assert (small.method.lora.learning_rate, small.method.coeff.learning_rate) == (1e-3, 3e-3)
 
 
 def test_alphas_rate_and_loras_scaling_follow_what_was_said():
-    """auto: ten times LoRA's rate, and a scaling of one whatever the rank."""
+    """auto: three times LoRA's rate, and a scaling of one whatever the rank."""
     given = load_settings(assignments=["method.lora.learning_rate=5e-4", "method.lora.rank=4"])
     resolved, _ = resolve_auto(given, SDXL_ON_A_GPU)
-    assert resolved.method.coeff.learning_rate == pytest.approx(5e-3)
+    assert resolved.method.coeff.learning_rate == 1.5e-3
     assert resolved.method.lora.alpha == 4
 
 

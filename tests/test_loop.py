@@ -528,7 +528,7 @@ def test_bf16_trains_float32_alphas(tiny_folder):
     result = loop.train(settings_for(tiny_folder, "run", **values))
     assert Path("run/samples/step-000003/grid.png").is_file()
     assert all(tensor.dtype == torch.float32 for tensor in weights("run").values())
-    assert logged("run")[-1]["alpha"] > 0.01
+    assert logged("run")[-1]["alpha"] > 0.003
     assert result.loss > 0
 
 

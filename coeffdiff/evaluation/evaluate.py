@@ -543,7 +543,7 @@ def evaluate(
             chosen = candidate.protocol
             say(
                 f"run      {candidate.label} at scale {adapter.scale:g}: {len(chosen.prompts.subject)} prompts "
-                f"({chosen.prompts.name}), {pictures} pictures each"
+                f"({chosen.prompts.name}), pictures of each: {pictures}"
             )
             folder = output / "pictures" / f"{number:02d}-{Path(candidate.label).resolve().name}"
             took = time.monotonic()

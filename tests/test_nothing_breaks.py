@@ -97,7 +97,7 @@ def end(child: Child) -> Ended:
     process, said, answered = child
     words = []
     for pipe in (said, answered):
-        with open(pipe, "rb") as file:
+        with open(pipe, "rb") as file:  # noqa: PTH123
             words.append(file.read())
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     return Ended(code, words[0].decode(errors="replace"), os.fsdecode(words[1]))

@@ -123,7 +123,7 @@ def test_five_hundred_hostile_adapters_are_refused_or_load(tmp_path):
 def test_the_fuzz_run_notices_what_it_looks_for(tmp_path):
     """A loader that raises, dies, hangs, hoards, lies or leaves something behind: each is a crash, and exit code 1."""
     wrong = """
-import runpy, sys, os, signal, time
+import os, signal, sys, time
 from coeffdiff.method import adapter, injection
 from coeffdiff.errors import AdapterError
 real, calls = adapter.load_adapter, []
@@ -142,7 +142,7 @@ def load(pipe, folder):
     if number == 5: signal.alarm(1); time.sleep(60)
     raise AdapterError("refused")
 adapter.load_adapter = load
-runpy.run_path(SCRIPT, run_name="__main__")
+exec(compile(open(SCRIPT).read(), SCRIPT, "exec"), {"__name__": "__main__", "__file__": SCRIPT})
 """
     script = tmp_path / "wrong.py"
     script.write_text(wrong.replace("SCRIPT", repr(str(SCRIPTS / "fuzz_adapter.py"))))

@@ -273,6 +273,7 @@ def train_step(
     narrow: torch.dtype | None,
     checkpointing: bool,
     held: int = 0,
+    through_text: bool = False,
 ) -> Ledger:
     """Forward and backward of one micro-batch, gradients of earlier ones at hand; the optimizer's step is left out.
 
@@ -281,6 +282,7 @@ def train_step(
         rows, columns: of the latents.
         narrow: what autocast computes in; None: without autocast.
         held: bytes that something else holds all the while, such as the optimizer's states.
+        through_text: whether the backward goes on into what the text was made of.
     """
     if checkpointing:
         # A function mode is off during backward, so what is run again there needs its own
@@ -298,6 +300,8 @@ def train_step(
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         inputs = unet_inputs(unet, batch, rows, columns, torch.float32)
+        inputs["encoder_hidden_states"].requires_grad_(through_text)
+        inputs["added_cond_kwargs"]["text_embeds"].requires_grad_(through_text)
         loss = F.mse_loss(unet(**inputs).sample.float(), torch.empty_like(inputs["sample"]))
         loss.backward()
         del loss, inputs
@@ -482,6 +486,9 @@ def _runner(operation: Operation, device: torch.device) -> Callable[[], Any]:
 
     args, kwargs = real(positional), {name: real(value) for name, value in named}
     operator = operation.operator
+    if device.type == "cpu" and operator is torch.ops.aten.native_layer_norm_backward.default:
+        # Its statistics are float32 on meta and on a GPU, on a CPU they have the dtype of what is normed
+        args[3:5] = [statistic.to(args[1].dtype) for statistic in args[3:5]]
     if device.type == "cuda" and operator.overloadpacket in (_FLASH, _FLASH_BACKWARD):
         backward = operator.overloadpacket is _FLASH_BACKWARD
         q, k, v = (tensor.requires_grad_(backward) for tensor in (args[1:4] if backward else args[:3]))

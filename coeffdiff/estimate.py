@@ -225,20 +225,31 @@ def predict(
     rows, columns = height // factor, width // factor
     side = int(training.resolution) // factor
 
+    batch, learns_token = int(training.batch_size), settings.learns_token
+    seen = 2 * batch if settings.prior.weight else batch  # each with a row of its class
+    encoders = [networks[name] for name in _NETWORKS[:2]]
     parameters = dryrun.make_learnable(unet, learned(settings))
-    trained = sum(parameter.numel() for parameter in parameters)
+    rows_learned = settings.method.token.vectors * sum(e.config.hidden_size for e in encoders)
+    trained = sum(parameter.numel() for parameter in parameters) + (rows_learned if learns_token else 0)
     states = optimizer_bytes(settings, trained)
+    in_step = states  # what a step finds besides the UNet
+    if learns_token:
+        in_step += sum(dryrun.bytes_of(e) + text_activations(e, seen, narrow) for e in encoders)
     step = dryrun.train_step(
         unet,
         parameters,
-        batch=int(training.batch_size),
+        batch=seen,
         rows=rows,
         columns=columns,
         device=kind,
         narrow=narrow,
         checkpointing=bool(training.gradient_checkpointing),
-        held=states,
+        held=in_step,
+        through_text=learns_token,
     )
+    teaching = None
+    if settings.prior.weight and settings.prior.images is None:
+        teaching = dryrun.denoise_step(unet, batch=batch, rows=rows, columns=columns, device=kind)
     encoding = dryrun.encode_photo(vae, rows=rows, columns=columns, device=kind)
     validation = settings.validation
     drawing = decoding = None
@@ -265,7 +276,7 @@ def predict(
             most(text if kind == "cuda" else text + weights["vae"]),
             most(weights["vae"], encoding, weights["vae"]),
         ),
-        "training": most(held + states, step, held + states),
+        "training": most(held + in_step, step, held + in_step),
     }
     if kind == "cpu" and validation.prompts:
         phases["training"] += weights["vae"]  # it waits for the pictures
@@ -282,7 +293,7 @@ def predict(
     if budget_seconds:
         watch = dryrun.Stopwatch(device, budget_seconds)
         watch.seconds_per_call = overhead_per_call(device, learned(settings))
-        micro = watch.seconds(step)
+        micro = watch.seconds(step) + (watch.seconds(teaching) if teaching else 0.0)
         # AdamW and clipping pass over all that is learned some twenty times; their calls are in the overhead
         seconds_a_step = int(training.accumulate) * micro + 20 * 4 * trained / watch.bytes_per_second
         captions = {
@@ -293,7 +304,10 @@ def predict(
         texts = len(captions) + 2 * len(validation.prompts)
         views = [size for size in sizes for _ in range(int(settings.photos.augmentations))]
         area = sum(w * h for w, h in views) / (width * height)  # the work of a photo grows with its pixels
-        text_flops = 2 * dryrun.TOKENS * sum(_numbers(networks[name]) for name in _NETWORKS[:2])
+        text_flops = 2 * dryrun.TOKENS * sum(_numbers(encoder) for encoder in encoders)
+        if learns_token:  # forward, and back through what is frozen
+            again = int(training.accumulate) * 2 * seen * text_flops
+            seconds_a_step += again / watch.flops_per_second
         seconds["loading"] = LOADING_SECONDS + sum(weights.values()) / LOADING_BYTES_A_SECOND
         seconds["encoding"] = area * watch.seconds(encoding) + texts * text_flops / watch.flops_per_second
         seconds["training"] = int(training.steps) * seconds_a_step
@@ -332,6 +346,14 @@ def learned(settings: Settings) -> dryrun.Learned:
         blocks=tuple(method.coeff.blocks) if method.coeff.blocks else None,
         backend=method.coeff.backend,
     )
+
+
+def text_activations(encoder: Any, batch: int, narrow: torch.dtype | None) -> int:
+    """Bytes that a text encoder keeps for its backward, by the count of Korthikanti et al. 2022 (arXiv 2205.05198,
+    section 4.1): 34 s b h + 5 a s^2 b for each layer in half precision, twice that in float32."""
+    config, tokens = encoder.config, dryrun.TOKENS
+    layer = 34 * tokens * batch * config.hidden_size + 5 * config.num_attention_heads * tokens**2 * batch
+    return config.num_hidden_layers * layer * (1 if narrow else 2)
 
 
 def optimizer_bytes(settings: Settings, trained: int) -> int:

@@ -218,7 +218,8 @@ def small_grey(photo: Photo, side: int) -> Image.Image:
                     grey = photo.open().convert("L")
                 else:
                     share = 2 * side / max(image.size)
-                    image.draft("L", (int(image.width * share), int(image.height * share)))
+                    width, height = (max(1, int(pixels * share)) for pixels in image.size)
+                    image.draft("L", (width, height))
                     grey = image.convert("L")
     except OSError as error:
         reason = error.strerror or "it can no longer be decoded"

@@ -381,10 +381,11 @@ def test_the_last_cache_is_read_from_the_system(files, size, tmp_path, monkeypat
 
 
 def test_auto_runs_what_was_chosen(monkeypatch):
-    """backend="auto" is the default and takes choose_backend's word."""
+    """backend="auto" is the default and takes what choose_backend says."""
     asked = []
-    monkeypatch.setattr(attention, "choose_backend", lambda q, k, mask: asked.append(1) or ("spy", "because"))
+    monkeypatch.setattr(attention, "_choice", lambda q, k, mask: asked.append(1) or ("spy", "because"))
     monkeypatch.setitem(BACKENDS, "spy", lambda q, *rest: q + 1)
     tensors = inputs(1, 3, 5, 7, 2)
     assert torch.equal(mixed_attention(*tensors), tensors[0] + 1)
     assert asked == [1]
+    assert choose_backend(*tensors[:2])[0] == "spy"

@@ -393,5 +393,5 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(studio, vit, clip, tmp
 def test_a_mask_that_cannot_be_read_is_named(tmp_path):
     write_photos(tmp_path / "p", 1, masks=1)
     (tmp_path / "p" / "0.mask.png").write_bytes(b"no picture")
-    with pytest.raises(PhotoError, match=r"The mask .*0\.mask\.png cannot be read"):
+    with pytest.raises(PhotoError, match=r"The mask .*0\.mask\.png cannot be used"):
         mask_of(read_photos(tmp_path / "p").photos[0])

@@ -29,6 +29,7 @@ def batch_for(unet, unet_inputs, samples: int = 2) -> Batch:
         torch.cat([inputs["timestep"]] * 2),
         torch.cat([inputs["encoder_hidden_states"], other["encoder_hidden_states"]]),
         *(torch.cat([c[name] for c in conditions]) for name in ("text_embeds", "time_ids")),
+        captions=("sks ball",) * samples + ("ball",) * samples,
         class_rows=samples,
     )
 
@@ -168,7 +169,7 @@ def test_a_teacher_costs_nothing_where_there_is_none(tiny_pipeline, unet_inputs)
     settings = load_settings(None, {"prior.weight": 0.5, "prior.images": "class"})
     term = loss_terms(batch, tiny_pipeline.unet, settings)["prior"]
     assert (term.rows, term.weight, term.teacher) == (2, 0.5, None)
-    alone = Batch(*(getattr(batch, name)[:2] for name in list(Batch.__dataclass_fields__)[:6]))
+    alone = Batch(*(getattr(batch, name)[:2] for name in list(Batch.__dataclass_fields__)[:7]))
     assert loss_terms(alone, tiny_pipeline.unet, settings) == {}
 
 

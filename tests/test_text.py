@@ -188,7 +188,7 @@ def test_nothing_to_learn_from_is_refused(tiny_folder, capsys):
     Path("photos/1.txt").write_text("a ball")
     loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **{"training.steps": 1}))
     said = capsys.readouterr().err
-    assert "hint     1.png has a caption without sks" in said
+    assert "hint     captions: 1.png has a caption without sks" in said
     assert "token    sks is learned" in said
 
 

@@ -29,7 +29,6 @@ from coeffdiff.evaluation.evaluate import (
     Subject,
     asked_for,
     evaluate,
-    mask_of,
     score_adapter,
 )
 from coeffdiff.evaluation.prompts import LISTING, Prompts
@@ -124,7 +123,7 @@ def evaluated(studio, command, tmp_path_factory):
 
 def subject_of(studio: Path, name: str = "ball3") -> Subject:
     photos = read_photos(studio / "data" / name).photos
-    return Subject(name, photos, [mask_of(photo) for photo in photos], "sks", "ball")
+    return Subject(name, photos, [photo.open_mask() for photo in photos], "sks", "ball")
 
 
 PROTOCOL = Protocol(
@@ -394,4 +393,4 @@ def test_a_mask_that_cannot_be_read_is_named(tmp_path):
     write_photos(tmp_path / "p", 1, masks=1)
     (tmp_path / "p" / "0.mask.png").write_bytes(b"no picture")
     with pytest.raises(PhotoError, match=r"The mask .*0\.mask\.png cannot be used"):
-        mask_of(read_photos(tmp_path / "p").photos[0])
+        read_photos(tmp_path / "p")

@@ -30,7 +30,7 @@ from torch import Tensor
 from coeffdiff import __version__, backbone, sampling
 from coeffdiff.config import EVALUATION_FIRST_SEED, ModelSettings
 from coeffdiff.console import progress, say
-from coeffdiff.data.photos import MASK_SUFFIX, Photo, fill, read_photos
+from coeffdiff.data.photos import Photo, fill, read_photos
 from coeffdiff.errors import ConfigError, ModelError, PhotoError
 from coeffdiff.evaluation.prompts import (
     LISTING,
@@ -428,7 +428,7 @@ def find_candidates(
         photos = read_photos(folder).photos
         listing = read_listing(folder)
         class_word = header.class_word or (listing.classes.get(folder.name) if listing else None)
-        masks = [mask_of(photo) for photo in photos]
+        masks = [photo.open_mask() for photo in photos]
         subject = Subject(folder.name, photos, masks, header.token, class_word)
         chosen = choose_prompts(
             prompts, base_model=header.base_model, class_word=class_word, listing=listing, limit=limit
@@ -462,18 +462,6 @@ def photo_folder(run: RunFolder | None, images: Path | None, label: str) -> Path
             f"{named}. Name the subject's own folder with --images."
         )
     return images / own.name
-
-
-def mask_of(photo: Photo) -> Image.Image | None:
-    """The grey mask beside a photo, photo.mask.png, white on the subject; None without one."""
-    file = photo.path.with_name(photo.path.stem + MASK_SUFFIX)
-    if not file.is_file():
-        return None
-    try:
-        with Image.open(file, formats=["PNG"]) as mask:
-            return mask.convert("L")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PhotoError(f"The mask {file} cannot be read ({type(error).__name__}).") from None
 
 
 def evaluate(

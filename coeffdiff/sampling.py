@@ -258,7 +258,7 @@ def _scheduler_label(cls: type) -> str:
 def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
     """The prompt with the adapters' one token in place of <V>. Raises: ConfigError unless one adapter is meant."""
     if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
-        raise ConfigError(f"The prompt {_short(prompt)} is not valid text; it must be UTF-8.")
+        raise ConfigError(f"The prompt {ascii(prompt)[:80]} is not valid text; it must be UTF-8.")
     if PLACEHOLDER not in prompt:
         return prompt
     if len(tokens) != 1:

@@ -703,3 +703,11 @@ def test_the_newest_finished_run_is_found(tmp_path):
 def test_recipes_are_plain_json(pipe):
     """So that any program may read them."""
     json.dumps(sampling.recipe(pipe, Request("x", 0), QUICK))
+
+
+def test_a_prompt_that_is_no_text_is_refused():
+    """A byte that is no UTF-8 reaches Python as half of a surrogate pair, which no tokenizer takes."""
+    with pytest.raises(ConfigError, match=r"The prompt 'a \\udcff' is not valid text; it must be UTF-8"):
+        sampling.fill_prompt("a \udcff", [])
+    with pytest.raises(ConfigError, match="The negative prompt is not valid text"):
+        Options(negative_prompt="\udcff")

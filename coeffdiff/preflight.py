@@ -449,7 +449,7 @@ def _is_busy() -> bool:
 
 def process_bytes() -> int:
     """Resident memory of this process."""
-    import psutil  # one of Accelerate's requirements
+    import psutil
 
     return int(psutil.Process().memory_info().rss)
 

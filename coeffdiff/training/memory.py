@@ -24,7 +24,7 @@ def peak_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":
-        import psutil  # one of Accelerate's requirements
+        import psutil
 
         return psutil.Process().memory_info().peak_wset / 2**30
     if sys.platform == "linux":

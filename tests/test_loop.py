@@ -560,6 +560,7 @@ def test_v_prediction_models_train(tmp_path):
 def test_the_learning_rate_moves_once_per_optimizer_step(tiny_folder):
     """Cosine over 6 steps with 3 micro-batches each: the rate of step n is that of n - 1 completed steps."""
     values = {"training.lr_schedule": "cosine", "training.accumulate": 3, "method.kind": "coeff"}
+    values |= {"method.coeff.learning_rate": 1e-2}
     loop.train(settings_for(tiny_folder, "run", **values))
     rates = [line["lr"][0] for line in logged("run")]
     expected = [0.5e-2 * (1 + torch.cos(torch.tensor(torch.pi * n / 6)).item()) for n in range(6)]

@@ -513,7 +513,8 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
 
     A learned token's: on pocket (its UNet of 7,000 steps), the grey sloth, 200 steps of batch 4, the token alone:
     similarity 0.08 at 1e-3, 0.69 at 3e-3, 0.82 at 1e-2, 0.75 at 3e-2; base model 0.16, photos after a round trip
-    through the VAE 0.82. For SDXL nothing was measured; 2e-3 is what the example of diffusers' textual inversion for
+    through the VAE 0.82. The figure flatters: at 1e-2 the pictures have the subject's colours, not its face. For SDXL
+    nothing was measured; 2e-3 is what the example of diffusers' textual inversion for
     SDXL comes to (5e-4, scaled by its 4 samples a step).
     """
     large = facts.is_large

@@ -37,6 +37,7 @@ def card(token: str, word: str, model: str) -> str:
 @given(PRINTABLE, PRINTABLE, PRINTABLE)
 @example(HOSTILE, HOSTILE, HOSTILE)
 @example("{token}", "---", "`")
+@example(" 0", "0 ", " ")
 @example('"', "'", "\\")
 @example("$(reboot)", "`reboot`", "x`` ` ```y")
 def test_any_words_give_the_same_page(token, word, model):

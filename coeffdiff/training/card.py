@@ -73,7 +73,7 @@ instance_prompt: {_quoted(f"a photo of {subject}")}
 An adapter for {_code(header.base_model)}, trained with coeffdiff ({header.kind}).
 
 {gallery}
-In prompts the subject is called **{_plain(subject)}**.
+In prompts the subject is called **{_plain(subject.strip())}**.
 
     coeffdiff sample --adapter . --prompt {shlex.quote(f"a photo of {subject} in the snow")}
 

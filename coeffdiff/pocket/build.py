@@ -54,7 +54,7 @@ PLANS = {
     "vae": Plan(4800, 7e-4, cooldown=0.35, weight_decay=0.0, average=0.998),
     "decoder": Plan(3600, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
     "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
-    "clip": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
+    "clip": Plan(6000, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "dino": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "judges": Plan(6000, 2e-3, cooldown=0.5, weight_decay=0.02, average=0.99),
 }
@@ -611,10 +611,21 @@ def _either(plain: Renders, seen: Renders, indices: Sequence[int], lot: torch.Ge
     )
 
 
+def _some(rows: Sequence[int], count: int, lot: torch.Generator) -> list[int]:
+    return [rows[i] for i in torch.randint(len(rows), (count,), generator=lot).tolist()]
+
+
 def build_clip(shop: Workshop) -> None:
-    """pocket-clip: pictures and captions in one space, by CLIP's own loss, made aware of captions that fit twice."""
+    """pocket-clip: pictures and captions in one space, by CLIP's own loss, made aware of captions that fit twice.
+
+    A place fills a picture and is learned at once; so every other batch is of two places only, where nothing but the
+    object tells the pictures apart.
+    """
     train, seen = shop.train, through_vae(shop, shop.train, min(ROUND_TRIPS["train"], len(shop.train)))
     scenes, (first, _) = list(train.scenes()), tokenizer_pair(vocabulary())
+    places: dict[str, list[int]] = {}
+    for row, scene in enumerate(scenes):
+        places.setdefault(scene.setting, []).append(row)
     torch.manual_seed(stable_seed("clip"))
     text, _ = text_configs(POCKET)
     vision = {
@@ -629,7 +640,10 @@ def build_clip(shop: Workshop) -> None:
 
     def loss(step: int) -> Losses:
         lot = generator_for("clip", step)
-        rows = torch.randint(len(train), (CLIP_BATCH,), generator=lot).tolist()
+        several = list(places)
+        if step % 2:
+            several = [several[i] for i in torch.randperm(len(places), generator=lot)[:2].tolist()]
+        rows = _some([row for place in several for row in places[place]], CLIP_BATCH, lot)
         images = _flipped(_shifted(_either(train, seen, rows, lot), lot), lot)
         chosen = [scenes[row] for row in rows]
         said = [caption(scene, f"clip {step} {place}") for place, scene in enumerate(chosen)]
@@ -706,7 +720,7 @@ def build_dino(shop: Workshop) -> None:
         names = sorted(kinds)
         for kind in torch.randint(len(names), (2,), generator=lot).tolist():
             own = kinds[names[kind]]
-            chosen += [own[i] for i in torch.randint(len(own), (8,), generator=lot).tolist()]
+            chosen += _some(own, 8, lot)
         chosen = sorted(set(chosen))
         views = [torch.randperm(VIEWS, generator=lot)[:3].tolist() for _ in chosen]
         rows = [number * VIEWS + view for number, some in zip(chosen, views, strict=True) for view in some]

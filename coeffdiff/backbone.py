@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -188,6 +189,20 @@ def load_pipeline(
         pipe.default_sample_size = native_resolution(backbone) // vae_factor(backbone)
         pipe.vae_scale_factor = vae_factor(backbone)
         return pipe
+
+
+def fingerprint_of(network: Any) -> str:
+    """A hash of what decides what a network computes: its weights, their dtype and, of diffusers' networks, the config
+    (that of transformers' grows with its version)."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    config = network.config if isinstance(network.config, dict) else {}
+    digest.update(repr(sorted((k, v) for k, v in config.items() if not k.startswith("_"))).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def prediction_type(pipe: Any) -> Literal["epsilon", "v_prediction"]:

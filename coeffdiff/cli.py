@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -145,11 +146,17 @@ def _root(
 
 def _list_settings(wanted: bool) -> None:
     if wanted:
-        from coeffdiff.config import documented_settings
+        from coeffdiff.config import Settings
 
-        for setting in documented_settings():
-            print(f"{setting.name}  [{json.dumps(setting.default, default=str)}]\n    {setting.description}")
+        _print_settings(Settings)
         raise typer.Exit
+
+
+def _print_settings(kind: Any) -> None:
+    from coeffdiff.config import documented_settings
+
+    for setting in documented_settings(kind):
+        print(f"{setting.name}  [{json.dumps(setting.default, default=str)}]\n    {setting.description}")
 
 
 @app.command()
@@ -643,6 +650,83 @@ def evaluate(
         return
     print(summary(result.results))
     say(f"done in {duration(result.results['seconds'])}: {result.report}, {result.numbers}, {result.table}")
+
+
+@app.command()
+@_answers
+def compare(
+    plan: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PLAN.yaml]", help="What is to be compared. (default: base, lora, coeff, coeff+lora)"
+        ),
+    ] = None,
+    subjects: Annotated[
+        str | None,
+        typer.Option(help="dev, eval or fresh:N of pocket's own; or a folder of photos or of such folders."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
+    ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="Only this arm of the plan and its reference; repeatable.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="A,B,...", help="Of training. (default: 0,1)")] = None,
+    class_word: Annotated[
+        str | None, typer.Option(help="What the subjects are, where no list of classes says it.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A=B", help="Anything else of the plan; repeatable.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder of the comparison; what it holds is not computed again.")
+    ] = Path("comparison"),
+    part: Annotated[
+        str, typer.Option(metavar="K/N", help="Only every N-th training, for machines that share no folder.")
+    ] = "1/1",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
+    list_settings: Annotated[
+        bool, typer.Option("--list-settings", help="Print everything that a plan may say.")
+    ] = False,
+) -> None:
+    """Train and score several methods on the same subjects; resumes, and processes may be started side by side."""
+    from coeffdiff.config import load_section
+    from coeffdiff.evaluation.compare import Comparison
+    from coeffdiff.evaluation.compare import compare as run_comparison
+    from coeffdiff.evaluation.paired import as_text
+
+    if list_settings:
+        _print_settings(Comparison)
+        return
+    flags = {
+        "subjects": subjects,
+        "model.name": model,
+        "class_word": class_word,
+        "seeds": [_whole(text, "--seeds") for text in seeds.split(",")] if seeds else None,
+    }
+    asked = load_section(Comparison, plan, flags, set_ or ())
+    outcome = run_comparison(asked.only(arm) if arm else asked, output, _part(part))
+    if as_json:
+        print(json.dumps(outcome.results))
+        return
+    print(as_text(outcome.results))
+    answer(str(outcome.report))
+
+
+def _whole(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{option} takes whole numbers with commas between them, not {text!r}.") from None
+
+
+def _part(text: str) -> tuple[int, int]:
+    """ "2/4" -> (2, 4)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--part takes a share such as 1/4, 2/4, 3/4 or 4/4, not {text!r}.")
+    return int(match[1]), int(match[2])
 
 
 @app.command()

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -56,6 +56,8 @@ AboveZero = Annotated[float | Auto, AfterValidator(_above_zero)]
 
 
 class Section(BaseModel):
+    """A part of a tree of settings: nothing unknown in it, no endless numbers, no impossible text."""
+
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     @field_validator("*")
@@ -67,6 +69,9 @@ class Section(BaseModel):
             if isinstance(value, list) and isinstance(text, str) and not text.isascii() and _is_broken(text):
                 raise ValueError("it is not valid text")
         return value
+
+
+S = TypeVar("S", bound=Section)
 
 
 class ModelSettings(Section):
@@ -419,7 +424,17 @@ def load_settings(
 
     Raises: ConfigError, naming the key and, for an unknown one, the nearest that exists.
     """
-    return settings_from(_merged(file, flags, assignments), source=str(file) if file else "the settings")
+    return load_section(Settings, file, flags, assignments)
+
+
+def load_section(
+    kind: type[S],
+    file: Path | None = None,
+    flags: dict[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+) -> S:
+    """Like load_settings, for any other tree of sections that a command is configured by."""
+    return section_from(kind, _merged(file, flags, assignments), source=str(file) if file else "the settings")
 
 
 def given_settings(
@@ -427,8 +442,8 @@ def given_settings(
 ) -> dict[str, Any]:
     """Only what was said, as dotted name -> checked value; a default that was said counts, others do not."""
     tree = _merged(file, flags, assignments)
-    checked = _flatten(as_tree(settings_from(tree, source=str(file) if file else "the settings")))
-    return {name: checked[name] for name in _flatten(tree)}
+    checked = flattened(as_tree(section_from(Settings, tree, source=str(file) if file else "the settings")))
+    return {name: checked[name] for name in flattened(tree)}
 
 
 def _merged(file: Path | None, flags: dict[str, Any] | None, assignments: Iterable[str]) -> dict[str, Any]:
@@ -450,21 +465,21 @@ def _merged(file: Path | None, flags: dict[str, Any] | None, assignments: Iterab
     return tree
 
 
-def settings_from(tree: dict[str, Any], source: str) -> Settings:
+def section_from(kind: type[S], tree: dict[str, Any], source: str) -> S:
     """A validated copy of a plain tree. Raises: ConfigError with one sentence for the first thing that is wrong."""
     try:
-        return Settings.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         # The inner members of a union each report; an unknown key is the most useful thing to hear first.
         problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
-        raise ConfigError(_sentence(problems[0], source)) from None
+        raise ConfigError(_sentence(kind, problems[0], source)) from None
 
 
-def save_settings(settings: Settings, file: Path) -> None:
+def save_settings(settings: Section, file: Path) -> None:
     file.write_text(yaml.safe_dump(as_tree(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def as_tree(settings: Settings) -> dict[str, Any]:
+def as_tree(settings: Section) -> dict[str, Any]:
     """The settings as plain values (paths as text), ready for YAML and JSON."""
     return settings.model_dump(mode="json")
 
@@ -474,13 +489,13 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
     tree = as_tree(settings)
     for name, value in values.items():
         _put(tree, name, value)
-    return settings_from(tree, "the settings")
+    return section_from(Settings, tree, "the settings")
 
 
 def differences(old: Settings, new: Settings, ignore: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, with both values."""
     skipped = set(ignore)
-    flat_old, flat_new = _flatten(as_tree(old)), _flatten(as_tree(new))
+    flat_old, flat_new = flattened(as_tree(old)), flattened(as_tree(new))
     return {
         name: (flat_old.get(name), value)
         for name, value in flat_new.items()
@@ -537,7 +552,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         "training.gradient_checkpointing": large,
         "training.log_every": 10 if facts.device_type == "cuda" else 1,
     }
-    flat = _flatten(as_tree(settings))
+    flat = flattened(as_tree(settings))
     chosen = {name: value for name, value in choices.items() if flat[name] == "auto"}
     return with_values(settings, chosen), chosen
 
@@ -576,34 +591,34 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree as one level: dotted name -> value."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            flat.update(flattened(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value
     return flat
 
 
-def _sentence(problem: Any, source: str) -> str:
-    names = [setting.name for setting in documented_settings()]
+def _sentence(kind: type[BaseModel], problem: Any, source: str) -> str:
+    known = list(documented_settings(kind))
+    names = [setting.name for setting in known]
     where = [str(part) for part in problem["loc"]]
     dotted = ".".join(where)
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(dotted, names, 1, 0.6) or _same_leaf(where[-1], names)
-        hint = (
-            f" Did you mean {near[0]}?" if near else f" The sections are {', '.join(Settings.model_fields)}."
-        )
+        hint = f" Did you mean {near[0]}?" if near else f" The sections are {', '.join(kind.model_fields)}."
         return f"Unknown setting {dotted} in {source}.{hint}"
     while dotted not in names and "." in dotted:  # a union's member names are appended to the location
         dotted = dotted.rpartition(".")[0]
-    setting = next((s for s in documented_settings() if s.name == dotted), None)
+    setting = next((s for s in known if s.name == dotted), None)
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if problem["type"] != "value_error" and setting and setting.choices:
-        kind = "" if set(setting.choices) != {"auto"} else " or a number"
-        message = f"it must be {', '.join(setting.choices)}{kind}"
+        ending = "" if set(setting.choices) != {"auto"} else " or a number"
+        message = f"it must be {', '.join(setting.choices)}{ending}"
     given = problem["input"]
     written = repr(given) if len(repr(given)) <= 200 else f"{repr(given)[:200]}..."
     shown = "" if isinstance(given, dict | BaseModel) else f" (given: {written})"

@@ -55,9 +55,23 @@ def visible(text: str) -> str:
     )
 
 
+_hushed = False
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing is said inside, for what is done a hundred times over; bars and complaints stay."""
+    global _hushed
+    before, _hushed = _hushed, True
+    try:
+        yield
+    finally:
+        _hushed = before
+
+
 def say(*lines: str) -> None:
     """Lines to the person. A line break inside one of them is shown, not obeyed: it may come out of a file's name."""
-    if is_main_process():
+    if is_main_process() and not _hushed:
         complain(*lines)
 
 

@@ -50,6 +50,33 @@ def appearing(final: Path, *, durable: bool = False) -> Iterator[Path]:
                 temporary.unlink()
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[bool | None]:
+    """Hold a folder until the block ends or the process does, however it ends, by a lock that leaves no file.
+
+    Yields True if this process has it now, False if another one does, None where there are no such locks (Windows,
+    some network disks) or no such folder.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine: bool | None = True
+        except BlockingIOError:
+            mine = False
+        except OSError:
+            mine = None
+        yield mine
+    finally:
+        os.close(handle)
+
+
 def sweep(folder: Path, *, older_than: float = 0.0) -> None:
     """Remove what killed writers left in a folder. A folder that was set aside and never replaced comes back.
 

@@ -90,14 +90,13 @@ def cell(chosen: Any, subject: str, arm: str, variant: str) -> dict[str, Any]:
 
 def measure(chosen: Any, folder: Path, name: str, arm: str, variant: str) -> dict[str, Any]:
     """Train if the arm trains, make its pictures, and score them."""
-    import torch
     from PIL import Image
 
     from coeffdiff.demo import new_places
     from coeffdiff.metrics import load_dino, mean_pairwise_cosine
     from coeffdiff.pictures import labelled_grid, save_png
     from coeffdiff.pocket import POCKET_DINO, WEIGHTS
-    from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
+    from coeffdiff.pocket.judges import trusted_judges
     from coeffdiff.pocket.subjects import SUBJECTS, write_photos
 
     subject, judges = SUBJECTS[name], trusted_judges(WEIGHTS)
@@ -108,8 +107,7 @@ def measure(chosen: Any, folder: Path, name: str, arm: str, variant: str) -> dic
     else:
         pictures, learned = adapted(chosen, folder, subject, arm, variant, places)
     dino = load_dino(POCKET_DINO)
-    values = torch.stack([_tensor(picture) for picture in pictures])
-    answers = [QUESTIONS["setting"][answer] for answer in judges.answers(values)["setting"].tolist()]
+    answers = judges.see("setting", pictures)
     rows = [(place, pictures[i : i + len(SEEDS)]) for i, place in enumerate(places) if i % len(SEEDS) == 0]
     save_png(labelled_grid(rows, [str(seed) for seed in SEEDS]), folder / "pictures.png")
     return {
@@ -187,14 +185,6 @@ def round_trips(subject: Any, arm: str, places: Sequence[str]) -> list[Any]:
         seen = vae.decode(vae.encode(images * 2.0 - 1.0).latent_dist.mode()).sample
     values = (seen.clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in values]
-
-
-def _tensor(picture: Any) -> Any:
-    """A picture -> [3, R, R] in -1..1."""
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:

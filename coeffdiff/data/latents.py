@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from coeffdiff.backbone import fingerprint_of
 from coeffdiff.config import PhotoSettings
 from coeffdiff.data.photos import Photo, View, render, render_mask, view_of
 from coeffdiff.errors import ModelError
@@ -241,7 +242,7 @@ def encode_photos(
     """
     cache = cache_folder(settings)
     sweep(cache, older_than=_DAY)
-    fingerprint = vae_fingerprint(vae)
+    fingerprint = fingerprint_of(vae)
     result = []
     for photo, texts in zip(photos, captions, strict=True):
         views, image, mask = [], None, None
@@ -315,16 +316,6 @@ def cache_folder(settings: PhotoSettings) -> Path:
         return Path(settings.cache).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "coeffdiff" / "latents"
-
-
-def vae_fingerprint(vae: Any) -> str:
-    """A hash of everything that decides what a VAE makes of a picture: its config, weights and their dtype."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(sorted((k, v) for k, v in vae.config.items() if not k.startswith("_"))).encode())
-    for name, tensor in vae.state_dict().items():
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _cache_key(photo: Photo, view: View, fingerprint: str, device_type: str) -> str:

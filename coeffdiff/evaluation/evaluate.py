@@ -563,7 +563,7 @@ def evaluate(
         "command": shlex.join(["coeffdiff", *sys.argv[1:]])
         if "coeffdiff" in Path(sys.argv[0]).parts[-2:]
         else "",
-        "device": _device_name(device),
+        "device": device_name(device),
         "precision": str(dtype).removeprefix("torch."),
         "processes": team.size,
         "versions": {"coeffdiff": __version__, "torch": str(torch.__version__)},
@@ -621,9 +621,10 @@ def _protocol_facts(protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """As reports name it."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     threads = torch.get_num_threads()
     return f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
 

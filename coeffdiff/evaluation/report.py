@@ -1,11 +1,11 @@
-"""One page that holds everything: photos, pictures, scores, curves and heat maps, in a single HTML file."""
+"""Pages that hold everything: photos, pictures, scores, curves and heat maps, each in a single HTML file."""
 
 from __future__ import annotations
 
 import base64
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,15 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from coeffdiff.data.photos import read_photos
+from coeffdiff.evaluation.paired import SCORES
+from coeffdiff.evaluation.plots import draw_comparison
+from coeffdiff.files import appearing
 from coeffdiff.heatmap import draw_heat_maps
 from coeffdiff.inspection import inspect_adapter
+from coeffdiff.pictures import fitted
 from coeffdiff.training.curves import draw_curves
 from coeffdiff.training.state import RunFolder
-
-# name -> what a column is called, and which way is better
-SCORES = {
-    "dino": ("DINO", "↑"),
-    "dino_masked": ("DINO, photos masked", "↑"),
-    "clip_i": ("CLIP-I", "↑"),
-    "clip_i_masked": ("CLIP-I, photos masked", "↑"),
-    "clip_t": ("CLIP-T", "↑"),
-    "diversity": ("diversity", "↑"),
-    "drift": ("drift", "↓"),
-    "drift_class": ("drift, class", "↓"),
-    "drift_unrelated": ("drift, unrelated", "↓"),
-}
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,67 @@ def write_report(results: Mapping[str, Any], pages: Sequence[RunPage], file: Pat
 
 
 def render_report(results: Mapping[str, Any], pages: Sequence[RunPage]) -> str:
+    return _filled(
+        "report.html.j2",
+        results=results,
+        columns=_columns(page.data["scores"] for page in pages),
+        runs=[_run(page) for page in pages],
+    )
+
+
+def write_comparison(
+    results: Mapping[str, Any],
+    cells: Sequence[Mapping[str, Any]],
+    photos: Mapping[str, Path],
+    strips: Mapping[tuple[str, str], Path],
+    folder: Path,
+) -> None:
+    """report.html and comparison.png of a comparison.
+
+    Args:
+        results: what paired.summarize() made of the cells.
+        photos: subject -> folder.  strips: (subject, arm) -> a picture of each prompt in a row, where they are kept.
+    """
+    plot = folder / "comparison.png"
+    with appearing(plot) as unfinished:
+        draw_comparison(results, unfinished)
+    shown = [
+        {
+            "name": name,
+            "photos": [_uri(_as_jpeg(fitted(photo.open(), 128))) for photo in read_photos(of).photos[:6]],
+            "rows": [
+                {"arm": arm, "uri": _uri(_as_jpeg(Image.open(strips[name, arm])))}
+                for arm in results["arms"]
+                if (name, arm) in strips
+            ],
+        }
+        for name, of in photos.items()
+    ]
+    page = _filled(
+        "comparison.html.j2",
+        results=results,
+        columns=_columns(arm["scores"] for arm in results["arms"].values()),
+        costs=[name for name in COSTS if any(name in arm["cost"] for arm in results["arms"].values())],
+        cost_names=COSTS,
+        plot=_uri(_as_jpeg(Image.open(plot))),
+        subjects=shown,
+        cells=cells,
+        score_names=SCORES,
+    )
+    with appearing(folder / "report.html") as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+COSTS = {
+    "parameters": "trained numbers",
+    "adapter_bytes": "adapter, bytes",
+    "seconds_a_step": "s/step",
+    "peak_gib": "peak GiB",
+    "mean_abs_alpha": "mean |alpha|",
+}
+
+
+def _filled(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("coeffdiff.evaluation", "templates"),
         autoescape=True,
@@ -56,12 +109,13 @@ def render_report(results: Mapping[str, Any], pages: Sequence[RunPage]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    columns = [name for name in SCORES if any(name in page.data["scores"] for page in pages)]
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        columns=[(name, *SCORES[name]) for name in columns],
-        runs=[_run(page) for page in pages],
-    )
+    return environment.get_template(template).render(values)
+
+
+def _columns(scores: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Name, label and better direction of every score that any of them has."""
+    present = {name for of in scores for name in of}
+    return [(name, *labels) for name, labels in SCORES.items() if name in present]
 
 
 def _run(page: RunPage) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
@@ -55,6 +57,12 @@ class Judges(nn.Module):
         """For each question the index of the likeliest answer, [B]."""
         parts = [self(part) for part in images.split(64)]
         return {name: torch.cat([part[name] for part in parts]).argmax(dim=-1) for name in QUESTIONS}
+
+    def see(self, question: str, pictures: Sequence[Image.Image]) -> list[str]:
+        """The likeliest answer to one question for each picture, of 128 x 128 pixels."""
+        values = [torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) for picture in pictures]
+        found = self.answers(torch.stack(values).float() / 127.5 - 1.0)[question].tolist()
+        return [QUESTIONS[question][index] for index in found]
 
 
 def truth(scenes: Sequence[Scene]) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import pickle
 import re
 import shutil
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from coeffdiff.config import Settings, differences, given_settings, load_settings, save_settings, with_values
 from coeffdiff.errors import AdapterError, ConfigError, ResumeError, TrainingError
-from coeffdiff.files import appearing, sweep
+from coeffdiff.files import appearing, held, sweep
 from coeffdiff.method.adapter import read_header
 
 RUNS = Path("runs")
@@ -142,33 +141,19 @@ def claim(run: RunFolder, settings: Settings) -> None:
 
 @contextmanager
 def alone_in(run: RunFolder) -> Iterator[None]:
-    """Hold a run's folder until the block ends or the process does, however it ends, and clear what a kill left in it.
+    """Hold a run's folder until the block ends or the process does, and clear what a kill left in it.
 
-    A lock on the folder itself, which leaves no file; where there are no such locks (Windows, some network disks)
-    nothing is held and nothing cleared.
+    Where folders cannot be held (see files.held) nothing is held and nothing cleared.
     Raises: ResumeError if another process trains there.
     """
-    try:
-        import fcntl
-
-        handle = os.open(run.path, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with held(run.path) as mine:
+        if mine is False:
             raise ResumeError(
                 f"Another process is training in {run.path} now; wait for its end, or name another --output."
-            ) from None
-        except OSError:
-            pass
-        else:
+            )
+        if mine:
             sweep(run.path)
         yield
-    finally:
-        os.close(handle)
 
 
 def store(run: RunFolder, settings: Settings) -> None:

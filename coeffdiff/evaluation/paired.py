@@ -1,0 +1,251 @@
+"""What cells say together: means, paired differences with intervals, curves, costs. Plain data in, plain data out.
+
+A subject is what varies, so it is what is drawn again: seeds of a subject are averaged first, then the mean over
+subjects, or over the subjects' differences to the reference arm, gets its 95 % interval from 10,000 bootstrap samples
+of subjects (percentile method; Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from coeffdiff.training.watch import selection_score
+
+Cell = Mapping[str, Any]
+RESAMPLES = 10_000
+
+# name -> what a column is called, and which way is better
+SCORES = {
+    "dino": ("DINO", "↑"),
+    "dino_masked": ("DINO, photos masked", "↑"),
+    "clip_i": ("CLIP-I", "↑"),
+    "clip_i_masked": ("CLIP-I, photos masked", "↑"),
+    "clip_t": ("CLIP-T", "↑"),
+    "place": ("place", "↑"),
+    "diversity": ("diversity", "↑"),
+    "drift": ("drift", "↓"),
+    "drift_class": ("drift, class", "↓"),
+    "drift_unrelated": ("drift, unrelated", "↓"),
+}
+
+
+def summarize(
+    cells: Sequence[Cell], arms: Sequence[str], reference: str, missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything that a comparison's page, table and plot are made of.
+
+    Args:
+        cells: as in their files; several points (steps, scale) of an adapter are several cells.
+        arms: all that were planned, in their order.
+        missing: names of cells that are not there yet.
+    Returns: reference, missing, failed, and
+        arms: for each arm with cells its number of cells and subjects, steps, means and intervals of the scores at its
+            last step and the scale nearest to 1, and its costs;
+        paired: for each other arm the subjects and seeds it has in common with the reference, and for each score the
+            mean difference, its interval, on how many subjects it is better, and in a word what that says;
+        curves: for each arm the mean scores at every point, where there are several;
+        best: where arms are tries of one (`lora 1e-3`, `lora 3e-3`), which has the best score to choose by.
+    """
+    whole = [cell for cell in cells if not cell.get("failed")]
+    final = {arm: _final([cell for cell in whole if cell["arm"] == arm]) for arm in arms}
+    final = {arm: found for arm, found in final.items() if found}
+    summaries = {arm: _arm(found) for arm, found in final.items()}
+    return {
+        "reference": reference,
+        "missing": list(missing),
+        "failed": [
+            f"{cell['subject']}, {cell['arm']}, seed {cell['seed']}: {cell['failed']}"
+            for cell in cells
+            if cell.get("failed")
+        ],
+        "arms": summaries,
+        "paired": {
+            arm: paired(found, final[reference])
+            for arm, found in final.items()
+            if arm != reference and reference in final
+        },
+        "curves": {
+            arm: curve
+            for arm in final
+            if len(curve := _curve([cell for cell in whole if cell["arm"] == arm])) > 1
+        },
+        "best": _best(summaries),
+        "made": _made(whole),
+    }
+
+
+def paired(cells: Sequence[Cell], reference: Sequence[Cell]) -> dict[str, Any]:
+    """One arm against another, on the subjects and seeds that both have."""
+    ours, theirs = ({(cell["subject"], cell["seed"]): cell for cell in some} for some in (cells, reference))
+    common = sorted(set(ours) & set(theirs))
+    scores = {}
+    for name, (_, better) in SCORES.items():
+        differences: dict[str, list[float]] = {}
+        for subject, seed in common:
+            mine, other = (of[subject, seed]["scores"].get(name) for of in (ours, theirs))
+            if mine is not None and other is not None:
+                differences.setdefault(subject, []).append(mine - other)
+        if not differences:
+            continue
+        by_subject = [statistics.fmean(values) for values in differences.values()]
+        low, high = interval(by_subject)
+        sign = 1 if better == "↑" else -1
+        scores[name] = {
+            "difference": statistics.fmean(by_subject),
+            "low": low,
+            "high": high,
+            "better_on": sum(sign * value > 0 for value in by_subject),
+            "of": len(by_subject),
+            "says": _verdict(sign, low, high),
+        }
+    return {"subjects": len({subject for subject, _ in common}), "pairs": len(common), "scores": scores}
+
+
+def interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float | None, float | None]:
+    """The 95 % interval of the mean, by bootstrap over the values; none where there are fewer than three."""
+    if len(values) < 3:
+        return None, None
+    drawn = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _verdict(sign: int, low: float | None, high: float | None) -> str:
+    if low is None or high is None or low <= 0 <= high:
+        return "undecided"
+    return "better" if sign * low > 0 else "worse"
+
+
+def _arm(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Means over subjects of one arm's cells, a point each."""
+    scores, means = {}, {}
+    for name in SCORES:
+        by_subject = _by_subject(cells, name)
+        if by_subject:
+            low, high = interval(by_subject)
+            means[name] = statistics.fmean(by_subject)
+            scores[name] = {"mean": means[name], "low": low, "high": high}
+    costs = [cell["cost"] for cell in cells if cell.get("cost")]
+    names = dict.fromkeys(name for cost in costs for name in cost)
+    return {
+        "cells": len(cells),
+        "subjects": len({cell["subject"] for cell in cells}),
+        "steps": sorted({cell["steps"] for cell in cells}),
+        "scores": scores,
+        "choice": selection_score(means),
+        "cost": {name: statistics.median(cost[name] for cost in costs if name in cost) for name in names},
+    }
+
+
+def _by_subject(cells: Sequence[Cell], name: str) -> list[float]:
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        if name in cell["scores"]:
+            found.setdefault(cell["subject"], []).append(cell["scores"][name])
+    return [statistics.fmean(values) for values in found.values()]
+
+
+def _final(cells: Sequence[Cell]) -> list[Cell]:
+    """Of each subject and seed the cell of the last step, at the scale that is nearest to 1."""
+    chosen: dict[tuple[str, int], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: (cell["steps"], -abs(cell["scale"] - 1.0))):
+        chosen[cell["subject"], cell["seed"]] = cell
+    return list(chosen.values())
+
+
+def _curve(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Means at every point, of those subjects and seeds that have all points."""
+    points: dict[tuple[int, float], dict[tuple[str, int], Cell]] = {}
+    for cell in cells:
+        points.setdefault((cell["steps"], cell["scale"]), {})[cell["subject"], cell["seed"]] = cell
+    everywhere = set.intersection(*(set(found) for found in points.values())) if points else set()
+    return [
+        {
+            "steps": steps,
+            "scale": scale,
+            "cells": len(everywhere),
+            "scores": {
+                name: statistics.fmean(values)
+                for name in SCORES
+                if (values := _by_subject([found[one] for one in everywhere], name))
+            },
+        }
+        for (steps, scale), found in sorted(points.items())
+        if everywhere
+    ]
+
+
+def _best(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of the tries of an arm the one with the best score to choose by; only those with as many cells as the fullest."""
+    tries: dict[str, list[str]] = {}
+    for arm in arms:
+        tries.setdefault(arm.split(" ")[0], []).append(arm)
+    best = {}
+    for family, names in tries.items():
+        most = max(arms[name]["cells"] for name in names)
+        full = [name for name in names if arms[name]["cells"] == most]
+        if len(names) > 1:
+            best[family] = max(full, key=lambda name: arms[name]["choice"])
+    return best
+
+
+def _made(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """On what the cells were computed, each way once, with how many cells."""
+    ways: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        made = {name: value for name, value in cell["made"].items() if name != "date"}
+        way = ways.setdefault(repr(sorted(made.items())), {**made, "cells": 0, "dates": []})
+        way["cells"] += 1
+        way["dates"] = sorted({*way["dates"], cell["made"]["date"]})
+    return list(ways.values())
+
+
+def table_of(cells: Sequence[Cell]) -> str:
+    """CSV, a row for each cell: what it is, then its scores and costs; what a cell has not is left empty."""
+    facts = ("subject", "class_word", "arm", "seed", "steps", "scale")
+    scores = [name for name in SCORES if any(name in cell["scores"] for cell in cells)]
+    costs = list(dict.fromkeys(name for cell in cells for name in cell.get("cost", {})))
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow([*facts, *scores, *costs, "failed"])
+    for cell in cells:
+        values = [cell["scores"].get(name, "") for name in scores]
+        values += [cell.get("cost", {}).get(name, "") for name in costs]
+        writer.writerow([*(cell[name] for name in facts), *values, cell.get("failed", "")])
+    return content.getvalue()
+
+
+def as_text(results: Mapping[str, Any]) -> str:
+    """For the terminal: an arm a line with its means, then the differences to the reference with their intervals."""
+    arms = results["arms"]
+    names = [name for name in SCORES if any(name in arm["scores"] for arm in arms.values())]
+    width = max([12, *map(len, arms)])
+
+    def line(label: str, values: Sequence[str], cells: str) -> str:
+        shown = (value.rjust(max(7, len(SCORES[name][0]))) for name, value in zip(names, values, strict=True))
+        return "  ".join([label.ljust(width), cells.rjust(8), *shown])
+
+    lines = [line("arm", [SCORES[name][0] for name in names], "subjects")]
+    for arm, found in arms.items():
+        means = [f"{found['scores'][n]['mean']:.3f}" if n in found["scores"] else "" for n in names]
+        lines.append(line(arm, means, str(found["subjects"])))
+    for arm, found in results["paired"].items():
+        lines += ["", f"{arm} - {results['reference']}, {found['subjects']} subjects, {found['pairs']} pairs"]
+        for name, score in found["scores"].items():
+            between = "" if score["low"] is None else f"[{score['low']:+.3f}, {score['high']:+.3f}]"
+            lines.append(
+                f"  {SCORES[name][0]:<22} {score['difference']:+.3f} {between:<18} "
+                f"better on {score['better_on']} of {score['of']}: {score['says']}"
+            )
+    for family, arm in results["best"].items():
+        lines.append(f"best of {family}: {arm}")
+    lines += [f"failed: {sentence}" for sentence in results["failed"]]
+    if results["missing"]:
+        lines.append(f"{len(results['missing'])} cells are missing, the first: {results['missing'][0]}")
+    return "\n".join(lines)

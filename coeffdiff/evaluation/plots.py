@@ -1,0 +1,108 @@
+"""A comparison as one plot: where arms stand between fidelity and alignment, and how far they are from one of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from coeffdiff.evaluation.paired import SCORES
+
+_COLOURS = ("#706e6a", "#3b6ea5", "#b4582a", "#4d8b57", "#8a5aa5", "#b59a2b", "#2b9aa5", "#a53b6e")
+_INK, _SOFT, _GRID = "#222222", "#706e6a", "#e4e2de"
+_MARKERS = "oosD^vPX"
+# The two axes of a customization, and what else is worth seeing beside its reference
+_PAIRED = ("dino", "clip_i", "clip_t", "place", "diversity", "drift")
+
+
+def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
+    """Left: mean fidelity (DINO, else CLIP-I) against mean alignment (CLIP-T), with intervals over subjects, and a
+    line through an arm's steps and scales. Right: paired differences to the reference arm with their intervals.
+
+    Raises: OSError if the file cannot be written.
+    """
+    # Its font cache, built on the first import, is no news to the person.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    looks = {
+        arm: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, arm in enumerate(results["arms"])
+    }
+    _draw_trade(left, results, looks)
+    _draw_paired(right, results, looks)
+    with file.open("wb") as handle:
+        figure.savefig(handle, format="png")
+
+
+def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
+    for arm, found in results["arms"].items():
+        scores = found["scores"]
+        x, y = scores.get("clip_t"), scores.get("dino", scores.get("clip_i"))
+        if not x or not y:
+            continue
+        look = looks[arm]
+        points = [p["scores"] for p in results["curves"].get(arm, ()) if "clip_t" in p["scores"]]
+        if points:
+            axes.plot(
+                [p["clip_t"] for p in points],
+                [p.get("dino", p.get("clip_i")) for p in points],
+                color=look["color"], linewidth=1, alpha=0.6, marker=".",
+            )  # fmt: skip
+        axes.errorbar(
+            x["mean"], y["mean"], xerr=_error(x), yerr=_error(y), **look, markersize=8, elinewidth=1,
+            capsize=2, linestyle="none",
+        )  # fmt: skip
+        axes.annotate(
+            arm, (x["mean"], y["mean"]), xytext=(7, 7), textcoords="offset points", color=look["color"],
+            fontsize=9, parse_math=False,
+        )  # fmt: skip
+    _plain(axes, "fidelity against alignment", "bars: 95 % over subjects; up and right is better")
+    axes.set_xlabel("text alignment (CLIP-T)")
+    axes.set_ylabel("subject fidelity (DINO)")
+    axes.grid(color=_GRID, linewidth=0.8)
+
+
+def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
+    arms = list(results["paired"])
+    names = [n for n in _PAIRED if any(n in results["paired"][arm]["scores"] for arm in arms)]
+    ticks = []
+    for row, name in enumerate(names):
+        ticks.append((row, f"{SCORES[name][0]} {SCORES[name][1]}"))
+        for place, arm in enumerate(arms):
+            found = results["paired"][arm]["scores"].get(name)
+            if not found:
+                continue
+            y = row + 0.7 * ((place + 0.5) / len(arms) - 0.5)
+            axes.errorbar(
+                found["difference"], y, xerr=_error(found, "difference"), **looks[arm], markersize=5,
+                elinewidth=1.4, capsize=2, linestyle="none", label=arm if row == 0 else None,
+            )  # fmt: skip
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.set_yticks([row for row, _ in ticks], [label for _, label in ticks])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    for row in range(1, len(names)):
+        axes.axhline(row - 0.5, color=_GRID, linewidth=0.8)
+    counts = sorted({found["subjects"] for found in results["paired"].values()})
+    subjects = " to ".join(str(n) for n in counts[:1] + counts[1:][-1:]) or "no"
+    _plain(axes, f"difference to {results['reference']}", f"{subjects} subjects, paired, 95 %")
+    if arms:
+        axes.legend(frameon=False, fontsize=8, loc="best")
+
+
+def _error(found: Mapping[str, Any], centre: str = "mean") -> list[list[float]] | None:
+    if found["low"] is None:
+        return None
+    return [[max(0.0, found[centre] - found["low"])], [max(0.0, found["high"] - found[centre])]]
+
+
+def _plain(axes: Any, title: str, note: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=_INK, parse_math=False)
+    axes.set_title(note, loc="right", fontsize=8, color=_SOFT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_SOFT, labelsize=8)

@@ -65,7 +65,6 @@ from coeffdiff.training.state import RunFolder, read_log
 
 FORMAT = 1  # of a cell; goes up when the same key would mean other numbers
 SEED_DISTANCE = 10_000  # between the first seeds of the pictures of two training seeds
-PAIRED = r"fresh:(\d+)(?:@(\d+))?"
 
 # What a training setting may differ in without a number of a cell changing.
 _INDIFFERENT = (
@@ -88,8 +87,8 @@ class Comparison(Section):
     model: ModelSettings = ModelSettings()
     subjects: str = Field(
         "dev",
-        description="dev, eval or fresh:N (fresh:N@SEED) of pocket's own; or a folder: a data set in DreamBooth's "
-        "layout, a folder of such folders, or one folder of photos",
+        description="of pocket's own dev, eval, fresh:N (fresh:N@SEED) or names with commas between them; or a folder: "
+        "a data set in DreamBooth's layout, a folder of folders of photos, or one folder of photos",
     )
     token: str = Field("sks", description="the word that means the subject, in every arm")
     class_word: str | None = Field(None, description="of subjects for which no list of classes has one")
@@ -352,6 +351,7 @@ class Studio:
                 adapter.remove()
 
     def _store(self, job: Job, point: Point, facts: Mapping[str, Any]) -> None:
+        given = self.plan.settings | (self.plan.arms[job.arm] or {})
         cell = {
             "subject": job.sitter.name,
             "class_word": job.sitter.class_word,
@@ -359,7 +359,7 @@ class Studio:
             "seed": job.seed,
             "steps": point.steps,
             "scale": point.scale,
-            "settings": self.plan.settings | (self.plan.arms[job.arm] or {}) if job.settings else None,
+            "settings": {name: value for name, value in given.items() if not name.startswith(_INDIFFERENT)},
             **facts,
             "made": {
                 "date": datetime.date.today().isoformat(),
@@ -464,13 +464,8 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
 
     Raises: ConfigError or PhotoError for what there is not.
     """
-    fresh = re.fullmatch(PAIRED, wanted)
-    if wanted in ("dev", "eval") or fresh:
-        if fresh:
-            first = int(fresh[2] or 0)
-            own = [subjects.fresh_subject(seed) for seed in range(first, first + int(fresh[1]))]
-        else:
-            own = list(subjects.DEV if wanted == "dev" else subjects.EVAL)
+    own = _made_up(wanted)
+    if own:
         for subject in own:
             folder = output / "work" / "photos" / subject.name
             if not folder.is_dir():
@@ -481,7 +476,7 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
     root = Path(wanted)
     if not root.is_dir():
         raise ConfigError(
-            f"There are no subjects {wanted!r}: dev, eval or fresh:N of pocket's own, or a folder of photos."
+            f"There are no subjects {wanted!r}: dev, eval, fresh:N or names of pocket's own, or a folder of photos."
         )
     classes = parse_listing(root / LISTING).classes if (root / LISTING).is_file() else {}
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name[0] != "."]
@@ -493,6 +488,18 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
         own_class = classes.get(folder.name) or class_word
         identity = _hash([photo.identity for photo in read_photos(folder).photos])
         yield Sitter(folder.name, folder, own_class, identity)
+
+
+def _made_up(wanted: str) -> list[subjects.Subject]:
+    """Those of pocket's own that are meant, or none."""
+    fresh = re.fullmatch(r"fresh:(\d+)(?:@(\d+))?", wanted)
+    if fresh:
+        first = int(fresh[2] or 0)
+        return [subjects.fresh_subject(seed) for seed in range(first, first + int(fresh[1]))]
+    if wanted in ("dev", "eval"):
+        return list(subjects.DEV if wanted == "dev" else subjects.EVAL)
+    names = wanted.split(",")
+    return [subjects.SUBJECTS[name] for name in names] if set(names) <= set(subjects.SUBJECTS) else []
 
 
 def _subject(sitter: Sitter, token: str) -> Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ _PAIRED = ("dino", "clip_i", "clip_t", "place", "diversity", "drift")
 
 
 def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
-    """Left: mean fidelity (DINO, else CLIP-I) against mean alignment (CLIP-T), with intervals over subjects, and a
-    line through an arm's steps and scales. Right: paired differences to the reference arm with their intervals.
+    """Left: mean fidelity (DINO, else CLIP-I) against mean alignment (CLIP-T), with intervals over subjects, a line
+    through an arm's steps and a dotted one through its scales. Right: paired differences to the reference arm.
 
     Raises: OSError if the file cannot be written.
     """
@@ -47,13 +47,10 @@ def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any])
         if not x or not y:
             continue
         look = looks[arm]
-        points = [p["scores"] for p in results["curves"].get(arm, ()) if "clip_t" in p["scores"]]
-        if points:
+        for line, style in _lines(results["curves"].get(arm, ())):
             axes.plot(
-                [p["clip_t"] for p in points],
-                [p.get("dino", p.get("clip_i")) for p in points],
-                color=look["color"], linewidth=1, alpha=0.6, marker=".",
-            )  # fmt: skip
+                *zip(*line, strict=True), color=look["color"], linewidth=1, alpha=0.6, marker=".", **style
+            )
         axes.errorbar(
             x["mean"], y["mean"], xerr=_error(x), yerr=_error(y), **look, markersize=8, elinewidth=1,
             capsize=2, linestyle="none",
@@ -62,10 +59,23 @@ def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any])
             arm, (x["mean"], y["mean"]), xytext=(7, 7), textcoords="offset points", color=look["color"],
             fontsize=9, parse_math=False,
         )  # fmt: skip
-    _plain(axes, "fidelity against alignment", "bars: 95 % over subjects; up and right is better")
+    _plain(axes, "fidelity against alignment", "bars: 95 % over subjects")
     axes.set_xlabel("text alignment (CLIP-T)")
     axes.set_ylabel("subject fidelity (DINO)")
     axes.grid(color=_GRID, linewidth=0.8)
+
+
+def _lines(curve: Sequence[Mapping[str, Any]]) -> Iterator[tuple[list[tuple[float, float]], dict[str, Any]]]:
+    """An arm's points over its steps, at the scale nearest to 1, and dotted over its scales, at the last step."""
+    whole = [point for point in curve if "clip_t" in point["scores"]]
+    if not whole:
+        return
+    last = max(point["steps"] for point in whole)
+    scale = min((point["scale"] for point in whole), key=lambda scale: abs(scale - 1.0))
+    over_steps = [point["scores"] for point in whole if point["scale"] == scale]
+    over_scales = [point["scores"] for point in whole if point["steps"] == last]
+    for scores, style in ((over_steps, {}), (over_scales, {"linestyle": ":"})):
+        yield [(of["clip_t"], of.get("dino", of.get("clip_i"))) for of in scores], style
 
 
 def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
@@ -85,7 +95,7 @@ def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]
             )  # fmt: skip
     axes.axvline(0, color=_INK, linewidth=0.8)
     axes.set_yticks([row for row, _ in ticks], [label for _, label in ticks])
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     for row in range(1, len(names)):
         axes.axhline(row - 0.5, color=_GRID, linewidth=0.8)
     counts = sorted({found["subjects"] for found in results["paired"].values()})

@@ -1,0 +1,281 @@
+"""Comparisons: cells are made once, resume after any interruption, are the same wherever they are computed, and are
+told apart by everything that decides them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_evaluate import Page, write_photos
+from typer.testing import CliRunner
+
+from coeffdiff.cli import app
+from coeffdiff.config import load_section
+from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, PhotoError
+from coeffdiff.evaluation import compare as module
+from coeffdiff.evaluation.compare import Comparison, Studio, compare, find_sitters
+from coeffdiff.evaluation.prompts import LISTING
+from coeffdiff.files import held
+from coeffdiff.pocket import subjects
+from coeffdiff.pocket.model import save_random
+
+HOSTILE = "<b>&arm"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shop")
+    save_random("tiny", folder / "model")
+    write_photos(folder / "data" / "ball3", 3, masks=1)
+    write_photos(folder / "data" / "cat9", 2, masks=0)
+    (folder / "prompts.txt").write_text("a {token} {class_word} at sea\na {token} {class_word} on ice\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(shop, vit, clip) -> Comparison:
+    return load_section(
+        Comparison,
+        None,
+        {
+            "model.name": str(shop / "model"),
+            "subjects": str(shop / "data"),
+            "class_word": "thing",
+            "arms": {"base": None, "lora": {"method.kind": "lora"}, HOSTILE: {"method.kind": "coeff"}},
+            "settings": {"training.steps": 2, "training.batch_size": 1, "photos.cache": str(shop / "cache")},
+            "checkpoints": [1],
+            "seeds": [0],
+            "prompts": str(shop / "prompts.txt"),
+            "drift_pictures": 0,
+            "denoising_steps": 2,
+            "dino": str(vit),
+            "clip": str(clip),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def done(plan, tmp_path_factory):
+    """The whole plan: its outcome."""
+    return compare(plan, tmp_path_factory.mktemp("done") / "out")
+
+
+def cells_of(folder: Path) -> dict[str, dict]:
+    """Name -> what does not depend on when and how fast it was made."""
+    cells = {file.name: json.loads(file.read_text()) for file in sorted((folder / "cells").glob("*.json"))}
+    for cell in cells.values():
+        for name in ("seconds_a_step", "peak_gib"):
+            cell.get("cost", {}).pop(name, None)
+        del cell["made"]["date"]
+    return cells
+
+
+def forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("nothing is left to be computed")
+
+
+def test_every_cell_is_there_and_equal_prompts_have_equal_seeds(done):
+    """2 subjects x (base, and 2 arms at 2 steps) = 10; the noise of a prompt is the same in every arm."""
+    cells = cells_of(done.folder)
+    assert len(cells) == 10 and done.missing == []
+    asked = {
+        (cell["subject"], cell["arm"], cell["steps"]): [(p["text"], p["seed"]) for p in cell["pictures"]]
+        for cell in cells.values()
+    }
+    assert len({tuple(pictures) for pictures in asked.values()}) == 1
+    assert {steps for _, arm, steps in asked if arm == HOSTILE} == {1, 2}
+    assert all(set(cell["scores"]) >= {"dino", "clip_i", "clip_t"} for cell in cells.values())
+    lora = next(c for c in cells.values() if c["arm"] == "lora" and c["steps"] == 2)
+    alpha = next(c for c in cells.values() if c["arm"] == HOSTILE and c["steps"] == 2)
+    assert lora["cost"]["parameters"] > alpha["cost"]["parameters"] > 0
+    assert alpha["cost"]["mean_abs_alpha"] > 0 and "mean_abs_alpha" not in lora["cost"]
+    assert {f.name for f in done.folder.iterdir()} == {
+        "cells", "work", "plan.yaml", "comparison.json", "comparison.csv", "comparison.png", "report.html"
+    }  # fmt: skip
+    assert json.loads((done.folder / "comparison.json").read_text()) == done.results
+    assert done.results["paired"][HOSTILE]["pairs"] == 2
+
+
+def test_the_page_is_well_formed_and_strange_names_stay_text(done):
+    page = Page((done.folder / "report.html").read_text())
+    assert page.open == [] and HOSTILE in page.text
+    assert not {"script", "link", "b&arm"} & {tag for tag, _ in page.tags}
+    images = [a for tag, a in page.tags if tag == "img"]
+    assert all(a["src"].startswith("data:image/jpeg;base64,") and a["alt"] for a in images)
+    # the plot; 3 and 2 photos; a strip for each of 3 arms and 2 subjects
+    assert len(images) == 1 + 5 + 6
+    assert Image.open(done.folder / "comparison.png").size[0] > 800
+
+
+def test_nothing_is_computed_twice(plan, done, monkeypatch):
+    for name in ("train", "score_adapter"):
+        monkeypatch.setattr(module, name, forbidden)
+    again = compare(plan, done.folder)
+    assert again.results == done.results
+
+
+def test_cells_alone_make_the_same_comparison(plan, done, tmp_path, monkeypatch):
+    """Gathered from other machines: without pictures, without adapters."""
+    shutil.copytree(done.folder / "cells", tmp_path / "cells")
+    for name in ("train", "score_adapter"):
+        monkeypatch.setattr(module, name, forbidden)
+    assert compare(plan, tmp_path).results == done.results
+
+
+def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(plan, done, tmp_path, monkeypatch):
+    """Ctrl-C in the third training: what was finished stays and is reported, the rest follows."""
+    calls = []
+
+    def interrupted(settings, *, resume=None):
+        calls.append(settings)
+        if len(calls) == 3:
+            raise Interrupted("Stopped.")
+        return module_train(settings, resume=resume)
+
+    module_train = module.train
+    monkeypatch.setattr(module, "train", interrupted)
+    with pytest.raises(Interrupted):
+        compare(plan, tmp_path)
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    assert 0 < len(cells_of(tmp_path)) < 10 and len(results["missing"]) == 10 - len(cells_of(tmp_path))
+    monkeypatch.undo()
+    assert compare(plan, tmp_path).missing == []
+    assert cells_of(tmp_path) == cells_of(done.folder)
+
+
+def test_a_checkpoint_is_what_so_many_steps_make(plan, done, tmp_path):
+    """One step asked for alone gives the cell that two steps left on their way, of the same name."""
+    short = plan.model_copy(update={"settings": plan.settings | {"training.steps": 1}, "checkpoints": []})
+    compare(short, tmp_path)
+    alone, together = cells_of(tmp_path), cells_of(done.folder)
+    assert len(alone) == 6 and all(together[name] == cell for name, cell in alone.items())
+
+
+def test_what_another_process_is_at_is_left_to_it(plan, done, tmp_path, monkeypatch):
+    shutil.copytree(done.folder / "cells", tmp_path / "cells")
+    studio = Studio(plan, tmp_path)
+    job = studio.jobs()[1]
+    for point in job.points:
+        studio.cell(job, point).unlink()
+    studio.work_folder(job).mkdir(parents=True)
+    monkeypatch.setattr(module, "train", forbidden)
+    with held(studio.work_folder(job)) as mine:
+        assert mine
+        assert compare(plan, tmp_path).missing == [
+            "ball3, lora, seed 0, 1 steps at scale 1",
+            "ball3, lora, seed 0, 2 steps at scale 1",
+        ]
+
+
+def test_shares_are_disjoint_and_make_up_the_whole(plan, tmp_path, monkeypatch):
+    worked: dict[int, list[str]] = {}
+    for k in (1, 2, 3, 4):
+        monkeypatch.setattr(Studio, "work", lambda self, job, k=k: worked.setdefault(k, []).append(job.label))
+        compare(plan, tmp_path, part=(k, 4))
+    everything = [job.label for job in Studio(plan, tmp_path).jobs()]
+    assert [len(share) for share in worked.values()] == [2, 2, 1, 1]
+    assert sorted(label for share in worked.values() for label in share) == sorted(everything)
+
+
+def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, tmp_path):
+    """Moved folders, caches and looks at the losses change no name; photos, captions, rates, seeds and prompts do."""
+
+    def names(**update):
+        changed = plan.model_copy(update=update)
+        studio = Studio(changed, tmp_path)
+        return {studio.cell(j, p).name for j in studio.jobs() if j.arm == "lora" for p in j.points[-1:]}
+
+    own = names()
+    shutil.copytree(shop / "data", tmp_path / "data")
+    shutil.copytree(shop / "model", tmp_path / "model")
+    moved = plan.model.model_copy(update={"name": str(tmp_path / "model")})
+    indifferent = {"photos.cache": str(tmp_path), "training.log_every": 7, "tracking.tensorboard": True}
+    assert names(subjects=str(tmp_path / "data"), model=moved, settings=plan.settings | indifferent) == own
+    for update in (
+        {"settings": plan.settings | {"method.lora.learning_rate": 1e-5}},
+        {"seeds": [1]},
+        {"guidance": 4.0},
+        {"pictures": 2},
+        {"class_word": "toy"},
+        {"scales": [0.5]},
+    ):
+        assert not names(**update) & own, update
+    (tmp_path / "data" / "ball3" / "0.txt").write_text("a sks ball")
+    kept = names(subjects=str(tmp_path / "data")) & own
+    assert len(kept) == 1 and next(iter(kept)).startswith("cat9")
+
+
+def test_a_training_that_diverges_is_a_finding(plan, tmp_path, monkeypatch):
+    def diverges(settings, *, resume=None):
+        raise NonFiniteLoss("The loss of step 2 is nan.")
+
+    monkeypatch.setattr(module, "train", diverges)
+    outcome = compare(plan.only(["lora"]), tmp_path)
+    assert outcome.missing == [] and list(outcome.results["arms"]) == []
+    assert (
+        len(outcome.results["failed"]) == 4
+        and "ball3, lora, seed 0: The loss" in outcome.results["failed"][0]
+    )
+
+
+def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
+    own = list(find_sitters("fresh:2@7", None, tmp_path))
+    assert [s.name for s in own] == [subjects.fresh_subject(seed).name for seed in (7, 8)]
+    assert (
+        sum(1 for _ in own[0].folder.glob("*.jpg")) == 5
+        and own[0].class_word == subjects.fresh_subject(7).kind
+    )
+    single = list(find_sitters(str(shop / "data" / "ball3"), "ball", tmp_path))
+    assert [(s.name, s.class_word) for s in single] == [("ball3", "ball")]
+    shutil.copytree(shop / "data", tmp_path / "set")
+    (tmp_path / "set" / LISTING).write_text(
+        "subject_name,class\ncat9,cat\n\nObject Prompts\n'a {0} {1}'.format(a, b)\n"
+        "Live Subject Prompts\n'a {0} {1} asleep'.format(a, b)\n"
+    )
+    listed = list(find_sitters(str(tmp_path / "set"), "thing", tmp_path))
+    assert [(s.name, s.class_word) for s in listed] == [("cat9", "cat")]
+    shutil.rmtree(tmp_path / "set" / "cat9")
+    with pytest.raises(PhotoError, match="None of the subjects"):
+        list(find_sitters(str(tmp_path / "set"), None, tmp_path))
+    with pytest.raises(ConfigError, match="There are no subjects 'mars'"):
+        list(find_sitters("mars", None, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--part", "3/2"], "--part takes a share"),
+        (["--seeds", "0,x"], "--seeds takes whole numbers"),
+        (["--arm", "lor"], "The plan has no arm 'lor'; it has base, lora, coeff, coeff+lora."),
+        (["--set", "seeds=[1,1]"], "it names a value twice"),
+        (["--set", "reference=dora"], "the reference 'dora' is none of the arms"),
+        (["--set", "denoising=3"], "Unknown setting denoising"),
+        (
+            ["--set", "checkpoints=[1]", "--set", "settings={training.lr_schedule: cosine}"],
+            "follows a schedule",
+        ),
+        (["--set", "arms={lora: {method.rank: 3}}"], "Unknown setting method.rank"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_path, arguments, sentence):
+    plain = [
+        "--model",
+        str(shop / "model"),
+        "--subjects",
+        str(shop / "data"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    encoders = ["--set", f"dino={vit}", "--set", f"clip={clip}", "--set", f"prompts={shop / 'prompts.txt'}"]
+    result = CliRunner().invoke(app, ["compare", *plain, *encoders, *arguments])
+    assert result.exit_code == 2 and sentence in result.output.replace("\n", " "), result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_of_one_launch_are_refused(monkeypatch, plan, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, ["compare", "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "start the same command several times" in result.output

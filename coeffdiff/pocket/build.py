@@ -666,7 +666,7 @@ def build_clip(shop: Workshop) -> None:
     trained, took = shop.fit("clip", network, loss)
     folder = shop.weights / POCKET_CLIP
     store(trained, folder)
-    first.save_pretrained(folder)
+    tokenizer_pair(vocabulary())[0].save_pretrained(folder)  # a used one would keep its last padding
     square = {"height": RESOLUTION, "width": RESOLUTION}
     _processor("CLIPImageProcessor", folder, size={"shortest_edge": RESOLUTION}, crop_size=square)
     shop.note("clip", **took, **measure_clip(shop))

@@ -14,15 +14,19 @@ from coeffdiff.config import (
     Settings,
     differences,
     documented_settings,
+    load_section,
     load_settings,
     resolve_auto,
     save_settings,
 )
 from coeffdiff.errors import ConfigError
+from coeffdiff.evaluation.compare import Comparison
 
 SDXL_ON_A_GPU = ModelFacts(2_567_463_684, 1024, "cuda", bf16=True)
 SMALL_ON_A_CPU = ModelFacts(600_000, 64, "cpu", bf16=False)
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+PLANS = sorted(FOLDER.glob("compare/*.yaml"))
 
 
 def test_later_sources_win(tmp_path):
@@ -171,7 +175,8 @@ def test_differences_name_both_values():
 
 def test_every_setting_is_documented():
     """No field without a description: it is the only place where it is explained."""
-    undocumented = [setting.name for setting in documented_settings() if len(setting.description) < 8]
+    every = [*documented_settings(), *documented_settings(Comparison)]
+    undocumented = [setting.name for setting in every if len(setting.description) < 8]
     assert undocumented == []
 
 
@@ -183,6 +188,16 @@ def test_every_recipe_is_valid_and_opens_with_its_command(file):
     settings = load_settings(file)
     if file.stem.startswith(("sdxl-coeff", "sdxl-lora")):  # the others are named after what they fit
         assert settings.method.kind.replace("+", "-") in file.name
+
+
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.name)
+def test_every_plan_is_valid_down_to_the_settings_of_its_arms(file):
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"# coeffdiff compare configs/compare/{file.name} --output comparison"
+    plan = load_section(Comparison, file)
+    assert plan.settings["training.masked_loss"] is False
+    for own in plan.arms.values():
+        load_settings(None, {**plan.settings, **(own or {})})
 
 
 def test_the_three_recipes_are_there():

@@ -431,7 +431,7 @@ def sample(
                 if swept
                 else f"scale {loaded.scale:g}"
             )
-            what = f"{header.kind}, {header.trained_steps} steps, token {' and '.join(header.tokens)}"
+            what = f"{header.described}, {header.trained_steps} steps, token {' and '.join(header.tokens)}"
             say(f"adapter  {path} at {at} ({what})")
         with explained(left):
             sampling.prepare_device(pipe, device, offload, compiled=compile_)
@@ -491,7 +491,8 @@ def inspect(
         from coeffdiff.pictures import free_name, save_png
 
         maps = {layer: deviation.numpy() for layer, deviation in found.deviations.items()}
-        sheet = draw_heat_maps(maps, f"alpha of {' and '.join(found.header.tokens)} ({folder})"[:100])
+        title = f"alpha of {' and '.join(found.header.tokens)} ({folder})"[:100]
+        sheet = draw_heat_maps(maps, title, found.taken)
         file = free_name(output / "alpha.png")
         save_png(sheet, file)
     if as_json:

@@ -161,6 +161,11 @@ class CoeffSettings(Section):
         "residual",
         description="residual: I + alpha from zero; identity: alpha from I without residual; random: alpha from noise",
     )
+    mixes: Literal["maps", "values"] = Field(
+        "maps",
+        description="maps: Coeff-Tuning; values: a control that flash attention can do, for comparisons only: out[h] = "
+        "A[h] sum_g coeff[h,g] V[g] has no way out of the convex hull of mixed values, and could be merged into W_v",
+    )
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout on alpha's entries, drawn once per layer and step"
     )
@@ -170,6 +175,12 @@ class CoeffSettings(Section):
     backend: str = Field(
         "auto", description="how mixed attention is computed; auto chooses by device and shape"
     )
+
+    @model_validator(mode="after")
+    def _backend_is_used(self) -> CoeffSettings:
+        if self.mixes == "values" and self.backend != "auto":
+            raise ValueError("backend has no effect where values are mixed, since ordinary attention follows")
+        return self
 
 
 class LoraSettings(Section):

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from coeffdiff.console import quiet_libraries
 from coeffdiff.method.chunked import chunk_bytes
+from coeffdiff.method.coefficients import Mixes
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
 
@@ -240,6 +241,7 @@ class Learned:
     targets: Any = None
     blocks: tuple[str, ...] | None = None
     backend: str = "auto"
+    mixes: Mixes = "maps"
 
 
 def make_learnable(unet: Any, learned: Learned) -> list[nn.Parameter]:
@@ -254,7 +256,9 @@ def make_learnable(unet: Any, learned: Learned) -> list[nn.Parameter]:
     if learned.targets is not None:
         # The fused kernels run on GPUs alone; what they save over chunks is their buffers
         backend = "chunked" if learned.backend == "fused" else learned.backend
-        layers = inject(unet, targets=learned.targets, blocks=learned.blocks, backend=backend)
+        layers = inject(
+            unet, targets=learned.targets, blocks=learned.blocks, backend=backend, mixes=learned.mixes
+        )
         parameters += (layer.alpha for layer in layers.values())
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -345,6 +345,7 @@ def learned(settings: Settings) -> dryrun.Learned:
         targets=method.coeff.targets if "coeff" in method.kind else None,
         blocks=tuple(method.coeff.blocks) if method.coeff.blocks else None,
         backend=method.coeff.backend,
+        mixes=method.coeff.mixes,
     )
 
 

@@ -19,12 +19,13 @@ _DPI = 100
 _NAME = re.compile(r"(?P<row>.+)\.transformer_blocks\.(?P<column>\d+)\.attn(?P<half>[12])")
 
 
-def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str) -> Image.Image:
+def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str, taken: str = "map") -> Image.Image:
     """A labelled sheet: self-attention on the left, cross-attention on the right, a row for each group of
-    transformer blocks; red adds a map, blue takes it away, white leaves the base model.
+    transformer blocks; red adds what is taken of a head, blue takes it away, white leaves the base model.
 
     Args:
         deviations: layer name -> coeff - I, [H, H]; rows are drawn as rows.
+        taken: what a head takes of others, in a word.
     Raises: AdapterError for more layers than any SDXL has.
     """
     if len(deviations) > MOST_LAYERS:
@@ -71,7 +72,7 @@ def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str) -> Image.Im
             axes.text(starts[half], top - 24, name, fontsize=11, weight="bold", va="bottom", **text)
     axes.text(20, 20, title, fontsize=13, weight="bold", va="top", **text)
     explained = (
-        "Row: the head that receives. Column: the head whose map it takes. White: as in the base model."
+        f"Row: the head that receives. Column: the head whose {taken} it takes. White: as in the base model."
     )
     axes.text(20, 46, explained, fontsize=9, va="top", **text)
     if deviations:

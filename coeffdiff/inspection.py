@@ -42,7 +42,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class HeadReport:
-    """One row of a layer's recombination: whom this head takes its map from."""
+    """One row of a layer's recombination: whom this head takes its map from, or its values if those are mixed."""
 
     layer: str
     head: int
@@ -88,10 +88,15 @@ class Inspection:
     lora_parameters: int
     layers: Sequence[LayerReport]
     heads: Sequence[HeadReport]  # most recombined first
-    simplex: SimplexReport | None
+    simplex: SimplexReport | None  # of mixed maps; the weights of values are bound to nothing
     alpha_blocks: Sequence[BlockReport]
     lora_blocks: Sequence[BlockReport]
     deviations: Mapping[str, Tensor]  # layer -> [H, H], the recombination without the identity
+
+    @property
+    def taken(self) -> str:
+        """What a head takes of others, in a word."""
+        return "map" if self.header.mixes == "maps" else "values"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; heads are all rows there are."""
@@ -119,7 +124,7 @@ def inspect_adapter(folder: Path) -> Inspection:
         lora_parameters=sum(tensor.numel() for tensor in lora.values()),
         layers=layers,
         heads=sorted(heads, key=lambda row: -row.norm),
-        simplex=_simplex(list(deviations.values())) if deviations else None,
+        simplex=_simplex(list(deviations.values())) if deviations and header.mixes == "maps" else None,
         alpha_blocks=_alpha_blocks(layers),
         lora_blocks=_lora_blocks(lora, header, folder) if header.lora else [],
         deviations=deviations,
@@ -275,7 +280,9 @@ def tables(found: Inspection, heads: int = 10) -> Group:
         title = "LoRA: norm of the weight change" + (" before DoRA's magnitudes" if _is_dora(found) else "")
         parts += ["", _block_table(title, found.lora_blocks, ("norm", *PROJECTIONS))]
     if found.simplex:
-        parts += ["", _simplex_text(found.simplex), "", _head_table(found.heads[:heads], len(found.heads))]
+        parts += ["", _simplex_text(found.simplex)]
+    if found.heads:
+        parts += ["", _head_table(found.heads[:heads], len(found.heads), found.taken)]
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 
@@ -302,7 +309,7 @@ def _facts(found: Inspection) -> Table:
     files = [f"{name} {size:,} bytes" for name, size in found.files.items()]
     lines = {
         "adapter": str(found.folder),
-        "kind": header.kind,
+        "kind": header.described,
         "base model": header.base_model,
         "token": header.token,
         "class word": header.class_word or "none",
@@ -342,9 +349,9 @@ def _block_table(title: str, blocks: Sequence[BlockReport], columns: Sequence[st
 _KEYS = {"off-diagonal": "off_diagonal", "mean |entry|": "mean"}
 
 
-def _head_table(rows: Sequence[HeadReport], of: int) -> Table:
+def _head_table(rows: Sequence[HeadReport], of: int, taken: str) -> Table:
     title = f"The {len(rows)} most recombined of {of:,} heads"
-    table = _table(title, "layer", "head", "row norm", "own map", "most of another", words=1)
+    table = _table(title, "layer", "head", "row norm", f"own {taken}", "most of another", words=1)
     for row in rows:
         source = f"head {row.source} x {row.weight:+.3f}" if row.source != row.head else ""
         table.add_row(*map(Text, (row.layer, str(row.head), f"{row.norm:.4g}", f"x {row.own:.3f}", source)))

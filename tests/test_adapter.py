@@ -53,10 +53,11 @@ KINDS = {
     "dora": {"kind": "coeff+lora", "lora": LoraHeader(rank=3, alpha=7, dora=True)},
     "identity form": {"kind": "coeff", "form": "identity"},
     "self only": {"kind": "coeff", "targets": "self"},
+    "values": {"kind": "coeff+lora", "lora": LoraHeader(rank=3, alpha=3), "mixes": "values"},
 }
 
 
-def trained(pipe, token, kind, lora=None, form="residual", targets="both"):
+def trained(pipe, token, kind, lora=None, form="residual", targets="both", mixes="maps"):
     """A UNet as training leaves it, and the header of its adapter."""
     unet, heads = copy.deepcopy(pipe.unet), {}
     if lora:
@@ -64,7 +65,7 @@ def trained(pipe, token, kind, lora=None, form="residual", targets="both"):
         for name, parameter in parameters.items():
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator_for(token, name))
     if "coeff" in kind:
-        layers = inject(unet, form=form, targets=targets)
+        layers = inject(unet, form=form, targets=targets, mixes=mixes)
         for name, coefficients in layers.items():
             drawn = torch.randn(coefficients.alpha.shape, generator=generator_for(token, name))
             coefficients.alpha.data += 0.3 * drawn
@@ -77,6 +78,7 @@ def trained(pipe, token, kind, lora=None, form="residual", targets="both"):
         class_word="stuffed animal",
         templates=("a photo of {token} {class_word}", "an old photo of {token}"),
         form=form,
+        mixes=mixes,
         heads=heads,
         lora=lora,
         trained_steps=7,
@@ -323,6 +325,16 @@ def test_the_header_reads_back_as_it_was(name, shelf, built_pipeline):
     assert read_header(shelf[name][0]) == header
 
 
+def test_an_adapter_that_says_nothing_of_values_mixes_maps(shelf, pipe, unet_call, tmp_path):
+    """Those of format 1, written before values could be mixed, load as they did."""
+    folder, expected = shutil.copytree(shelf["coeff"][0], tmp_path / "old"), shelf["coeff"][1]
+    header = json.loads(read_header(folder).model_dump_json())
+    del header["mixes"]
+    rewrite(folder, json.dumps(header | {"format_version": 1}))
+    assert load_adapter(pipe, folder).header.mixes == "maps"
+    assert torch.equal(unet_call(pipe.unet), expected)
+
+
 def test_a_folder_holds_what_the_contract_says(shelf):
     """alpha in float32 under layer names; a plain LoRA file only with LoRA; the extras as they were given."""
     folder, _ = shelf["coeff"]
@@ -499,7 +511,7 @@ DAMAGED = {
     "newer": (
         "coeff",
         lambda f: change(f, format_version=FORMAT_VERSION + 1),
-        "has format 2; this coeffdiff reads up to 1. Update it",
+        "has format 3; this coeffdiff reads up to 2. Update it",
     ),
     "newer and strange": (
         "coeff",
@@ -510,6 +522,16 @@ DAMAGED = {
     "a list": ("coeff", lambda f: rewrite(f, "[]"), r"damaged header \(its structure\)"),
     "a number": ("coeff", lambda f: rewrite(f, "7"), r"damaged header \(its structure\)"),
     "nothing said": ("coeff", lambda f: rewrite(f, "{}"), r"damaged header \(format_version\)"),
+    "mixing what nobody mixes": (
+        "coeff",
+        lambda f: change(f, mixes="queries"),
+        r"damaged header \(mixes\)",
+    ),
+    "values where they were unknown": (
+        "coeff",
+        lambda f: change(f, format_version=1, mixes="values"),
+        r"damaged header \(mixes\)",
+    ),
     "kind unknown": ("coeff", lambda f: change(f, kind="loha"), r"damaged header \(kind\)"),
     "kind without alpha": (
         "coeff",

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from coeffdiff.errors import ConfigError, ShapeError
 from coeffdiff.method import attention, chunked
-from coeffdiff.method.attention import BACKENDS, choose_backend, mixed_attention, unusable
+from coeffdiff.method.attention import BACKENDS, choose_backend, mixed_attention, mixed_values, unusable
 
 ANYWHERE = [name for name in BACKENDS if name != "fused"]  # the fused one has tests of its own
 every_backend = pytest.mark.parametrize("backend", ANYWHERE)
@@ -52,8 +52,8 @@ def test_maps_are_mixed_and_values_are_not(backend):
     swap = [[0.0, 1.0], [1.0, 0.0]]
     assert by_hand(swap, backend).tolist() == close([2.0, 3.0])
     v = torch.tensor([[[4.0, 0.0], [0.0, 12.0]]])[..., None]
-    mixed_values = torch.einsum("hg,bgkd->bhkd", torch.tensor(swap), v)
-    assert F.scaled_dot_product_attention(Q, K, mixed_values).flatten().tolist() == close([3.0, 2.0])
+    swapped = mixed_values(v, torch.tensor(swap))
+    assert F.scaled_dot_product_attention(Q, K, swapped).flatten().tolist() == close([3.0, 2.0])
 
 
 @every_backend
@@ -167,6 +167,63 @@ def test_large_scores_do_not_overflow():
         )
         assert got[0].item() == 4.0
         assert all(tensor.isfinite().all() for tensor in got)
+
+
+# Mixed values, the control
+
+
+def value_definition(q, k, v, coeff, mask=None):
+    """Head by head: its own map, over the values that it mixes."""
+    heads = q.shape[1]
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    maps = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1)
+    mixed = [sum(coeff[h, g] * v[:, g] for g in range(heads)) for h in range(heads)]
+    return torch.stack([maps[:, h] @ mixed[h] for h in range(heads)], 1)
+
+
+@pytest.mark.parametrize("mask", ["none", "bool, per key"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_ordinary_attention_over_mixed_values_is_the_control(sizes, mask):
+    """Output and the gradients of q, k, v and coeff in float64, to 1e-10; with one head alone that is mixing maps."""
+    batch, heads, queries, keys, _ = SIZES[sizes]
+    tensors, mask = inputs(*SIZES[sizes]), MASKS[mask](batch, heads, queries, keys)
+
+    def control(q, k, v, coeff):
+        return F.scaled_dot_product_attention(q, k, mixed_values(v, coeff), attn_mask=mask)
+
+    got = with_gradients(control, tensors)
+    want = with_gradients(lambda *t: value_definition(*t, mask=mask), tensors)
+    for name, one, other in zip(("out", "dq", "dk", "dv", "dcoeff"), got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    maps = mixed_attention(*tensors, mask=mask)
+    assert (maps - got[0]).abs().max() > 0.1 or heads == 1
+
+
+def test_mixed_values_stay_in_the_hull_that_mixed_maps_leave():
+    """2 A0 - 2 A1 over the values [4, 8] is 2 * 5 - 2 * 6, outside them; 2 v0 - 2 v1 is [0, 0], where every map ends."""
+    v, coeff = torch.tensor([[[4.0, 8.0], [4.0, 8.0]]])[..., None], torch.tensor([[2.0, -2.0], [0.5, 0.5]])
+    assert mixed_attention(Q, K, v, coeff)[0, 0].item() == close(2 * 5.0 - 2 * 6.0)
+    assert mixed_values(v, coeff).flatten().tolist() == [0.0, 0.0, 4.0, 8.0]
+    assert F.scaled_dot_product_attention(Q, K, mixed_values(v, coeff)).flatten().tolist() == close(
+        [0.0, 6.0]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_values_are_mixed_in_float32(autocast, dtype):
+    """(1.003 - 1) * 8 = 0.024, where coeff in bfloat16 would give 0; what comes out has the values' own dtype."""
+    v, coeff = torch.full((1, 2, 1, 3), 8.0, dtype=dtype), torch.tensor([[1.003, -1.0], [0.0, 1.0]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        mixed = mixed_values(v, coeff)
+    assert mixed.dtype == dtype
+    assert mixed.flatten().tolist() == pytest.approx([0.024] * 3 + [8.0] * 3, rel=0.004)
+
+
+def test_the_identity_changes_no_bit_of_the_values():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        _, _, v, _ = inputs(2, 3, 7, 5, 4, dtype=dtype)
+        assert torch.equal(mixed_values(v, torch.eye(3)), v)
 
 
 # Precision
@@ -328,6 +385,11 @@ def test_shapes_that_do_not_fit_are_named():
     for shape in [(2, 5), (3, 7, 4), (1, 2, 3, 7, 5), (2, 2, 1, 1)]:
         with pytest.raises(ShapeError, match=r"A mask of shape .* does not broadcast to \(2, 3, 7, 5\)"):
             mixed_attention(q, k, v, coeff, mask=torch.zeros(shape))
+    with pytest.raises(ShapeError, match=r"coeff must be 3 x 3 for 3 heads, not \(2, 3\)"):
+        mixed_values(v, coeff[:2])
+    for call in (lambda c: mixed_attention(q, k, v, c), lambda c: mixed_values(v, c)):
+        with pytest.raises(ShapeError, match="coeff must be on the device of the values, cpu, not on meta"):
+            call(coeff.to("meta"))
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from coeffdiff.config import load_settings
-from coeffdiff.method.adapter import AdapterHeader
+from coeffdiff.method.adapter import AdapterHeader, LoraHeader, format_for
+from coeffdiff.method.coefficients import Mixes
 from coeffdiff.training.card import model_card
 
 PRINTABLE = st.text(min_size=1, max_size=60).filter(lambda t: t.isprintable() and t.strip())
 HOSTILE = "a`<script>alert(1)</script>![x](javascript:alert(1))[y](http://e.vil)|**b**&lt;i&gt;<b>``"
 
 
-def card(token: str, word: str, model: str) -> str:
+def card(token: str, word: str, model: str, mixes: Mixes = "maps", lora: LoraHeader | None = None) -> str:
     header = AdapterHeader(
-        format_version=1,
-        kind="coeff",
+        format_version=format_for(mixes),
+        kind="coeff+lora" if lora else "coeff",
         base_model=model,
         token=token,
         class_word=word,
+        mixes=mixes,
         heads={"layer": 2},
+        lora=lora,
         trained_steps=1,
         resolution=64,
     )
@@ -51,3 +55,12 @@ def test_any_words_give_the_same_page(token, word, model):
         return re.findall(r"</?[a-z0-9]+", MarkdownIt().enable("table").render(text))
 
     assert tags(body) == tags(card("sks", "mug", "tiny").split("---\n", 2)[2])
+
+
+@pytest.mark.parametrize("lora", [None, LoraHeader(rank=2, alpha=2)], ids=["alone", "with LoRA"])
+def test_a_control_is_no_coeff_tuning(lora):
+    """Mixed values could be merged into weights, so the card must not say what it says of mixed maps."""
+    control, real = (card("sks", "mug", "tiny", mixes, lora) for mixes in ("values", "maps"))
+    assert "Not Coeff-Tuning but a control" in control and ", mixing values)" in control
+    assert "cannot be merged" not in control
+    assert "Not Coeff-Tuning" not in real and "cannot be merged" in real

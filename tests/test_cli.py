@@ -331,6 +331,24 @@ def test_scales_make_one_labelled_grid(trained, monkeypatch):
     assert Path(grid).name == "grid.png"
 
 
+def test_a_control_that_mixes_values_goes_all_the_way(trained):
+    """Trained by a setting, sampled and looked at by commands that know nothing of it; scale 0 is the base model."""
+    settings = ["--set", "method.coeff.mixes=values", "--set", "method.coeff.learning_rate=0.3"]
+    result = train(trained, "--method", "coeff", *settings, "--output", "control")
+    assert result.exit_code == 0, result.output
+    found = {}
+    for adapter in ("control:0", "none", "control"):
+        drawn = call("sample", "--adapter", adapter, "--prompt", "sks", "--model", str(trained / "model"),
+                     "--steps", "2", "--json")  # fmt: skip
+        assert drawn.exit_code == 0, drawn.output
+        found[adapter] = Image.open(json.loads(drawn.stdout)["files"][0]).tobytes()
+    assert found["control:0"] == found["none"] != found["control"]
+    assert "(coeff, mixing values, 2 steps, token sks)" in drawn.stderr
+    seen = call("inspect", "control", "--output", "seen")
+    assert seen.exit_code == 0 and "coeff, mixing values" in seen.stdout
+    assert Path("seen/alpha.png").exists()
+
+
 def test_inspect_reads_the_newest_run_and_loads_no_model(trained, monkeypatch):
     """Tables for people, JSON for programs, a picture on demand; the base model is not even looked for."""
     from coeffdiff import backbone

@@ -48,6 +48,8 @@ def test_later_sources_win(tmp_path):
         ("training.steps=-1", "training.steps (given: -1): must be at least 1"),
         ("training.steps=many", "training.steps (given: 'many')"),
         ("training.resolution=100", "must be a multiple of 8"),
+        ("method.coeff.mixes=keys", "method.coeff.mixes (given: 'keys'): it must be maps, values"),
+        ("method.coeff={mixes: values, backend: fused}", "backend has no effect where values are mixed"),
         ("method.coeff.dropout=1.5", "method.coeff.dropout (given: 1.5): input should be less than 1"),
         ("method.coeff.learning_rate=fast", "method.coeff.learning_rate (given: 'fast')"),
         ("training.warmup_steps=5", "warmup_steps needs lr_schedule"),

@@ -57,12 +57,20 @@ def test_what_was_seen_before_is_counted_again():
     assert left.grad.shape == (3, 5)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("narrow", [None, torch.bfloat16])
-def test_meta_counts_what_real_tensors_hold(built_pipeline, unet_inputs, narrow, checkpointing):
+@pytest.mark.parametrize(
+    ("mixes", "narrow", "checkpointing"),
+    [
+        ("maps", None, False),
+        ("maps", None, True),
+        ("maps", torch.bfloat16, False),
+        ("maps", torch.bfloat16, True),
+        ("values", torch.bfloat16, False),
+    ],
+)
+def test_meta_counts_what_real_tensors_hold(built_pipeline, unet_inputs, mixes, narrow, checkpointing):
     """The same step on the CPU, under its own autocast, recorded by the same ledger: equal peaks within 2 %."""
     real = copy.deepcopy(built_pipeline.unet)
-    learned = Learned(4, targets="both")
+    learned = Learned(4, targets="both", mixes=mixes)
     predicted = step(on_meta(real), learned, narrow=narrow, checkpointing=checkpointing)
     parameters = dryrun.make_learnable(real, learned)
     inputs = unet_inputs(real, batch=2)

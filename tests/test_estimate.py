@@ -122,6 +122,15 @@ def test_full_size_sdxl_on_a_gpu(sdxl):
     assert 0 < activations < 2 * 2**30  # recomputed, as SDXL's default is; stored they would be 7 GiB
 
 
+def test_mixed_values_need_no_room_for_maps(pocket):
+    """As many numbers as for mixed maps and less memory, about that of ordinary attention under a LoRA."""
+    kinds = {"maps": {}, "values": {"method.coeff.mixes": "values"}, "lora": {"method.kind": "lora"}}
+    maps, values, lora = (predict(pocket, **{"method.kind": "coeff"} | kind) for kind in kinds.values())
+    assert values.trained == maps.trained == 1016
+    assert values.phases["training"] < 0.9 * maps.phases["training"]
+    assert values.phases["training"] == pytest.approx(lora.phases["training"], rel=0.1)
+
+
 def test_what_learns_takes_its_optimizers_states(pocket):
     """Sixteen times LoRA's rank: as many weights, gradients and moments more, 16 bytes a number."""
     small, large = (predict(pocket, "cuda", **{"method.lora.rank": rank}) for rank in (2, 32))

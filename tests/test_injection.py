@@ -170,10 +170,11 @@ def test_scale_comes_back_from_zero(unet, unet_call):
     assert torch.equal(unet_call(unet), half)
 
 
-def test_the_start_is_the_base_model(unet, unet_call):
+@pytest.mark.parametrize("mixes", ["maps", "values"])
+def test_the_start_is_the_base_model(unet, unet_call, mixes):
     """alpha = 0 at scale 1 runs our attention, not the original, and gives the same up to rounding."""
     base = unet_call(unet)
-    inject(unet)
+    inject(unet, mixes=mixes)
     torch.testing.assert_close(unet_call(unet), base, rtol=1e-4, atol=1e-5)
 
 
@@ -214,6 +215,45 @@ def test_two_alphas_add_up(unet, unet_call):
             second[name].alpha if name in second else torch.zeros_like(coefficients.alpha)
         )
     torch.testing.assert_close(unet_call(unet), only_second, rtol=1e-4, atol=1e-4)
+
+
+def with_mixed_weights(unet, layers):
+    """A copy whose W_v do what these alphas do to values, and that holds no alpha: W_v[h] = sum_g coeff[h, g] W_v[g]."""
+    twin = copy.deepcopy(unet)
+    eject(twin)
+    for name, coefficients in layers.items():
+        weight = attention_layers(twin)[name].to_v.weight
+        coeff = (coefficients.identity + coefficients.deviation()).detach().to(weight.dtype)
+        by_head = weight.detach().unflatten(0, (coefficients.heads, -1))
+        weight.data = torch.einsum("hg,gdc->hdc", coeff, by_head).flatten(0, 1)
+    return twin
+
+
+def test_mixed_values_are_mixed_weights(unet, unet_call):
+    """On every layer, self and cross: ordinary attention with other W_v, and nothing that mixed maps compute."""
+    layers = scatter(inject(unet, mixes="values"))
+    unet.double()
+    as_values, merged = unet_call(unet), with_mixed_weights(unet, layers)
+    torch.testing.assert_close(as_values, unet_call(merged), rtol=1e-10, atol=1e-10)
+    eject(unet)
+    scatter(inject(unet))
+    assert (unet_call(unet) - as_values).abs().max() > 0.01
+
+
+def test_mixed_values_meet_mixed_maps(unet, unet_call):
+    """Together they are the one's maps over the other's W_v; each can be switched alone."""
+    values = scatter(inject(unet, "of values", mixes="values"), seed=1)
+    unet.double()
+    only_values, merged = unet_call(unet), with_mixed_weights(unet, values)
+    for network in (unet, merged):
+        scatter(inject(network, "of maps", targets="self"), seed=2)
+    together = unet_call(unet)
+    torch.testing.assert_close(together, unet_call(merged), rtol=1e-6, atol=1e-6)
+    assert (together - only_values).abs().max() > 0.01
+    set_scale(unet, 0.0, "of maps")
+    assert torch.equal(unet_call(unet), only_values)
+    set_scale(unet, 1.0, "of maps")
+    assert torch.equal(unet_call(unet), together)
 
 
 def test_a_name_is_taken_once(unet):
@@ -619,10 +659,11 @@ def test_the_unet_compiles_into_one_graph(unet, unet_call, fresh_compiler):
         torch.testing.assert_close(unet_call(compiled), unet_call(unet), rtol=1e-4, atol=1e-4)
 
 
-def test_compiled_blocks_have_the_same_gradients(blocks, fresh_compiler):
+@pytest.mark.parametrize("mixes", ["maps", "values"])
+def test_compiled_blocks_have_the_same_gradients(blocks, fresh_compiler, mixes):
     """Through two transformer blocks, for every alpha and for the tokens."""
     model, tokens, text = blocks
-    layers = scatter(inject(model))
+    layers = scatter(inject(model, mixes=mixes))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
 
     def gradients(run):

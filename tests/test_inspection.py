@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 from coeffdiff.errors import AdapterError
 from coeffdiff.heatmap import _places, draw_heat_maps
 from coeffdiff.inspection import inspect_adapter, place_of, tables
-from coeffdiff.method.adapter import COEFF_FILE, AdapterHeader, LoraHeader
+from coeffdiff.method.adapter import COEFF_FILE, AdapterHeader, LoraHeader, format_for
 from coeffdiff.method.lora import LORA_FILE
 
 SELF = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
@@ -30,11 +30,11 @@ ALPHAS = {
 }
 
 
-def write(folder: Path, alphas=ALPHAS, lora=None, tensors=None, **more) -> Path:
+def write(folder: Path, alphas=ALPHAS, lora=None, tensors=None, mixes="maps", **more) -> Path:
     folder.mkdir()
     kind = "+".join(["coeff"] * bool(alphas) + ["lora"] * bool(lora))
     header = AdapterHeader(
-        format_version=1,
+        format_version=format_for(mixes),
         kind=kind,
         base_model="some/model",
         token="sks",
@@ -43,6 +43,7 @@ def write(folder: Path, alphas=ALPHAS, lora=None, tensors=None, **more) -> Path:
         lora=lora,
         trained_steps=9,
         resolution=64,
+        mixes=mixes,
         **more,
     )
     content = {f"{layer}.alpha": alpha.contiguous() for layer, alpha in alphas.items()}
@@ -108,6 +109,16 @@ def test_rows_that_leave_the_simplex_are_counted(tmp_path):
     simplex = inspect_adapter(write(tmp_path / "a")).simplex
     assert (simplex.rows, simplex.outside, simplex.negative, simplex.sums) == (8, 3, 1, 2)
     assert (simplex.smallest, simplex.lowest_sum, simplex.highest_sum) == (-0.25, 1.0, 8.0)
+
+
+def test_mixed_values_leave_no_hull(tmp_path):
+    """The same numbers of the same heads, but said to mix values, whose weights are bound to no simplex."""
+    maps, values = (inspect_adapter(write(tmp_path / mixes, mixes=mixes)) for mixes in ("maps", "values"))
+    assert values.simplex is None and values.as_json()["header"]["mixes"] == "values"
+    assert (values.layers, values.heads) == (maps.layers, maps.heads)
+    assert "mixing values" in printed(values) and "own values" in printed(values)
+    assert "convex hull" not in printed(values) and "own map" not in printed(values)
+    assert "mixing values" not in printed(maps) and "own map" in printed(maps)
 
 
 def test_other_forms_are_measured_from_the_identity(tmp_path):

@@ -140,6 +140,29 @@ def test_a_run_leaves_what_the_contract_says(tiny_folder, method):
     assert not list(Path("run").rglob(".*"))
 
 
+def test_a_control_that_mixes_values_is_trained_and_says_so(tiny_folder, capsys):
+    """In bf16; it learns other alphas than maps do, goes on exactly, and cannot go on as Coeff-Tuning."""
+    values = {"method.kind": "coeff", "training.precision": "bf16", "method.coeff.mixes": "values"}
+    loop.train(settings_for(tiny_folder, "whole", **values))
+    assert "method   coeff, mixing values, 6 steps" in capsys.readouterr().err
+    assert 0 < logged("whole")[0]["alpha"] < logged("whole")[-1]["alpha"]
+    header = read_header(Path("whole/adapter"))
+    assert (header.kind, header.mixes, header.format_version, len(header.heads)) == ("coeff", "values", 2, 34)
+
+    loop.train(settings_for(tiny_folder, "broken", **values, **{"training.steps": 3}))
+    run = RunFolder(Path("broken"))
+    with pytest.raises(ResumeError, match=r"method\.coeff\.mixes was 'values', now 'maps'"):
+        settings_to_resume(run, None, {"method.coeff.mixes": "maps"}, [])
+    loop.train(settings_to_resume(run, None, {"training.steps": 6}, []), resume=run)
+    assert_same("whole", "broken")
+
+    loop.train(settings_for(tiny_folder, "maps", **values | {"method.coeff.mixes": "maps"}))
+    header = read_header(Path("maps/adapter"))
+    assert (header.mixes, header.format_version) == ("maps", 1)
+    one, other = weights("whole"), weights("maps")
+    assert max((one[key] - other[key]).abs().max() for key in one) > 1e-3
+
+
 def mark(*photos: int) -> None:
     """Masks for these photos: their left half."""
     for i in photos:

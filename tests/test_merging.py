@@ -15,6 +15,7 @@ from coeffdiff.method.adapter import (
     COEFF_FILE,
     AdapterHeader,
     LoraHeader,
+    format_for,
     read_coefficients,
     read_header,
     save_adapter,
@@ -30,12 +31,16 @@ KINDS = {
     "both": {"kind": "coeff+lora", "lora": LoraHeader(rank=3, alpha=7)},
     "keys": {"kind": "lora", "lora": LoraHeader(rank=2, alpha=2), "projections": ["to_k"]},
     "self": {"kind": "coeff", "form": "identity", "targets": "self"},
+    "values": {"kind": "coeff", "mixes": "values"},
+    "more values": {"kind": "coeff", "mixes": "values", "form": "identity", "targets": "cross"},
     "dora": {"kind": "lora", "lora": LoraHeader(rank=2, alpha=2, dora=True)},
     "elsewhere": {"kind": "coeff", "base_model": "another"},
 }
 
 
-def write(unet, folder: Path, token: str, kind: str, lora=None, form="residual", **more) -> Path:
+def write(
+    unet, folder: Path, token: str, kind: str, lora=None, form="residual", mixes="maps", **more
+) -> Path:
     """An adapter folder with large random values."""
     unet, heads = copy.deepcopy(unet), {}
     if lora:
@@ -45,16 +50,17 @@ def write(unet, folder: Path, token: str, kind: str, lora=None, form="residual",
         ).items():
             p.data += 0.2 * torch.randn(p.shape, generator=generator_for(token, name))
     if "coeff" in kind:
-        for name, c in inject(unet, form=form, targets=more.get("targets", "both")).items():
+        for name, c in inject(unet, form=form, targets=more.get("targets", "both"), mixes=mixes).items():
             c.alpha.data += 0.3 * torch.randn(c.alpha.shape, generator=generator_for(token, name))
             heads[name] = c.heads
     header = AdapterHeader(
-        format_version=1,
+        format_version=format_for(mixes),
         kind=kind,
         base_model=more.get("base_model", "tiny"),
         token=token,
         class_word=f"{token} thing",
         form=form,
+        mixes=mixes,
         heads=heads,
         lora=lora,
         trained_steps=len(token),
@@ -79,6 +85,7 @@ def shelf(built_pipeline, tmp_path_factory):
         {"both": -0.5, "keys": 1.5},
         {"coeff": 1.0, "keys": 0.5},
         {"self": 0.6, "both": 0.4, "coeff": 0.2},
+        {"keys": 0.5, "values": 0.7, "more values": 0.3},
     ],
     ids="+".join,
 )
@@ -135,6 +142,16 @@ def test_every_subject_keeps_its_word(shelf, tmp_path):
     assert sorted(file.name for file in (tmp_path / "n").iterdir()) == ["README.md", COEFF_FILE, LORA_FILE]
 
 
+def test_a_merged_adapter_mixes_what_its_parts_do(shelf, tmp_path):
+    """A LoRA mixes nothing and decides nothing; maps are written in the format that all readers know."""
+    of_maps = merge_adapters([(shelf["keys"], 1.0), (shelf["coeff"], 1.0)], tmp_path / "maps")
+    of_values = merge_adapters([(shelf["keys"], 1.0), (shelf["values"], 1.0)], tmp_path / "values")
+    assert (of_maps.mixes, of_maps.format_version) == ("maps", 1)
+    assert (of_values.mixes, of_values.format_version) == ("values", 2)
+    assert read_header(tmp_path / "values") == of_values
+    assert "(coeff+lora, mixing values)" in (tmp_path / "values/README.md").read_text()
+
+
 def test_a_merged_adapter_takes_all_of_its_words(shelf, tmp_path, tiny_pipeline):
     """None of its subjects can be loaded beside it: a prompt could not tell them apart."""
     merge_adapters([(shelf["coeff"], 0.5), (shelf["keys"], 0.5)], tmp_path / "m")
@@ -165,6 +182,11 @@ def test_what_cannot_be_merged_is_one_sentence(shelf, tmp_path, built_pipeline):
         r"was trained on tiny and .* on another\. .*pass --model",
     )
     refuse([one, (tmp_path / "nowhere", 1.0)], AdapterError, "There is no adapter")
+    refuse(
+        [(shelf["values"], 1.0), (shelf["keys"], 1.0), one],
+        AdapterError,
+        r"coeff mixes attention maps and .*values mixes values, .*; load them together instead\.$",
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     with pytest.raises(AdapterError, match=r"full is not empty; name another --output"):

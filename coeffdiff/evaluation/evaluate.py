@@ -601,7 +601,7 @@ def _facts(
         "subject": subject.name,
         "token": subject.token,
         "class_word": subject.class_word,
-        "kind": header.kind,
+        "kind": header.described,
         "base_model": base_model,
         "trained_steps": header.trained_steps,
         "scale": scale,

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.files import appearing
-from coeffdiff.method.coefficients import Coefficients, Form
+from coeffdiff.method.coefficients import Coefficients, Form, Mixes
 from coeffdiff.method.injection import (
     attention_layers,
     coefficients_of,
@@ -54,7 +54,7 @@ from coeffdiff.method.token import (
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
 
 COEFF_FILE = "coeff.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read; format_for says which is written
 _KEY = "coeffdiff"  # the one metadata entry that is ours
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = {
@@ -65,6 +65,11 @@ _LARGEST = {
 _LARGEST_HEADER = (
     4 * 2**20
 )  # bytes of names, shapes and metadata, which cost some thirty times as much to parse
+
+
+def format_for(mixes: Mixes) -> int:
+    """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them."""
+    return 2 if mixes == "values" else 1
 
 
 def _harmless(text: str) -> bool:
@@ -108,6 +113,7 @@ class AdapterHeader(BaseModel):
     class_word: str | None = Field(None, max_length=200)
     templates: tuple[str, ...] = Field((), max_length=1000)
     form: Form = "residual"
+    mixes: Mixes = "maps"  # values: no Coeff-Tuning but the control for it
     heads: dict[str, int] = Field({}, max_length=10_000)  # layer name -> heads
     lora: LoraHeader | None = None
     vectors: int = Field(0, ge=0, le=MOST_VECTORS)  # of the learned token; 0: the token is an ordinary word
@@ -120,9 +126,21 @@ class AdapterHeader(BaseModel):
     merged: tuple[MergedPart, ...] = Field((), max_length=100)
 
     @property
+    def described(self) -> str:
+        """The kind in words, for people."""
+        return f"{self.kind}, mixing values" if self.mixes == "values" else self.kind
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """The words that call its subjects: one, or those of the adapters that were merged."""
         return tuple(dict.fromkeys(part.token for part in self.merged)) or (self.token,)
+
+    @field_validator("mixes")
+    @classmethod
+    def _said_in_time(cls, value: Mixes, info: ValidationInfo) -> Mixes:
+        if format_for(value) > info.data.get("format_version", FORMAT_VERSION):
+            raise ValueError("mixing values, which this format does not know")
+        return value
 
     @field_validator("base_model", "token", "class_word", "templates", "heads", "versions")
     @classmethod
@@ -193,7 +211,8 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
         path: a run folder or an adapter folder.
         scale: how strongly it is applied; by default what the adapter recommends.
     Returns: the applied adapter. Several may be loaded, of any kinds; they add up: on each layer
-        coeff = I + sum of scale_i * alpha_i, and to each weight the sum of scale_i * LoRA_i.
+        coeff = I + sum of scale_i * alpha_i, and to each weight the sum of scale_i * LoRA_i. Those that mix values
+        have a coeff of their own, and mixed maps meet mixed values.
     Raises: AdapterError if the files are missing, damaged or hostile, or the token is taken by a loaded adapter;
         AdapterMismatch if they are sound but belong to another architecture. The pipeline is then as before.
     """
@@ -215,7 +234,7 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
     adapter = Adapter(pipe, name, folder, header)
     try:
         if alphas:
-            layers = inject(unet, name, layers=list(header.heads), form=header.form)
+            layers = inject(unet, name, layers=list(header.heads), form=header.form, mixes=header.mixes)
             fill_alphas(layers, alphas)
             for coefficients in layers.values():
                 coefficients.requires_grad_(False)

@@ -6,6 +6,8 @@ Letters: B batch, H heads, Q query tokens, K key tokens, D head width; h output 
     M[h]   = sum_g coeff[h, g] A[g]                       mixed maps, after the softmax
     out[h] = M[h] v[h]
 
+mixed_values is the control for comparisons, ordinary attention over other values: out[h] = A[h] sum_g coeff[h, g] v[g].
+
 Backward, with G[h] = dOut[h] v[h]^T:
     dv[h] = M[h]^T dOut[h]             dcoeff[h, g] = <G[h], A[g]>
     dA[g] = sum_h coeff[h, g] G[h]     dS[g] = A[g] * (dA[g] - rowsum(dA[g] * A[g]))
@@ -19,7 +21,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -67,6 +69,26 @@ def mixed_attention(
     if reason := unusable(backend, q, k, mask):
         raise ConfigError(reason)
     return BACKENDS[backend](q, k, v, coeff, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+
+
+def mixed_values(v: Tensor, coeff: Tensor) -> Tensor:
+    """Values recombined across heads, mixed[h] = sum_g coeff[h, g] v[g], which ordinary attention then meets.
+
+    Unlike mixed maps they leave no head a way out of the convex hull of the values that it meets, and W_v could hold
+    them: sum_g coeff[h, g] W_v[g].
+
+    Args:
+        v: [B, H, K, D].
+        coeff: [H, H] float32 (float64 for float64 values); row = head that receives, column = values that are used.
+    Returns: [B, H, K, D] in v's dtype; the sum runs in float32, or float64 for float64 values.
+    Raises: ShapeError if coeff is not H x H on v's device.
+    """
+    _check_coeff(coeff, v)
+    with _without_autocast(v):
+        wide = v.to(_wide(v))
+        # v itself stays out of the product: in TF32 a small alpha on the diagonal of I + alpha would be lost
+        added = coeff.to(wide.dtype) - torch.eye(len(coeff), dtype=wide.dtype, device=wide.device)
+        return (wide + torch.einsum("hg,bgkd->bhkd", added, wide)).to(v.dtype)
 
 
 def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[str, str]:
@@ -245,21 +267,24 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, coeff: Tensor) -> None:
         or q.shape[3] != k.shape[3]
     ):
         raise ShapeError(f"Expected q [B, H, Q, D] and k, v [B, H, K, D]; got {shapes}.")
-    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device == coeff.device):
-        raise ShapeError("q, k and v must share dtype and device, and coeff their device.")
-    heads = q.shape[1]
+    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        raise ShapeError("q, k and v must share dtype and device.")
+    _check_coeff(coeff, v)
+
+
+def _check_coeff(coeff: Tensor, v: Tensor) -> None:
+    heads = v.shape[1]
     if coeff.shape != (heads, heads):
         raise ShapeError(f"coeff must be {heads} x {heads} for {heads} heads, not {tuple(coeff.shape)}.")
+    if coeff.device != v.device:
+        raise ShapeError(f"coeff must be on the device of the values, {v.device}, not on {coeff.device}.")
 
 
 @contextmanager
 def _exact(like: Tensor) -> Iterator[None]:
     """Products in the dtype of their factors: autocast would make bf16 of float32 ones and TF32 keeps ten bits, and
     a small alpha on the diagonal of I + alpha would be lost."""
-    if like.is_meta:  # has neither
-        yield
-        return
-    with torch.autocast(like.device.type, enabled=False):
+    with _without_autocast(like):
         if not like.is_cuda:
             yield
             return
@@ -269,6 +294,10 @@ def _exact(like: Tensor) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def _wide(like: Tensor) -> torch.dtype:

@@ -12,10 +12,14 @@ from coeffdiff.seeding import generator_for
 from coeffdiff.speed import copied
 
 Form = Literal["residual", "identity", "random"]
+Mixes = Literal["maps", "values"]
 
 
 class Coefficients(nn.Module):
     """The trained [H, H] matrix of one layer. Row = head that receives, column = map that is used.
+
+    What mixes "values" is the control that Coeff-Tuning is compared with (see mixed_values): the same numbers
+    recombine the heads' values before ordinary attention, and a column is the head whose values are used.
 
     With m the dropout mask (all ones unless drawn) and s the scale, the recombination is
         residual    I + s * (m * alpha)         alpha starts at zero
@@ -32,9 +36,15 @@ class Coefficients(nn.Module):
     scale: Tensor
     identity: Tensor
 
-    def __init__(self, heads: int, form: Form = "residual", generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        heads: int,
+        form: Form = "residual",
+        generator: torch.Generator | None = None,
+        mixes: Mixes = "maps",
+    ) -> None:
         super().__init__()
-        self.heads, self.form = heads, form
+        self.heads, self.form, self.mixes = heads, form, mixes
         starts = {
             "residual": lambda: torch.zeros(heads, heads),
             "identity": lambda: torch.eye(heads),

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from coeffdiff.errors import ConfigError, InjectionError
-from coeffdiff.method.attention import BACKENDS, mixed_attention
-from coeffdiff.method.coefficients import Coefficients, Form
+from coeffdiff.method.attention import BACKENDS, mixed_attention, mixed_values
+from coeffdiff.method.coefficients import Coefficients, Form, Mixes
 from coeffdiff.seeding import generator_for
 
 Targets = Literal["self", "cross", "both"]
@@ -31,6 +32,8 @@ _CULPRITS = {
 class MixedAttnProcessor(nn.Module):
     """Attention processor that recombines maps by I + sum of its adapters' deviations.
 
+    Adapters that mix values add up in the same way among themselves, and the maps of the others, mixed or not, meet
+    the values that they leave.
     With no active adapter it calls the processor that it replaced, so the base model comes back bit for bit.
     """
 
@@ -46,9 +49,11 @@ class MixedAttnProcessor(nn.Module):
         self.adapters = nn.ModuleDict()
         self.active: tuple[str, ...] = ()
 
-    def coeff(self) -> Tensor:
-        """The recombination now in force, [H, H] float32."""
-        layers = [self._coefficients(name) for name in self.active]
+    def coeff(self, mixes: Mixes) -> Tensor | None:
+        """The recombination of maps or of values now in force, [H, H] float32; None where no active adapter has one."""
+        layers = [c for c in map(self._coefficients, self.active) if c.mixes == mixes]
+        if not layers:
+            return None
         total = layers[0].identity
         for coefficients in layers:
             total = total + coefficients()
@@ -88,8 +93,14 @@ class MixedAttnProcessor(nn.Module):
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, keys, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        mixed = mixed_attention(q, k, v, self.coeff(), mask=attention_mask, backend=self.backend)
-        out = mixed.transpose(1, 2).flatten(2)
+        of_values, of_maps = self.coeff("values"), self.coeff("maps")
+        if of_values is not None:
+            v = mixed_values(v, of_values)
+        if of_maps is not None:
+            out = mixed_attention(q, k, v, of_maps, mask=attention_mask, backend=self.backend)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        out = out.transpose(1, 2).flatten(2)
         for module in attn.to_out:
             out = module(out)
         return out
@@ -137,11 +148,13 @@ def inject(
     form: Form = "residual",
     seed: int = 0,
     backend: str = "auto",
+    mixes: Mixes = "maps",
 ) -> dict[str, Coefficients]:
     """Give the chosen layers an alpha called `name`, active at scale 1, and return them by layer name.
 
-    `layers` names layers one by one and takes the place of targets and blocks. From now on every forward of the
-    UNet checks that no alpha has been displaced (see `verify`).
+    `layers` names layers one by one and takes the place of targets and blocks. An alpha that mixes values, for
+    comparisons, has no use for a backend. From now on every forward of the UNet checks that no alpha has been displaced
+    (see `verify`).
     Raises: InjectionError for layers that are not plain attention, or a name that is taken.
     """
     if backend != "auto" and backend not in BACKENDS:
@@ -161,7 +174,7 @@ def inject(
         if layer_name not in registry:
             registry[layer_name] = MixedAttnProcessor(layer.processor, backend)
             layer.set_processor(registry[layer_name])
-        coefficients = Coefficients(layer.heads, form, generator_for("alpha", seed, layer_name))
+        coefficients = Coefficients(layer.heads, form, generator_for("alpha", seed, layer_name), mixes)
         registry[layer_name].adapters[name] = coefficients.to(layer.to_q.weight.device)
         registry[layer_name].set_scale(name, 1.0)
         result[layer_name] = coefficients

@@ -1,7 +1,7 @@
 """Several adapters as one: what load_adapter adds up when they are loaded together, written as one folder.
 
-coeff = I + sum of scale_i * (coeff_i - I) on every layer, and LoRA's weight changes add up the same way. No model is
-needed for it.
+coeff = I + sum of scale_i * (coeff_i - I) on every layer, and LoRA's weight changes add up the same way. Maps and
+values are never mixed by one coeff. No model is needed for it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.files import appearing
 from coeffdiff.method.adapter import (
     COEFF_FILE,
-    FORMAT_VERSION,
     AdapterHeader,
     LoraHeader,
     MergedPart,
     find_adapter,
+    format_for,
     pack_coefficients,
     read_coefficients,
     read_lora,
 )
-from coeffdiff.method.coefficients import deviation_of
+from coeffdiff.method.coefficients import Mixes, deviation_of
 from coeffdiff.method.lora import LORA_FILE, lora_pairs, write_lora
 
 _MOST_RANKS = 1024  # what LoraHeader allows
@@ -47,7 +47,8 @@ def merge_adapters(
         base_model: what to write down as the base, needed where the adapters name different ones.
     Returns: the header that was written; its recommended scale is 1.
     Raises: AdapterError for a damaged adapter, a DoRA, ranks beyond 1024, a scale that is 0 or no number, an output
-        that holds something; AdapterMismatch if the adapters belong to different models.
+        that holds something, or if one adapter mixes maps and another values; AdapterMismatch if they belong to
+        different models.
     """
     if len(adapters) < 2:
         raise AdapterError("Merging takes at least two adapters, such as runs/a:0.7 runs/b:0.3.")
@@ -75,12 +76,14 @@ def merge_adapters(
     parts = [part for header, scale in zip(headers, scales, strict=True) for part in _parts(header, scale)]
     if len(parts) > _MOST_PARTS:
         raise AdapterError(f"These are {len(parts)} adapters; at most {_MOST_PARTS} can be merged into one.")
+    mixes: Mixes = next((header.mixes for header in headers if header.heads), "maps")
     merged = first.model_copy(
         update={
-            "format_version": FORMAT_VERSION,
+            "format_version": format_for(mixes),
             "kind": "+".join(["coeff"] * bool(heads) + ["lora"] * bool(rank)),
             "base_model": base_model or first.base_model,
             "form": "residual",
+            "mixes": mixes,
             "heads": heads,
             "lora": LoraHeader(rank=rank, alpha=rank) if rank else None,
             "trained_steps": max(header.trained_steps for header in headers),
@@ -110,6 +113,14 @@ def _check(
 ) -> None:
     first, start = headers[0], folders[0]
     heads: dict[str, tuple[int, Path]] = {}
+    mixing: dict[Mixes, Path] = {
+        header.mixes: folder for folder, header in zip(folders, headers, strict=True) if header.heads
+    }
+    if len(mixing) > 1:
+        raise AdapterError(
+            f"{mixing['maps']} mixes attention maps and {mixing['values']} mixes values, which do not add up to one "
+            "alpha; load them together instead."
+        )
     for folder, header, scale in zip(folders, headers, scales, strict=True):
         if not math.isfinite(scale) or scale == 0:
             raise AdapterError(f"The scale of {folder} must be a finite number other than 0, not {scale:g}.")
@@ -200,8 +211,8 @@ library_name: coeffdiff
 
 # {len(header.merged)} adapters in one
 
-For `{header.base_model}`, merged with coeffdiff ({header.kind}): the weighted sum of these. Each word calls its own
-subject.
+For `{header.base_model}`, merged with coeffdiff ({header.described}): the weighted sum of these. Each word calls its
+own subject.
 
 | token | class word | kind | steps | scale |
 |---|---|---|---|---|

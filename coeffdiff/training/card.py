@@ -12,6 +12,11 @@ from coeffdiff.method.adapter import AdapterHeader
 from coeffdiff.method.lora import LORA_FILE
 from coeffdiff.method.token import EMBEDS_FILE
 
+_CONTROL = (
+    "Not Coeff-Tuning but a control for comparisons: its alpha recombines the heads' values before ordinary attention, "
+    "where Coeff-Tuning recombines their attention maps. It needs coeffdiff."
+)
+
 
 def model_card(
     header: AdapterHeader,
@@ -40,16 +45,21 @@ def model_card(
             f"learned token: {header.vectors} embedding{'s' * (header.vectors > 1)} in each text encoder"
         )
         rates.append(f"token {settings.method.token.learning_rate:g}")
+    control = header.mixes == "values"
+    bound = "needs coeffdiff" if control else "cannot be merged into weights and needs coeffdiff"
     plain = (
-        f"The LoRA part alone also loads with diffusers' `load_lora_weights` ({LORA_FILE}); alpha cannot be merged "
-        "into weights and needs coeffdiff."
+        f"The LoRA part alone also loads with diffusers' `load_lora_weights` ({LORA_FILE}); alpha {bound}."
         if header.lora and header.heads
         else f"It also loads with diffusers' `load_lora_weights` ({LORA_FILE})."
         if header.lora
+        else _CONTROL
+        if control
         else "Mixing attention maps is no change of weights, so alpha cannot be merged or loaded elsewhere."
         if header.heads
         else ""
     )
+    if control and header.lora:
+        plain = f"{_CONTROL} {plain}"
     if header.vectors:
         plain = f"{plain}\n\n{_elsewhere(header)}".strip()
     kept = (
@@ -70,7 +80,7 @@ instance_prompt: {_quoted(f"a photo of {subject}")}
 
 # {_plain(subject)}
 
-An adapter for {_code(header.base_model)}, trained with coeffdiff ({header.kind}).
+An adapter for {_code(header.base_model)}, trained with coeffdiff ({header.described}).
 
 {gallery}
 In prompts the subject is called **{_plain(subject.strip())}**.

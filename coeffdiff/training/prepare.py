@@ -28,8 +28,8 @@ from coeffdiff.data.latents import (
 )
 from coeffdiff.data.photos import PhotoSet, captions_for, fill
 from coeffdiff.errors import ConfigError, ResumeError
-from coeffdiff.method.adapter import FORMAT_VERSION, AdapterHeader, LoraHeader, fill_alphas
-from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.adapter import AdapterHeader, LoraHeader, fill_alphas, format_for
+from coeffdiff.method.coefficients import Coefficients, Mixes
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
@@ -138,8 +138,11 @@ def introduce(
         )
     introduce_prior(settings, class_pictures)
     batch = f"batch {training.batch_size} x {training.accumulate} accumulated x {state.num_processes} process"
+    method = settings.method
+    control = ", mixing values" if "coeff" in method.kind and method.coeff.mixes == "values" else ""
     say(
-        f"method   {settings.trained_kind}, {training.steps} steps, {batch}{'es' if state.num_processes > 1 else ''}"
+        f"method   {settings.trained_kind}{control}, {training.steps} steps, "
+        f"{batch}{'es' if state.num_processes > 1 else ''}"
     )
     if chosen:
         say("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
@@ -245,6 +248,7 @@ def make_trainable(unet: nn.Module, settings: Settings, learned: LearnedToken | 
             form=method.coeff.form,
             seed=seed,
             backend=method.coeff.backend,
+            mixes=method.coeff.mixes,
         )
     for parameter in [*lora.values(), *(c.alpha for c in coefficients.values())]:
         parameter.requires_grad_(True)
@@ -259,14 +263,16 @@ def header_for(settings: Settings, trainables: Trainables, model: str, step: int
         raise ConfigError(
             f"The name of the model {model[:200]} is overlong or has control characters; rename it."
         )
+    mixes: Mixes = settings.method.coeff.mixes if trainables.coefficients else "maps"
     return AdapterHeader(
-        format_version=FORMAT_VERSION,
+        format_version=format_for(mixes),
         kind=settings.trained_kind,
         base_model=model,
         token=str(subject.token),
         class_word=subject.class_word,
         templates=tuple(subject.templates),
         form=settings.method.coeff.form,
+        mixes=mixes,
         heads={layer: c.heads for layer, c in trainables.coefficients.items()},
         lora=LoraHeader(rank=lora.rank, alpha=float(lora.alpha), dora=lora.dora) if trainables.lora else None,
         vectors=settings.method.token.vectors if trainables.token else 0,

@@ -193,6 +193,7 @@ def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, 
     shutil.copytree(shop / "model", tmp_path / "model")
     moved = plan.model.model_copy(update={"name": str(tmp_path / "model")})
     indifferent = {"photos.cache": str(tmp_path), "training.log_every": 7, "tracking.tensorboard": True}
+    indifferent["method.coeff.dropout"] = 0.5  # no alpha learns here
     assert names(subjects=str(tmp_path / "data"), model=moved, settings=plan.settings | indifferent) == own
     for update in (
         {"settings": plan.settings | {"method.lora.learning_rate": 1e-5}},

@@ -450,13 +450,21 @@ class Studio:
                 f"The arm {arm!r} cannot be looked at after {early[0]} steps: its rate follows a schedule over all "
                 f"{last} of them. Drop the checkpoints, or its training.lr_schedule."
             )
-        flat = flattened(as_tree(settings))
-        decides = {name: value for name, value in flat.items() if not name.startswith(_INDIFFERENT)}
-        if settings.prior.images:
-            decides["prior.images"] = [p.identity for p in read_photos(settings.prior.images).photos]
-        key = _hash(FORMAT, self.weights, *identity, sorted(decides.items()))
+        key = _hash(FORMAT, self.weights, *identity, sorted(_deciding(settings).items()))
         points = tuple(Point(steps, scale) for steps in (*early, last) for scale in self.plan.scales)
         return Job(arm, sitter, seed, settings, protocol, points, key)
+
+
+def _deciding(settings: Settings) -> dict[str, Any]:
+    """The resolved settings that decide what a training comes to; those of methods that take no part are left out."""
+    kind = settings.method.kind
+    learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
+    idle = tuple(f"method.{name}." for name, learns in learning.items() if not learns)
+    flat = flattened(as_tree(settings))
+    found = {name: value for name, value in flat.items() if not name.startswith((*_INDIFFERENT, *idle))}
+    if settings.prior.images:
+        found["prior.images"] = [photo.identity for photo in read_photos(settings.prior.images).photos]
+    return found
 
 
 def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[Sitter]:

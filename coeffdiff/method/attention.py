@@ -285,7 +285,7 @@ def _exact(like: Tensor) -> Iterator[None]:
     """Products in the dtype of their factors: autocast would make bf16 of float32 ones and TF32 keeps ten bits, and
     a small alpha on the diagonal of I + alpha would be lost."""
     with _without_autocast(like):
-        if not like.is_cuda:
+        if not like.is_cuda or torch.compiler.is_compiling():  # only the plain definition is ever traced
             yield
             return
         before = torch.get_float32_matmul_precision()

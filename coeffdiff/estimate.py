@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -395,11 +395,15 @@ def overhead_per_call(device: torch.device, what: dryrun.Learned) -> float:
     with quiet_libraries():
         unet, shapes = build_unet("tiny"), build_unet("tiny", device="meta")
     parameters = dryrun.make_learnable(unet.to(device), what)
-    optimizer = torch.optim.AdamW(parameters, lr=0.0)
     side = unet.config.sample_size
     with torch.device(device):
         inputs = dryrun.unet_inputs(unet, 1, side, side, torch.float32)
         inputs["timestep"].zero_()
+    through_text = not parameters  # a learned token alone: what learns lies before the UNet
+    if through_text:
+        parameters = [nn.Parameter(inputs["encoder_hidden_states"])]
+        inputs["encoder_hidden_states"] = parameters[0]
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
     unet.train()
 
     def step() -> None:
@@ -417,6 +421,7 @@ def overhead_per_call(device: torch.device, what: dryrun.Learned) -> float:
         device="cpu",
         narrow=None,
         checkpointing=False,
+        through_text=through_text,
     )
     watch = dryrun.Stopwatch(device, 0.1)
     whole = watch.best(step, 0.1)

@@ -656,6 +656,21 @@ def test_scales_are_drawn_side_by_side_with_equal_noise(pipe, adapter_folder, tm
             assert grid.getpixel((x, grid.height - (4 - row) * 264 + 2)) == tuple(expected[0, 0])
 
 
+def test_a_learned_token_is_an_ordinary_word_in_the_column_of_scale_0(pipe, tmp_path):
+    """That picture is the base model's, bit for bit; at every other scale the token is read as it was learned."""
+    base, folder = draw(pipe)[0], tmp_path / "adapter"
+    rows = {"clip_l": torch.full((2, 20), 0.7), "clip_g": torch.full((2, 28), -0.4)}
+    kind = {"kind": "token", "token": "sks", "vectors": 2, "base_model": "tiny"}
+    header = AdapterHeader(format_version=1, heads={}, trained_steps=7, resolution=64, **kind)
+    save_adapter(folder, pipe.unet, header, rows=rows)
+    load_adapter(pipe, folder)
+    learned = draw(pipe)[0]
+    assert distance(learned, base) > 20
+    swept = draw(pipe, [Request(PROMPT, 11, scale) for scale in (0.0, 1.0, 0.0, 0.5)])
+    for picture, expected in zip(swept, (base, learned, base, learned), strict=True):
+        np.testing.assert_array_equal(picture, expected)
+
+
 def test_the_work_is_planned_scale_by_scale():
     """Batches hold neighbours of one scale, whatever the order of the requests."""
     requests = [Request("x", seed, scale) for seed in range(3) for scale in (0.0, 1.0)]

@@ -413,11 +413,9 @@ def _disk_findings(settings: Settings, prediction: estimate.Prediction, free: Fr
     needed = {name: size for name, size in prediction.disk.items() if size}
     run = sum(needed.get(name, 0) for name in ("checkpoints", "adapter", "pictures"))
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.items())
-    findings = [
-        Finding(
-            "note", "disk", f"about {_size(sum(needed.values()))} ({parts}), {_size(free.output)} are free"
-        )
-    ]
+    total = _size(sum(needed.values()))
+    about = total if total == _NEXT_TO_NOTHING else f"about {total}"
+    findings = [Finding("note", "disk", f"{about} ({parts}), {_size(free.output)} are free")]
     if run > free.output:
         sentence = (
             f"the run needs {_size(run)} and its disk has {_size(free.output)} left; give another --output"
@@ -506,13 +504,16 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= 10 * GIB else f"{size / GIB:.2f} GiB"
 
 
+_NEXT_TO_NOTHING = "under 1 MiB"
+
+
 def _size(size: float) -> str:
     return (
         f"{size / GIB:.1f} GiB"
         if size >= GIB
         else f"{size / 2**20:.0f} MiB"
         if size >= 2**20
-        else "under 1 MiB"
+        else _NEXT_TO_NOTHING
     )
 
 

@@ -53,7 +53,8 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
         width = smoothing_width(len(values))
         axes["loss"].plot(steps, values, color=_LOSS, alpha=0.25, linewidth=0.8)
         axes["loss"].plot(steps, smoothed(values, width), color=_LOSS, linewidth=1.8)
-        _titled(axes["loss"], "loss", f"pale: every step; line: mean over about {width} steps")
+        note = f"pale: every step; line: mean over about {width} steps" if width > 1 else "every step"
+        _titled(axes["loss"], "loss", note)
     if alphas:
         axes["alpha"].plot(*zip(*alphas, strict=True), color=_ALPHA, linewidth=1.8)
         axes["alpha"].set_ylim(bottom=0)

@@ -261,6 +261,9 @@ def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
         raise ConfigError(f"The prompt {ascii(prompt)[:80]} is not valid text; it must be UTF-8.")
     if PLACEHOLDER not in prompt:
         return prompt
+    tokens = list(
+        dict.fromkeys(tokens)
+    )  # two adapters of one word are refused when they are loaded, with the reason
     if len(tokens) != 1:
         why = f"may mean {' or '.join(tokens)}" if tokens else "has no meaning without an adapter"
         raise ConfigError(

@@ -290,6 +290,7 @@ def test_time_and_disk_are_said(photos):
     assert "checkpoints 3.0 GiB" in found["disk"].sentence and "pictures" not in found["disk"].sentence
     full = preflight.run_findings(settings_for(photos), prediction(), Free(99 * GIB, 99 * GIB, 2 * GIB, 0))
     assert [f.severity for f in full if f.subject == "disk"] == ["problem", "hint"]
+    assert findings(photos, PLENTY, disk={"adapter": 1})["disk"].sentence.startswith("under 1 MiB (adapter")
     assert "time" not in findings(photos, PLENTY, seconds={})
 
 

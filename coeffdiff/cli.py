@@ -501,7 +501,7 @@ def inspect(
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(tables(found, heads))
     if file:
-        print(file)
+        answer(str(file))
 
 
 @app.command()
@@ -523,7 +523,7 @@ def merge(
         return
     for part in header.merged:
         say(f"part     {part.token} x {part.scale:g} ({part.kind}, {part.trained_steps} steps)")
-    print(output)
+    answer(str(output))
 
 
 @app.command()

@@ -363,7 +363,7 @@ class ValidationSettings(Section):
     keep: Literal["last", "best"] = Field(
         "last",
         description="the adapter of the last step, or of the validation with the best score: the geometric mean of "
-        "subject fidelity and text alignment",
+        "subject fidelity (where photos have masks, to the photos without their background) and text alignment",
     )
 
     @field_validator("seeds")

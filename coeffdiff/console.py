@@ -138,7 +138,7 @@ def _lines(title: str, total: float) -> Bar:
         last = now
         rate = (done - first) / (now - begun) if done > first else 0
         left = f"  {duration((total - done) / rate)} left" if rate and done < total else ""
-        complain(f"{title} {done:g}/{total:g}  {status}{left}".rstrip())
+        complain(f"{title} {round(done, 1):g}/{total:g}  {status}{left}".rstrip())
 
     return show
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -25,7 +26,7 @@ from coeffdiff.config import Settings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.data.photos import Photo, captions_for, view_of
 from coeffdiff.method.injection import unwrapped
-from coeffdiff.pocket.model import build_unet
+from coeffdiff.pocket.model import unet_config
 from coeffdiff.sampling import Options, needs_upcast, picture_size
 
 
@@ -388,19 +389,29 @@ def _numbers(network: Any) -> int:
 
 
 def overhead_per_call(device: torch.device, what: dryrun.Learned) -> float:
-    """What Python, autograd and the optimizer add to an operator: a step of the tiny model, less its operators.
+    """What Python, autograd and the optimizer add to an operator: a step of a tiny UNet, less its operators.
 
-    It has the same modules, adapters and operators as a large one, and so little in them that only calls take time.
+    It has the same modules, adapters and operators as a large one, of each few, and so little in them that only
+    calls take time.
     """
     what = replace(what, rank=what.rank and 4, blocks=None)
-    with quiet_libraries():
-        unet, shapes = build_unet("tiny"), build_unet("tiny", device="meta")
-    parameters = dryrun.make_learnable(unet.to(device), what)
-    optimizer = torch.optim.AdamW(parameters, lr=0.0)
+    config = unet_config("tiny") | {"layers_per_block": 1, "transformer_layers_per_block": 1}
+    with quiet_libraries(), torch.device("meta"):
+        unet, shapes = (UNet2DConditionModel(**config) for _ in range(2))
+    unet.to_empty(device=device)
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight.fill_(0.01)
+    parameters = dryrun.make_learnable(unet, what)
     side = unet.config.sample_size
     with torch.device(device):
         inputs = dryrun.unet_inputs(unet, 1, side, side, torch.float32)
         inputs["timestep"].zero_()
+    through_text = not parameters  # a learned token alone: what learns lies before the UNet
+    if through_text:
+        parameters = [nn.Parameter(inputs["encoder_hidden_states"])]
+        inputs["encoder_hidden_states"] = parameters[0]
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
     unet.train()
 
     def step() -> None:
@@ -418,6 +429,7 @@ def overhead_per_call(device: torch.device, what: dryrun.Learned) -> float:
         device="cpu",
         narrow=None,
         checkpointing=False,
+        through_text=through_text,
     )
     watch = dryrun.Stopwatch(device, 0.1)
     whole = watch.best(step, 0.1)

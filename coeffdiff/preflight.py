@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 
 from coeffdiff import backbone, estimate
 from coeffdiff.config import PLACEHOLDER, Settings, with_values
-from coeffdiff.console import duration
+from coeffdiff.console import duration, visible
 from coeffdiff.data.latents import cache_folder
 from coeffdiff.data.photos import MASK_SUFFIX, Photo, PhotoSet, captions_for, view_of
 from coeffdiff.errors import ConfigError, PhotoError
@@ -265,7 +265,10 @@ def photo_findings(looked: Sequence[PhotoCheck], settings: Settings) -> list[Fin
     if samples < _FEW_VIEWS * len(looked):
         times = f"{samples / len(looked):.1f} times"
         sentence = f"{len(looked)} photos and {samples} samples a process: each is seen {times}"
-        findings.append(Finding("hint", "photos", f"{sentence}; more steps, or fewer photos, teach more"))
+        advice = "more steps, or fewer photos, teach more"
+        if len(looked) == 1:
+            sentence, advice = f"it is seen {times} in this run", "more steps teach more"
+        findings.append(Finding("hint", "photos", f"{sentence}; {advice}"))
     for photo in looked:
         if photo.enlarged > 1:
             severity: Severity = "problem" if photo.enlarged > 2 else "hint"
@@ -413,11 +416,9 @@ def _disk_findings(settings: Settings, prediction: estimate.Prediction, free: Fr
     needed = {name: size for name, size in prediction.disk.items() if size}
     run = sum(needed.get(name, 0) for name in ("checkpoints", "adapter", "pictures"))
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.items())
-    findings = [
-        Finding(
-            "note", "disk", f"about {_size(sum(needed.values()))} ({parts}), {_size(free.output)} are free"
-        )
-    ]
+    total = _size(sum(needed.values()))
+    about = total if total == _NEXT_TO_NOTHING else f"about {total}"
+    findings = [Finding("note", "disk", f"{about} ({parts}), {_size(free.output)} are free")]
     if run > free.output:
         sentence = (
             f"the run needs {_size(run)} and its disk has {_size(free.output)} left; give another --output"
@@ -506,13 +507,16 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= 10 * GIB else f"{size / GIB:.2f} GiB"
 
 
+_NEXT_TO_NOTHING = "under 1 MiB"
+
+
 def _size(size: float) -> str:
     return (
         f"{size / GIB:.1f} GiB"
         if size >= GIB
         else f"{size / 2**20:.0f} MiB"
         if size >= 2**20
-        else "under 1 MiB"
+        else _NEXT_TO_NOTHING
     )
 
 
@@ -537,7 +541,7 @@ def lines(findings: Sequence[Finding]) -> list[str]:
 
 
 def table(report: Report, photos: PhotoSet) -> list[str]:
-    """The whole report for a terminal: a line a photo, then every finding."""
+    """The whole report for a terminal, whatever files are called: a line a photo, then every finding."""
     rows = [("photo", "pixels", "sharp", "trained at", "cut off", "caption")]
     for photo in report.photos:
         caption = _quoted(photo.captions[0]) + (
@@ -545,7 +549,7 @@ def table(report: Report, photos: PhotoSet) -> list[str]:
         )
         rows.append(
             (
-                photo.name,
+                visible(photo.name),
                 f"{photo.width} x {photo.height}",
                 f"{photo.sharpness:.1f}",
                 f"{photo.bucket[0]} x {photo.bucket[1]}",
@@ -563,4 +567,4 @@ def table(report: Report, photos: PhotoSet) -> list[str]:
         f"{finding.severity if finding.severity != 'note' else '':8s} {finding.subject}: {finding.sentence}"
         for finding in report.findings
     ]
-    return [*printed, *left_out, *photos.notes, *findings]
+    return [visible(line) for line in (*printed, *left_out, *photos.notes, *findings)]

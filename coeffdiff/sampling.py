@@ -261,6 +261,9 @@ def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
         raise ConfigError(f"The prompt {ascii(prompt)[:80]} is not valid text; it must be UTF-8.")
     if PLACEHOLDER not in prompt:
         return prompt
+    tokens = list(
+        dict.fromkeys(tokens)
+    )  # two adapters of one word are refused when they are loaded, with the reason
     if len(tokens) != 1:
         why = f"may mean {' or '.join(tokens)}" if tokens else "has no meaning without an adapter"
         raise ConfigError(
@@ -406,11 +409,9 @@ def generate(
             "An adapter was loaded after prepare_device had offloaded the UNet; load it before."
         )
     if encoded is None:
-        prompts = [request.prompt for request in requests]
-        encoded = encode_prompts(
-            pipe, prompts, negative_prompt=options.negative_prompt, guidance=options.guidance
-        )
-    embeddings = [_embedding_of(request, encoded, options) for request in requests]
+        embeddings = _encode_requests(pipe, requests, options)
+    else:
+        embeddings = [_embedding_of(request, encoded, options) for request in requests]
     return _generate(pipe, requests, embeddings, options, size, on_progress)
 
 
@@ -437,6 +438,21 @@ def picture_size(pipe: Any, options: Options) -> tuple[int, int]:
         _check_side(name, pixels, math.lcm(8, pipe.vae_scale_factor))
         sizes.append(pixels)
     return sizes[0], sizes[1]
+
+
+def _encode_requests(pipe: Any, requests: Sequence[Request], options: Options) -> list[Encoded]:
+    """The embeddings of each request: at scale 0 a learned token is read as the ordinary word that it was before."""
+    found: dict[float | None, dict[str, Encoded]] = {}
+    with _scales_kept(pipe) as use_scale:
+        for scale in dict.fromkeys(request.scale for request in requests):
+            use_scale(scale)
+            found[scale] = encode_prompts(
+                pipe,
+                [request.prompt for request in requests if request.scale == scale],
+                negative_prompt=options.negative_prompt,
+                guidance=options.guidance,
+            )
+    return [_embedding_of(request, found[request.scale], options) for request in requests]
 
 
 def _embedding_of(request: Request, encoded: Mapping[str, Encoded], options: Options) -> Encoded:

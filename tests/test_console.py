@@ -70,6 +70,17 @@ def test_progress_shows_names_as_they_are(capsys, monkeypatch):
     assert "\x1b[31mx" not in terminal.getvalue()
 
 
+def test_a_begun_picture_is_counted_in_tenths(capsys, monkeypatch):
+    """3 and one of 15 steps of 4 pictures: 3.1, not 3.06667; whole numbers stay whole, large ones too."""
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0)
+    with progress("pictures", 4) as bar:
+        bar(3 + 1 / 15)
+    with progress("training", 20000) as bar:
+        bar(12345)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["pictures 3.1/4", "training 12345/20000"]
+
+
 class Pipe(io.TextIOWrapper):
     terminal = False
 

@@ -176,6 +176,16 @@ def test_time_is_steps_times_their_work(pocket):
     assert predict(pocket).seconds == {}
 
 
+def test_a_token_alone_takes_time_too(pocket):
+    """Nothing learns on the UNet then, and the backward passes through all of it to the text."""
+    settings = resolved(pocket, **{"method.kind": "token", "training.steps": 10})
+    found = estimate.predict(
+        settings, pocket, [PHOTO], torch.device("cpu"), process_bytes=0, budget_seconds=0.2
+    )
+    assert found.trained == 96 + 128  # one row in each text encoder
+    assert 0 < found.seconds_a_step < 60
+
+
 def test_disk_by_hand(pocket):
     """1,016 alphas: three checkpoints (two kept, one being written) of 12 bytes a number; a photo's mean and deviation
     of [4, 16, 16] floats; two prompts, two seeds, at steps 100, 200 and the end."""

@@ -99,8 +99,9 @@ def assert_close(one: str | Path, other: str | Path) -> None:
     largest = max(float(alpha.abs().max()) for alpha in first.values())
     assert largest > 0.01
     assert max(float((first[k] - second[k]).abs().max()) for k in first) < 1e-3 * largest
-    losses = [[line["loss"] for line in logged(run)] for run in (one, other)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name in ("loss", "loss_prior"):
+        losses = [[line[name] for line in logged(run) if name in line] for run in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-7)
 
 
 def logged(run: str | Path) -> list[dict]:
@@ -196,8 +197,15 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, method, e
     run = RunFolder(Path("broken"))
     loop.train(settings_to_resume(run, None, {"training.steps": 6}, []), resume=run)
     assert_same("whole", "broken")
-    assert [line["loss"] for line in logged("whole")] == [line["loss"] for line in logged("broken")]
-    assert [line["lr"] for line in logged("whole")] == [line["lr"] for line in logged("broken")]
+    lines, resumed = logged("whole"), logged("broken")
+    assert [line["loss"] for line in lines] == [line["loss"] for line in resumed]
+    assert [line["lr"] for line in lines] == [line["lr"] for line in resumed]
+    taught = [line["loss_prior"] for line in lines if "loss_prior" in line]
+    assert taught == [line["loss_prior"] for line in resumed if "loss_prior" in line]
+    assert len(taught) == (6 if extras else 0)
+    assert all(line["loss"] > 0.7 * taught[i] >= 0 for i, line in enumerate(lines[: len(taught)]))
+    if "prior.images" not in extras and extras:
+        assert taught[0] < 1e-9 < taught[-1]  # at first the student is its own teacher
 
 
 def wait_for_step(process: subprocess.Popen, run: str, step: int) -> None:
@@ -388,7 +396,7 @@ def test_more_steps_are_remembered(tiny_folder):
 
 def test_between_two_looks_nobody_waits_for_a_figure(tiny_folder, monkeypatch):
     """With a look at every third step: the same adapter and the same lines, and only looks ask tensors for numbers."""
-    values = {"training.steps": 6, "training.accumulate": 2, "training.checkpoint_every": 0}
+    values = TAUGHT | {"training.steps": 6, "training.accumulate": 2, "training.checkpoint_every": 0}
     loop.train(settings_for(tiny_folder, "every", **values))
     askers = []
 

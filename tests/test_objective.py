@@ -109,6 +109,7 @@ def test_the_class_has_its_own_target_and_weight(taught):
         seen.update(student=(noisy, given))
         return torch.cat([noise[:3] + 2, (lesson if taught else noise[3:]) - 3])
 
+    told: list[torch.Tensor] = []
     loss = denoising_loss(
         predict,
         latents,
@@ -118,8 +119,10 @@ def test_the_class_has_its_own_target_and_weight(taught):
         None,
         weights=torch.full((3, 1, 3, 5), 0.5),
         prior=PriorTerm(3, 0.5, teacher if taught else None),
+        prior_losses=told,
     )
     torch.testing.assert_close(loss, torch.tensor(2 + 0.5 * 9))
+    torch.testing.assert_close(told, [torch.tensor(9.0)])
     assert len(seen["student"][0]) == 6
     if taught:  # it sees what the student sees in these rows
         assert torch.equal(seen["teacher"][0], seen["student"][0][3:])

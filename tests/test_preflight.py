@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -188,12 +189,30 @@ def test_one_photo_and_two_hundred(photos, pocket):
     """One is told that its background comes along; 200 with few steps, how seldom each is seen."""
     one = look(photos, pocket)[:1]
     assert "one photo alone" in about(one, settings_for(photos), "photos")[0]
+    seldom = about(one, settings_for(photos, **{"training.steps": 1}), "photos")[1]
+    assert seldom == "it is seen 4.0 times in this run; more steps teach more"
     many = [SimpleNamespace(**vars(one[0]) | {"name": f"{i}.jpg", "sharpness": 1.0}) for i in range(200)]
     found = preflight.photo_findings(many, settings_for(photos, **{"training.steps": 100}))
     assert "200 photos and 400 samples a process: each is seen 2.0 times" in found[0].sentence
     said = preflight.lines(found)
     assert len(said) == 1 + preflight._LISTED + 1
     assert f"and {200 - preflight._LISTED} more findings" in said[-1]
+
+
+def test_no_name_of_a_file_moves_the_terminal_or_breaks_the_table(photos, pocket):
+    """Escape sequences, line ends and bytes that are no UTF-8 are written out; a line stays a line."""
+    names = ["00.jpg", "\x1b[2Ja\nb.jpg", os.fsdecode(b"\xff.jpg"), "\x1b[31m.txt"]
+    for name in names[1:]:
+        (photos / name).write_bytes((photos / "00.jpg").read_bytes())
+    settings, found = settings_for(photos), read_photos(photos)
+    looked = preflight.look_at(settings, found.photos, pocket)
+    findings = preflight.photo_findings(looked, settings)
+    report = Report(tuple(looked), None, PLENTY, (), tuple(findings))
+    shown = preflight.table(report, found)
+    assert len(shown) == 1 + len(looked) + len(found.skipped) + len(found.notes) + len(findings)
+    assert all(line.isprintable() for line in shown)
+    "\n".join(shown).encode()
+    assert any("\\x1b[2Ja\\nb.jpg" in line for line in shown)
 
 
 def test_a_large_jpeg_is_not_decoded_in_full(photos, monkeypatch):
@@ -271,6 +290,7 @@ def test_time_and_disk_are_said(photos):
     assert "checkpoints 3.0 GiB" in found["disk"].sentence and "pictures" not in found["disk"].sentence
     full = preflight.run_findings(settings_for(photos), prediction(), Free(99 * GIB, 99 * GIB, 2 * GIB, 0))
     assert [f.severity for f in full if f.subject == "disk"] == ["problem", "hint"]
+    assert findings(photos, PLENTY, disk={"adapter": 1})["disk"].sentence.startswith("under 1 MiB (adapter")
     assert "time" not in findings(photos, PLENTY, seconds={})
 
 

@@ -180,6 +180,28 @@ def test_each_validation_is_scored_in_the_log(scored, vit, clip):
     assert Image.open("run/curves.png").size[0] == 792
 
 
+def test_masks_count_in_scores_as_in_an_evaluation(scored, vit, clip, capsys):
+    """One photo of three has a mask: fidelity to it without its background is scored beside fidelity to all three
+    whole, and chooses the adapter. With training.masked_loss=false masks are not looked at here either."""
+    with Image.open("photos/1.png") as photo:
+        mask = Image.new("L", photo.size)
+        mask.paste(255, (0, 0, 20, 64))
+        mask.save("photos/1.mask.png")
+    loop.train(scored("run", **{"training.steps": 2}))
+    found = scores_of("run")[2]
+    photos = read_photos(Path("photos")).photos
+    pictures = [Image.open(file) for file in sorted(Path("run/samples/step-000002").glob("0*.png"))]
+    encoders = Encoders(load_dino(vit), load_clip(clip))
+    references = references_of(encoders, [p.open() for p in photos], [p.open_mask() for p in photos])
+    assert references.masked["dino"].shape[0] == 1
+    expected = score_pictures(encoders, references, pictures, ["a photo of ball"])
+    assert expected["dino_masked"] != pytest.approx(expected["dino"], abs=1e-3)
+    expected["score"] = math.sqrt(max(0, expected["dino_masked"]) * max(0, expected["clip_t"]))
+    assert found == pytest.approx(expected, abs=1e-4)
+    loop.train(scored("ignored", **{"training.steps": 2, "training.masked_loss": False}))
+    assert scores_of("ignored")[2].keys() == {"dino", "clip_i", "clip_t", "score"}
+
+
 def test_scores_change_nothing_that_is_trained_and_resume_is_exact(scored, tiny_folder):
     """6 steps unwatched, 6 watched, and 6 broken off twice: while step 4's pictures are made, then in step 6."""
     loop.train(settings_for(tiny_folder, "blind", **{"validation.prompts": [], "validation.every": 0}))
@@ -444,12 +466,14 @@ def test_two_processes_make_one_set_of_pictures(tiny_folder, vit):
         ({"dino": 0.64, "clip_i": 0.9, "clip_t": 0.25}, 0.4),
         ({"clip_i": 0.81, "clip_t": 0.25}, 0.45),
         ({"dino": 0.64}, 0.64),
+        ({"dino": 0.64, "dino_masked": 0.36, "clip_i": 0.9, "clip_i_masked": 0.8, "clip_t": 0.25}, 0.3),
+        ({"clip_i": 0.81, "clip_i_masked": 0.49, "clip_t": 0.25}, 0.35),
         ({"dino": -0.2, "clip_t": 0.3}, 0.0),
         ({}, 0.0),
     ],
 )
 def test_the_score_is_a_geometric_mean(scores, expected):
-    """sqrt(.64 * .25) = .4: DINO before CLIP-I, below zero is zero."""
+    """sqrt(.64 * .25) = .4: DINO before CLIP-I, without background before whole, below zero is zero."""
     assert watch.selection_score(scores) == pytest.approx(expected)
 
 
@@ -492,7 +516,8 @@ def test_curves_show_what_the_log_has(tmp_path):
     draw_curves(log, file)
     small = Image.open(file).size
     lines = [line | {"alpha": 0.1 * line["step"]} for line in lines]
-    lines[3]["scores"] = {"dino": 0.4, "clip_t": 0.2, "score": 0.28}
+    lines[3]["scores"] = {"dino": 0.4, "dino_masked": 0.3, "clip_i": 0.5, "clip_i_masked": 0.45}
+    lines[3]["scores"] |= {"clip_t": 0.2, "score": 0.28}
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     draw_curves(log, file, kept=4)
     large = Image.open(file)

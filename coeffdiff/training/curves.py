@@ -14,10 +14,12 @@ from coeffdiff.training.state import read_log
 CURVES = "curves.png"
 _INK, _SOFT, _GRID = "#222222", "#706e6a", "#e4e2de"
 _LOSS, _ALPHA = "#3b6ea5", "#b4582a"
-# What is drawn of a validation's scores, with colour and name.
+# What is drawn of a validation's scores, with colour and name; alone: against the photos without their background.
 SCORES = {
     "dino": ("#3b6ea5", "subject (DINO)"),
+    "dino_masked": ("#5b3fa0", "subject alone (DINO)"),
     "clip_i": ("#7aa6d6", "subject (CLIP-I)"),
+    "clip_i_masked": ("#a58fd6", "subject alone (CLIP-I)"),
     "clip_t": ("#b4582a", "text (CLIP-T)"),
     "score": ("#222222", "both (geometric mean)"),
 }
@@ -51,7 +53,8 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
         width = smoothing_width(len(values))
         axes["loss"].plot(steps, values, color=_LOSS, alpha=0.25, linewidth=0.8)
         axes["loss"].plot(steps, smoothed(values, width), color=_LOSS, linewidth=1.8)
-        _titled(axes["loss"], "loss", f"pale: every step; line: mean over about {width} steps")
+        note = f"pale: every step; line: mean over about {width} steps" if width > 1 else "every step"
+        _titled(axes["loss"], "loss", note)
     if alphas:
         axes["alpha"].plot(*zip(*alphas, strict=True), color=_ALPHA, linewidth=1.8)
         axes["alpha"].set_ylim(bottom=0)
@@ -70,7 +73,9 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
         )
         if kept:
             axes["scores"].axvline(kept, color=_SOFT, linewidth=0.8, linestyle=":", zorder=0)
-        figure.legend(loc="outside lower center", ncols=len(scores), frameon=False, fontsize=8)
+        figure.legend(
+            loc="outside lower center", ncols=len(scores) if len(scores) < 5 else 3, frameon=False, fontsize=8
+        )
     bottom = axes[panels[-1]]
     bottom.set_xlabel("step", fontsize=9, color=_INK)
     bottom.set_xlim(0, max(line["step"] for line in lines) * 1.02)

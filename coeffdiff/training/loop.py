@@ -222,6 +222,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             verify(unet)
             draw_dropout(trainables.coefficients, coeff.dropout, seed=training.seed, step=step)
             losses: list[Tensor] = []
+            prior_losses: list[Tensor] = []
             for micro in range(accumulate):
                 share = share_of(samples_a_step, batch_size, micro, state.process_index, state.num_processes)
                 batch = data.batch(step, share, state.device)
@@ -241,6 +242,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
                         noise_scheduler,
                         training.snr_gamma,
                         **loss_terms(batch, unet, settings),
+                        prior_losses=prior_losses,
                     )
                     accelerator.backward(micro_loss)
                     losses.append(micro_loss.detach())
@@ -251,10 +253,13 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
                     optimizer.step()
                     optimizer.zero_grad()
             skipped = accelerator.optimizer_step_was_skipped  # normal where an fp16 scaler lowers its scale
+            means = {
+                name: torch.stack(parts).mean()
+                for name, parts in (("loss", losses), ("loss_prior", prior_losses))
+                if parts
+            }
             moved = {"alpha": trainables.moved(), "token": learned.moved() if learned else None}
-            unseen.append(
-                Unseen(step, torch.stack(losses).mean(), norms, moved, schedule.get_last_lr(), skipped)
-            )
+            unseen.append(Unseen(step, means, norms, moved, schedule.get_last_lr(), skipped))
             if not skipped:
                 schedule.step()
                 if learned:
@@ -384,7 +389,7 @@ class Unseen:
     """A step that is done or on its way, and figures of it that nobody has waited for yet: 0-d tensors, or None."""
 
     step: int
-    loss: Tensor
+    means: dict[str, Tensor]  # loss, and of it what the class's rows came to before their weight
     norms: dict[str, Tensor]  # of the gradients, before clipping
     moved: dict[str, Tensor | None]  # how far each part has come
     rates: list[float]
@@ -396,24 +401,26 @@ def _look(unseen: list[Unseen], stop: bool, state: PartialState) -> tuple[list[d
 
     Returns: a line for the log for each step, and whether any process was asked to stop.
     """
-    norms, moved = (
-        list(unseen[0].norms),
-        [name for name, value in unseen[0].moved.items() if value is not None],
-    )
+    means, norms = list(unseen[0].means), list(unseen[0].norms)
+    moved = [name for name, value in unseen[0].moved.items() if value is not None]
     table = torch.stack(
         [
-            torch.stack([u.loss, *u.norms.values(), *(v for v in u.moved.values() if v is not None)]).float()
+            torch.stack([*u.means.values(), *u.norms.values(), *(u.moved[name] for name in moved)]).float()
             for u in unseen
         ]
     )
     if state.num_processes > 1:
-        shared = torch.cat([table[:, 0] / state.num_processes, table.new_tensor([float(stop)])])
+        of_all = table[:, : len(means)] / state.num_processes
+        shared = torch.cat([of_all.flatten(), table.new_tensor([float(stop)])])
         torch.distributed.all_reduce(shared)
-        table[:, 0], stop = shared[:-1], bool(shared[-1] > 0)
+        table[:, : len(means)], stop = shared[:-1].view_as(of_all), bool(shared[-1] > 0)
     lines = []
-    for one, (loss, *rest) in zip(unseen, table.tolist(), strict=True):
+    for one, row in zip(unseen, table.tolist(), strict=True):
+        of_mean, rest = row[: len(means)], row[len(means) :]
         lines.append(
-            {"step": one.step, "loss": loss, "lr": one.rates, "alpha": None}
+            {"step": one.step}
+            | dict(zip(means, of_mean, strict=True))
+            | {"lr": one.rates, "alpha": None}
             | dict(zip(moved, rest[len(norms) :], strict=True))
             | {"grad_norm": dict(zip(norms, rest, strict=False)), "skipped": one.skipped}
         )

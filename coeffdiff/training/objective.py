@@ -38,6 +38,7 @@ def denoising_loss(
     *,
     weights: Tensor | None = None,
     prior: PriorTerm | None = None,
+    prior_losses: list[Tensor] | None = None,
 ) -> Tensor:
     """Mean squared error of the model's prediction, weighted per sample by min-SNR. A scalar, float32.
 
@@ -52,6 +53,7 @@ def denoising_loss(
         snr_gamma: None leaves every sample at weight one.
         weights: [B, 1, h, w], factors of the samples' squared errors; the mean stays one over all pixels, so that
             a photo counts by how much of it shows the subject. The class's rows have none.
+        prior_losses: takes the mean over the class's rows, before its weight and without gradient.
     Source: Ruiz et al. 2023, arXiv 2208.12242, equation 2 for the prior's term with pictures of the class.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -70,7 +72,10 @@ def denoising_loss(
         errors = errors * min_snr_weights(snr, snr_gamma, velocity)
     if prior is None:
         return errors.mean()
-    return errors[:samples].mean() + prior.weight * errors[samples:].mean()
+    of_class = errors[samples:].mean()
+    if prior_losses is not None:
+        prior_losses.append(of_class.detach())
+    return errors[:samples].mean() + prior.weight * of_class
 
 
 def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

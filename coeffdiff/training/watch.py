@@ -56,7 +56,7 @@ class Judge:
     texts: Sequence[str]
 
     def scores(self, files: Sequence[Path]) -> dict[str, float]:
-        """dino, clip_i, clip_t as far as the encoders allow, and score: what the best adapter is chosen by."""
+        """What score_pictures finds with these encoders and photos, and score: what the best adapter is chosen by."""
         pictures = []
         for file in files:
             with Image.open(file) as picture:
@@ -82,27 +82,32 @@ def judge_for(settings: Settings, photos: PhotoSet) -> Judge | None:
     seen = []
     with progress("looking at the photos", len(photos.photos)) as bar:
         for number, photo in enumerate(photos.photos, 1):  # one at a time: 200 of 20 megapixels are 12 GB
-            seen.append(references_of(encoders, [photo.open()]))
+            seen.append(references_of(encoders, [photo.open()], [photo.open_mask()]))
             bar(number)
-    whole = {kind: torch.cat([of.whole[kind] for of in seen]) for kind in encoders.names()}
+    kinds = encoders.names()
+    whole = {kind: torch.cat([of.whole[kind] for of in seen]) for kind in kinds}
+    masked = [of.masked for of in seen if of.masked]
+    alone = {kind: torch.cat([of[kind] for of in masked]) for kind in kinds} if masked else {}
     token = str(subject.token)
     prompts = dict.fromkeys(fill(prompt, token, subject.class_word) for prompt in validation.prompts)
     texts = [plain_text(prompt, token) for prompt in prompts for _ in validation.seeds]
-    return Judge(encoders, References(whole, {}), texts)
+    return Judge(encoders, References(whole, alone), texts)
 
 
 def selection_score(scores: Mapping[str, float]) -> float:
     """One number to choose an adapter by: the geometric mean of subject fidelity and text alignment.
 
-    Subject fidelity is DINO's, which tells individuals of a kind apart better than CLIP-I (DreamBooth, section 4),
-    or CLIP-I where there is no DINO. Training on raises it and, once photos are copied, lowers CLIP-T, so either
-    alone would choose the first or the last step. Their cosines live on scales of their own (real photos have a DINO
-    of some 0.8, good prompts a CLIP-T of some 0.3), and a sum would hear the larger one only; in a product a loss of
-    one per cent in one is paid for by a gain of one per cent in the other, and dividing each by its value at the
-    first validation, or any other, would change no order. Negative cosines count as 0. With one encoder that has no
-    partner the score is what there is.
+    Subject fidelity is DINO's, which tells individuals of a kind apart better than CLIP-I (DreamBooth, section
+    4), or CLIP-I where there is no DINO; where photos have masks, it is fidelity to those without their
+    background, so that an adapter is not chosen for having learned that too. Training on raises it and, once
+    photos are copied, lowers CLIP-T, so either alone would choose the first or the last step. Their cosines
+    live on scales of their own (real photos have a DINO of some 0.8, good prompts a CLIP-T of some 0.3), and a
+    sum would hear the larger one only; in a product a loss of one per cent in one is paid for by a gain of one
+    per cent in the other, and dividing each by its value at the first validation, or any other, would change no
+    order. Negative cosines count as 0. With one encoder that has no partner the score is what there is.
     """
-    subject = scores.get("dino", scores.get("clip_i"))
+    fidelities = ("dino_masked", "dino", "clip_i_masked", "clip_i")
+    subject = next((scores[name] for name in fidelities if name in scores), None)
     parts = [max(0.0, part) for part in (subject, scores.get("clip_t")) if part is not None]
     return math.prod(parts) ** (1 / len(parts)) if parts else 0.0
 

@@ -70,6 +70,34 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Offload = Literal["none", "model", "sequential"]
 
 
+# Options that several commands have
+Images = Annotated[Path | None, typer.Option(help="Folder with the photos.")]
+Token = Annotated[str | None, typer.Option(help="The word that will mean the subject, such as sks.")]
+ClassWord = Annotated[str | None, typer.Option(help='What the subject is, such as "stuffed animal".')]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
+]
+TrainedMethod = Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")]
+TrainingSteps = Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")]
+Pixels = Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
+]
+ResultAsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Count = Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")]
+DenoisingSteps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")]
+OffloadOption = Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures made at a time.")]
+AdaptersModel = Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)")]
+ModelConfig = Annotated[
+    str | None, typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.")
+]
+NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
+
+
 def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
     share_cores()
@@ -162,27 +190,20 @@ def _print_settings(kind: Any) -> None:
 @app.command()
 @_answers
 def train(
-    images: Annotated[Path | None, typer.Option(help="Folder with the photos.")] = None,
-    token: Annotated[
-        str | None, typer.Option(help="The word that will mean the subject, such as sks.")
-    ] = None,
-    class_word: Annotated[
-        str | None, typer.Option(help='What the subject is, such as "stuffed animal".')
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
-    ] = None,
-    method: Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")] = None,
+    images: Images = None,
+    token: Token = None,
+    class_word: ClassWord = None,
+    model: BaseModel = None,
+    method: TrainedMethod = None,
     learn_token: Annotated[
         bool, typer.Option("--learn-token", help="Also train new embeddings for the token.")
     ] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")] = None,
+    config: ConfigFile = None,
     output: Annotated[
         Path | None, typer.Option(help="Run folder. (default: runs/TOKEN, or the next free)")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")] = None,
-    resolution: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    steps: TrainingSteps = None,
+    resolution: Pixels = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn. (default: 0)")] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="torch.compile the UNet: slower to start, faster steps.")
@@ -190,10 +211,8 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run (--output, or the newest).")
     ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    set_: Assignments = None,
+    as_json: ResultAsJson = False,
     list_settings: Annotated[
         bool,
         typer.Option("--list-settings", is_eager=True, callback=_list_settings, help="Print every setting."),
@@ -237,24 +256,15 @@ def train(
 @app.command()
 @_answers
 def check(
-    images: Annotated[Path | None, typer.Option(help="Folder with the photos.")] = None,
-    token: Annotated[
-        str | None, typer.Option(help="The word that will mean the subject, such as sks.")
-    ] = None,
-    class_word: Annotated[
-        str | None, typer.Option(help='What the subject is, such as "stuffed animal".')
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
-    ] = None,
-    method: Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")] = None,
-    resolution: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
-    ] = None,
+    images: Images = None,
+    token: Token = None,
+    class_word: ClassWord = None,
+    model: BaseModel = None,
+    method: TrainedMethod = None,
+    config: ConfigFile = None,
+    steps: TrainingSteps = None,
+    resolution: Pixels = None,
+    set_: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
@@ -316,27 +326,23 @@ def sample(
             metavar="A,B,...", help="Draw everything at each of these scales of the first adapter: 0,0.5,1."
         ),
     ] = None,
-    count: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 1,
+    count: Count = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: DenoisingSteps = 30,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance; 1 or less: none.")] = 5.0,
     negative_prompt: Annotated[str | None, typer.Option(help="What should not be seen.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    width: Pixels = None,
+    height: Pixels = None,
     scheduler: Annotated[str | None, typer.Option(help="Any of diffusers', such as ddim or unipc.")] = None,
-    precision: Annotated[
-        Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")
-    ] = "auto",
-    offload: Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")] = "none",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made at a time.")] = 1,
+    precision: PrecisionOption = "auto",
+    offload: OffloadOption = "none",
+    batch_size: BatchSize = 1,
     compile_: Annotated[
         bool, typer.Option("--compile", help="torch.compile the UNet: slower to start, faster pictures.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for the pictures. (default: samples/N)")] = None,
-    model: Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)")] = None,
-    model_config: Annotated[
-        str | None, typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.")
-    ] = None,
+    model: AdaptersModel = None,
+    model_config: ModelConfig = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was written as JSON on stdout.")
     ] = False,
@@ -536,9 +542,9 @@ def demo(
         str, typer.Option(help="Which of the made-up subjects is learned.")
     ] = "grey_sloth_plushie",
     method: Annotated[Method, typer.Option(help="What is trained.")] = "coeff+lora",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")] = None,
+    steps: TrainingSteps = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of the pictures.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Photos, training and pictures on a small model that comes along: no network, no GPU, a few minutes."""
     from coeffdiff.demo import demo as run_demo
@@ -585,34 +591,30 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many prompts, spread over the list.")
     ] = None,
-    pictures: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 4,
+    pictures: Count = 4,
     drift_pictures: Annotated[
         int, typer.Option(min=0, help="Pictures for each prompt without the token; 0: no drift.")
     ] = 2,
     seed: Annotated[int | None, typer.Option(help="First seed. (default: 100000, beyond training's)")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: DenoisingSteps = 30,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 5.0,
-    width: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")] = None,
+    width: Pixels = None,
+    height: Pixels = None,
     dino: Annotated[
         str | None, typer.Option(help="Vision transformer. (default: facebook/dino-vits16; pocket: its own)")
     ] = None,
     clip: Annotated[
         str | None, typer.Option(help="(default: openai/clip-vit-base-patch32; pocket: its own)")
     ] = None,
-    precision: Annotated[
-        Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")
-    ] = "auto",
-    offload: Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")] = "none",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made at a time.")] = 4,
+    precision: PrecisionOption = "auto",
+    offload: OffloadOption = "none",
+    batch_size: BatchSize = 4,
     output: Annotated[
         Path | None, typer.Option(help="Folder for all of it. (default: evaluations/N)")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)")] = None,
-    model_config: Annotated[
-        str | None, typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
+    model: AdaptersModel = None,
+    model_config: ModelConfig = None,
+    as_json: NumbersAsJson = False,
 ) -> None:
     """Score adapters by DreamBooth's protocol, and how far they move what nobody asked them to. Processes share it."""
     from coeffdiff.config import EVALUATION_FIRST_SEED
@@ -666,10 +668,7 @@ def compare(
         str | None,
         typer.Option(help="dev, eval or fresh:N of pocket's own; or a folder of photos or of such folders."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
-    ] = None,
+    model: BaseModel = None,
     arm: Annotated[
         list[str] | None, typer.Option(help="Only this arm of the plan and its reference; repeatable.")
     ] = None,
@@ -686,7 +685,7 @@ def compare(
     part: Annotated[
         str, typer.Option(metavar="K/N", help="Only every N-th training, for machines that share no folder.")
     ] = "1/1",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
+    as_json: NumbersAsJson = False,
     list_settings: Annotated[
         bool, typer.Option("--list-settings", help="Print everything that a plan may say.")
     ] = False,
@@ -737,7 +736,7 @@ def toy(
     seeds: Annotated[int, typer.Option(min=1, help="Problems for each target.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at every learning rate.")] = 1000,
     restarts: Annotated[int, typer.Option(min=1, help="Starts for each problem.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
+    as_json: NumbersAsJson = False,
 ) -> None:
     """The paper's toy experiment: one attention layer, three ways to tune it, what each can and cannot reach."""
     from coeffdiff.evaluation.toy import ARMS, SETTINGS, table

@@ -559,7 +559,8 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         "photos.augmentations": max(crops, 2 if settings.photos.flip else 1),
         "method.lora.learning_rate": lora_rate,
         "method.lora.alpha": settings.method.lora.rank,
-        "method.coeff.learning_rate": float(f"{3 * lora_rate:g}"),  # 0.0003, not 0.00030000000000000003
+        # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
+        "method.coeff.learning_rate": float(f"{min(3 * lora_rate, 1e30):g}"),
         "method.token.learning_rate": 2e-3 if large else 1e-2,
         "training.steps": 500 if large else 100 if "lora" in settings.method.kind else 300,
         "training.batch_size": 1 if large else 4,

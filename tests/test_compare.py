@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from test_evaluate import Page, write_photos
 from typer.testing import CliRunner
@@ -21,6 +22,7 @@ from coeffdiff.evaluation.prompts import LISTING
 from coeffdiff.files import held
 from coeffdiff.pocket import subjects
 from coeffdiff.pocket.model import save_random
+from coeffdiff.pocket.world import render, sample_scene
 
 HOSTILE = "<b>&arm"
 
@@ -280,3 +282,21 @@ def test_several_processes_of_one_launch_are_refused(monkeypatch, plan, tmp_path
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(app, ["compare", "--output", str(tmp_path / "out")])
     assert result.exit_code == 2 and "start the same command several times" in result.output
+
+
+def test_on_pocket_the_judges_say_where_a_picture_is(tmp_path):
+    """Renders of the three places that are asked for: 1. Two of them exchanged: only the third is where it should be."""
+    plan = load_section(
+        Comparison, None, {"model.name": "pocket", "subjects": "wooden_pot", "arms": {"lora": {}}, "limit": 3}
+    )
+    studio = Studio(plan, tmp_path)
+    job = studio.jobs()[0]
+    places = [
+        prompt.removeprefix("a photo of a {token} {class_word} ") for prompt in job.protocol.prompts.subject
+    ]
+    values, _ = render([sample_scene(seed, kind="mug", setting=place) for seed, place in enumerate(places)])
+    pixels = (values * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for order, share in (((0, 1, 2), 1.0), ((1, 0, 2), 1 / 3)):
+        for number, index in enumerate(order):
+            Image.fromarray(pixels[index]).save(tmp_path / f"{number}.png")
+        assert studio._places(job, tmp_path) == {"place": pytest.approx(share)}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coeffdiff import console
-from coeffdiff.console import answer, progress, say, visible
+from coeffdiff.console import answer, complain, hushed, progress, say, visible
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates too, as in names that are no UTF-8
 
@@ -100,3 +100,14 @@ def test_a_program_reads_the_exact_bytes_of_a_name(name, encoding, monkeypatch):
     answer(os.fsdecode(name))
     assert b"\x1b" not in raw.getvalue()[len(name) + 1 :]
     pipe.detach()
+
+
+def test_what_is_hushed_is_not_said_and_complaints_are(capsys):
+    with hushed():
+        say("a detail")
+        with hushed():
+            pass
+        say("another")
+        complain("a fault")
+    say("afterwards")
+    assert capsys.readouterr().err == "a fault\nafterwards\n"

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -314,6 +315,47 @@ def train_step(
     return ledger
 
 
+def real_step(
+    config: Any,
+    learned: Learned,
+    *,
+    batch: int,
+    rows: int,
+    columns: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    narrow: torch.dtype | None = None,
+    checkpointing: bool = False,
+    through_text: bool = False,
+) -> tuple[Callable[[], None], list[nn.Parameter]]:
+    """What train_step only counts, to be run: forward and backward on weights that mean nothing, and what learns.
+
+    config: of the UNet. Where only the text learns, that is what comes back.
+    """
+    with quiet_libraries(), torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config).to(dtype)
+    unet.to_empty(device=device)
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight.fill_(0.01)
+    parameters = make_learnable(unet, learned)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    with torch.device(device):
+        inputs = unet_inputs(unet, batch, rows, columns, torch.float32)
+    inputs["timestep"].zero_()
+    text = nn.Parameter(inputs["encoder_hidden_states"], requires_grad=through_text)
+    inputs["encoder_hidden_states"] = text
+
+    def run() -> None:
+        with torch.autocast(device.type, dtype=narrow, enabled=narrow is not None):
+            loss = unet(**inputs).sample.float().square().mean()
+        loss.backward()
+
+    return run, parameters or [text]
+
+
 @torch.no_grad()
 def denoise_step(unet: Any, *, batch: int, rows: int, columns: int, device: str) -> Ledger:
     """One call of the UNet for pictures; batch: pictures, twice with guidance."""
@@ -407,6 +449,11 @@ class Stopwatch:
     def bytes_per_second(self) -> float:
         """Of operations without flops, which wait for memory; counted by what they read."""
         return self._reached(lambda cost: 0 if cost.flops else cost.bytes) or _UNKNOWN_BYTES
+
+    def seconds_to_fetch(self, size: int = 2**26) -> float:
+        """Of a byte that no cache holds, by passing over `size` bytes, which are more than one holds."""
+        values = torch.zeros(size // 4, device=self.device)
+        return self.best(values.sum, 0.05) / size
 
     def _guess(self, operation: Operation) -> float:
         """What an operation that was not measured takes: by its work, at the speed of others of its operator."""

@@ -17,7 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -294,7 +294,25 @@ def predict(
     if budget_seconds:
         watch = dryrun.Stopwatch(device, budget_seconds)
         watch.seconds_per_call = overhead_per_call(device, learned(settings))
-        micro = watch.seconds(step) + (watch.seconds(teaching) if teaching else 0.0)
+        # Operators were timed one after the other, each with its weights in a cache. In a step they come from memory:
+        # forward, backward, and as often again as something is computed again
+        cold = weights["unet"] * watch.seconds_to_fetch()
+        micro = watch.seconds(step) + (2 + bool(training.gradient_checkpointing)) * cold
+        if 5 * micro < budget_seconds and phases["training"] - process_bytes < TRIED_BYTES:
+            run, _ = dryrun.real_step(
+                unet.config,
+                learned(settings),
+                batch=seen,
+                rows=rows,
+                columns=columns,
+                device=device,
+                dtype=dtype,
+                narrow=narrow,
+                checkpointing=bool(training.gradient_checkpointing),
+                through_text=learns_token,
+            )
+            micro = watch.best(run, 3 * micro)
+        micro += watch.seconds(teaching) + cold if teaching else 0.0
         # AdamW and clipping pass over all that is learned some twenty times; their calls are in the overhead
         seconds_a_step = int(training.accumulate) * micro + 20 * 4 * trained / watch.bytes_per_second
         captions = {
@@ -330,6 +348,7 @@ def predict(
 # come and go between tensors that stay. glibc gives little of that back before the end.
 HEAP_FACTOR, HEAP_SCRATCH = 1.6, 2.2
 LIBRARIES_BYTES = 50 * 2**20  # what they load and keep once they are used
+TRIED_BYTES = 2**30  # what a step may hold to be run once or twice where it is only to be predicted
 # Workspaces of cuBLAS and cuDNN. Not measured: no GPU was at hand.
 GPU_WORKSPACE = 256 * 2**20
 # Building four networks and reading their weights, which lie in the system's cache or on a fast disk.
@@ -397,25 +416,15 @@ def overhead_per_call(device: torch.device, what: dryrun.Learned) -> float:
     what = replace(what, rank=what.rank and 4, blocks=None)
     config = unet_config("tiny") | {"layers_per_block": 1, "transformer_layers_per_block": 1}
     with quiet_libraries(), torch.device("meta"):
-        unet, shapes = (UNet2DConditionModel(**config) for _ in range(2))
-    unet.to_empty(device=device)
-    with torch.no_grad():
-        for weight in unet.parameters():
-            weight.fill_(0.01)
-    parameters = dryrun.make_learnable(unet, what)
-    side = unet.config.sample_size
-    with torch.device(device):
-        inputs = dryrun.unet_inputs(unet, 1, side, side, torch.float32)
-        inputs["timestep"].zero_()
-    through_text = not parameters  # a learned token alone: what learns lies before the UNet
-    if through_text:
-        parameters = [nn.Parameter(inputs["encoder_hidden_states"])]
-        inputs["encoder_hidden_states"] = parameters[0]
+        shapes = UNet2DConditionModel(**config)
+    side, through_text = shapes.config.sample_size, what.rank is None and what.targets is None
+    run, parameters = dryrun.real_step(
+        shapes.config, what, batch=1, rows=side, columns=side, device=device, through_text=through_text
+    )
     optimizer = torch.optim.AdamW(parameters, lr=0.0)
-    unet.train()
 
     def step() -> None:
-        unet(**inputs).sample.square().mean().backward()
+        run()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -174,6 +174,11 @@ def test_the_stopwatch_runs_each_kind_once(unet):
     assert watch.seconds(ledger) == pytest.approx(total + ledger.calls)
 
 
+def test_memory_is_slower_than_nothing_and_faster_than_a_disk():
+    """Between 100 MB and 100 TB a second, on whatever machine."""
+    assert 1e-14 < Stopwatch(torch.device("cpu"), 1.0).seconds_to_fetch() < 1e-8
+
+
 def test_what_the_budget_does_not_reach_is_taken_by_its_work(unet):
     """Nothing measured: flops at the speed of a slow processor, everything else by its bytes."""
     ledger = step(unet)

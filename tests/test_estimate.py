@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from coeffdiff import backbone, estimate
+from coeffdiff import backbone, dryrun, estimate
 from coeffdiff.backbone import Backbone, Source
 from coeffdiff.config import ModelFacts, load_settings, resolve_auto
 from coeffdiff.data.photos import Photo
@@ -174,6 +174,53 @@ def test_time_is_steps_times_their_work(pocket):
     assert found.seconds["training"] == pytest.approx(10 * found.seconds_a_step)
     assert all(0 < taken < 3600 for taken in found.seconds.values())
     assert predict(pocket).seconds == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "passes"),
+    [
+        ({}, 2),
+        ({"training.gradient_checkpointing": True}, 3),
+        ({"prior.weight": 1.0}, 3),
+        ({"training.accumulate": 4}, 8),
+    ],
+    ids=str,
+)
+def test_weights_come_from_memory_in_every_pass(pocket, monkeypatch, values, passes):
+    """At a millisecond a byte nothing else takes time: forward, backward, and again for what is computed again."""
+    monkeypatch.setattr(dryrun.Stopwatch, "seconds_to_fetch", lambda self: 1e-3)
+    settings = resolved(pocket, **{"method.kind": "coeff", "training.batch_size": 1} | values)
+    found = estimate.predict(
+        settings, pocket, [PHOTO], torch.device("cpu"), process_bytes=0, budget_seconds=0.05
+    )
+    size = dryrun.bytes_of(backbone.unet_on_meta(pocket))
+    assert found.seconds_a_step == pytest.approx(passes * size * 1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["coeff+lora", "token"])
+def test_a_step_that_is_short_is_tried(pocket, monkeypatch, kind):
+    """With time enough the tiny model's own step is run, forward and backward, and is what counts."""
+    tried = []
+
+    def real_step(config, learned, **how):
+        run, parameters = original(config, learned, **how)
+        tried.append((config.sample_size, how["batch"], len(parameters)))
+        return (lambda: tried.append("ran") or run()), parameters
+
+    original = dryrun.real_step
+    settings = resolved(pocket, **{"method.kind": kind, "training.batch_size": 2})
+    monkeypatch.setattr(dryrun, "real_step", real_step)
+
+    def seconds(budget):
+        tried.clear()
+        found = estimate.predict(
+            settings, pocket, [PHOTO], torch.device("cpu"), process_bytes=0, budget_seconds=budget
+        )
+        return found.seconds_a_step, [batch for _, batch, _ in (t for t in tried if t != "ran")]
+
+    assert seconds(0.01)[1] == [1]  # that of the calls alone
+    taken, batches = seconds(4.0)
+    assert batches == [1, 2] and tried[-1] == "ran" and taken > 0
 
 
 def test_a_token_alone_takes_time_too(pocket):

@@ -59,6 +59,10 @@ class OutOfMemory(CoeffDiffError):  # noqa: N818
     pass
 
 
+class NonFinitePicture(ModelError):  # noqa: N818
+    pass
+
+
 class LaunchError(CoeffDiffError):
     pass
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from coeffdiff import __version__
 from coeffdiff.config import PLACEHOLDER
 from coeffdiff.console import quiet_libraries
-from coeffdiff.errors import AdapterError, ConfigError, ModelError
+from coeffdiff.errors import AdapterError, ConfigError, NonFinitePicture
 from coeffdiff.method.adapter import COEFF_FILE, AdapterHeader, loaded_adapters
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import unwrapped, verify
@@ -620,7 +620,7 @@ def _check_finite(tensor: Tensor, request: Request, source: str, pipe: Any) -> N
     if loaded_adapters(pipe):
         cures.append("lower the adapter's scale")
     cures.append("try another scheduler or more steps")
-    raise ModelError(
+    raise NonFinitePicture(
         f"The picture for {_short(request.prompt)}, seed {request.seed}, is not finite: {source} made NaN or "
         f"infinite numbers. To cure it, {', or '.join(cures)}."
     )

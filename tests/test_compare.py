@@ -14,12 +14,13 @@ from test_evaluate import Page, write_photos
 from typer.testing import CliRunner
 
 from coeffdiff.cli import app
-from coeffdiff.config import load_section
-from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, PhotoError
+from coeffdiff.config import load_section, with_values
+from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, NonFinitePicture, PhotoError
 from coeffdiff.evaluation import compare as module
 from coeffdiff.evaluation.compare import Comparison, Studio, compare, find_sitters
 from coeffdiff.evaluation.prompts import LISTING
 from coeffdiff.files import held
+from coeffdiff.method.adapter import loaded_adapters
 from coeffdiff.pocket import subjects
 from coeffdiff.pocket.model import save_random
 from coeffdiff.pocket.world import render, sample_scene
@@ -172,14 +173,83 @@ def test_what_another_process_is_at_is_left_to_it(plan, done, tmp_path, monkeypa
         ]
 
 
-def test_shares_are_disjoint_and_make_up_the_whole(plan, tmp_path, monkeypatch):
-    worked: dict[int, list[str]] = {}
-    for k in (1, 2, 3, 4):
-        monkeypatch.setattr(Studio, "work", lambda self, job, k=k: worked.setdefault(k, []).append(job.label))
-        compare(plan, tmp_path, part=(k, 4))
-    everything = [job.label for job in Studio(plan, tmp_path).jobs()]
-    assert [len(share) for share in worked.values()] == [2, 2, 1, 1]
-    assert sorted(label for share in worked.values() for label in share) == sorted(everything)
+def test_shares_keep_arms_together_and_make_up_the_whole(plan, tmp_path, monkeypatch):
+    """2 subjects with one seed in 3 parts: the third has nothing to do."""
+    worked: dict[int, list[str]] = {1: [], 2: [], 3: []}
+    for k, share in worked.items():
+        monkeypatch.setattr(Studio, "work", lambda self, job, share=share: share.append(job.label))
+        compare(plan, tmp_path, part=(k, 3))
+    assert [label.split(",")[0] for label in worked[1]] == ["ball3"] * 3
+    assert [label.split(",")[0] for label in worked[2]] == ["cat9"] * 3 and worked[3] == []
+
+
+def test_checkpoints_of_a_longer_plan_are_not_taken_for_a_shorter_one(plan, done, tmp_path, monkeypatch):
+    """Stopped at step 2 of 3 without an adapter, then asked for 1 step: the cells are those of 1 step."""
+
+    def stopped(settings, *, resume=None):
+        train(with_values(settings, {"training.steps": 2, "training.checkpoint_every": 2}))
+        shutil.rmtree(Path(settings.output) / "adapter")
+        raise Interrupted("Stopped.")
+
+    train = module.train
+    monkeypatch.setattr(module, "train", stopped)
+    longer = plan.settings | {"training.steps": 3}
+    with pytest.raises(Interrupted, match="The same command goes on"):
+        compare(plan.only(["lora"]).model_copy(update={"settings": longer, "checkpoints": []}), tmp_path)
+    assert list(tmp_path.glob("work/*/run/checkpoints/step-000002"))
+    monkeypatch.undo()
+    short = plan.settings | {"training.steps": 1}
+    compare(plan.only(["lora"]).model_copy(update={"settings": short, "checkpoints": []}), tmp_path)
+    found, right = cells_of(tmp_path), cells_of(done.folder)
+    assert len(found) == 2 and all(right[name] == cell for name, cell in found.items())
+
+
+def test_settings_may_be_nested_or_dotted_and_null_is_a_value(plan, shop, tmp_path):
+    """What an arm sets stays in it; the seed is the plan's in all of them."""
+    arms = {
+        "a": {"training": {"steps": 7}, "method.kind": "lora"},
+        "b": {"method": {"kind": "lora"}, "training.snr_gamma": None},
+    }
+    changed = {"settings": {"training": {"batch_size": 3}}, "arms": arms, "reference": "a", "seeds": [5]}
+    jobs = {job.arm: job.settings for job in Studio(plan.model_copy(update=changed), tmp_path).jobs()}
+    assert {arm: (s.training.steps, s.training.snr_gamma) for arm, s in jobs.items()} == {
+        "a": (7, 5.0), "b": (100, None)
+    }  # fmt: skip
+    assert all(
+        (s.training.seed, s.training.batch_size, s.subject.token) == (5, 3, "sks") for s in jobs.values()
+    )
+    assert changed["settings"] == {"training": {"batch_size": 3}}
+
+
+def test_the_steps_of_a_schedule_that_ends_name_a_training(plan, tmp_path):
+    """Cosine over 2 steps is no beginning of cosine over 4; a constant rate is."""
+    names = {}
+    for schedule in ("constant", "cosine"):
+        for steps in (2, 4):
+            own = {"training.lr_schedule": schedule, "training.steps": steps}
+            update = {"settings": plan.settings | own, "checkpoints": []}
+            job = Studio(plan.only(["lora"]).model_copy(update=update), tmp_path).jobs()[0]
+            names[schedule, steps] = job.key
+    assert names["constant", 2] == names["constant", 4] and len(set(names.values())) == 3
+
+
+def test_every_kind_of_arm_leaves_the_model_as_it_was(plan, tmp_path):
+    """A learned token, mixed values, two scales and drift on one shared pipeline: base cells computed after them equal
+    those computed first, and at scale 0.5 something else is seen than at 1."""
+    arms = {
+        "token": {"method.kind": "token"},
+        "values": {"method.kind": "coeff", "method.coeff.mixes": "values", "method.coeff.learning_rate": 1.0},
+        "base": None,
+    }
+    update = {"arms": arms, "reference": "base", "scales": [0.5, 1.0], "drift_pictures": 1, "limit": 1}
+    update |= {"checkpoints": [], "subjects": str(Path(plan.subjects) / "cat9")}
+    compare(plan.model_copy(update=update), tmp_path / "after")
+    compare(plan.model_copy(update=update).only([]), tmp_path / "alone")
+    together, alone = cells_of(tmp_path / "after"), cells_of(tmp_path / "alone")
+    assert len(together) == 5 and len(alone) == 1
+    assert all(together[name] == cell for name, cell in alone.items())
+    values = {c["scale"]: c["scores"] for c in together.values() if c["arm"] == "values"}
+    assert values[0.5]["dino"] != values[1.0]["dino"] and values[0.5]["drift"] < values[1.0]["drift"]
 
 
 def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, tmp_path):
@@ -240,6 +310,8 @@ def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
     )
     listed = list(find_sitters(str(tmp_path / "set"), "thing", tmp_path))
     assert [(s.name, s.class_word) for s in listed] == [("cat9", "cat")]
+    of_set = list(find_sitters(str(tmp_path / "set" / "cat9"), "thing", tmp_path))
+    assert [(s.name, s.class_word) for s in of_set] == [("cat9", "cat")]
     shutil.rmtree(tmp_path / "set" / "cat9")
     with pytest.raises(PhotoError, match="None of the subjects"):
         list(find_sitters(str(tmp_path / "set"), None, tmp_path))
@@ -261,6 +333,9 @@ def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
             "follows a schedule",
         ),
         (["--set", "arms={lora: {method.rank: 3}}"], "Unknown setting method.rank"),
+        (["--set", "settings={training: {seed: 3}}"], "training.seed cannot be set for arms"),
+        (["--set", "arms={lora: {validation.keep: best}}"], "validation.keep cannot be set for arms"),
+        (["--set", "checkpoints=[0]"], "checkpoints (given: 0)"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_path, arguments, sentence):
@@ -276,6 +351,12 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_p
     result = CliRunner().invoke(app, ["compare", *plain, *encoders, *arguments])
     assert result.exit_code == 2 and sentence in result.output.replace("\n", " "), result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_way_is_one_sentence(shop, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    result = CliRunner().invoke(app, ["compare", "--model", "pocket", "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "is a file" in result.output and (tmp_path / "out").read_text() == "mine"
 
 
 def test_several_processes_of_one_launch_are_refused(monkeypatch, plan, tmp_path):
@@ -300,3 +381,34 @@ def test_on_pocket_the_judges_say_where_a_picture_is(tmp_path):
         for number, index in enumerate(order):
             Image.fromarray(pixels[index]).save(tmp_path / f"{number}.png")
         assert studio._places(job, tmp_path) == {"place": pytest.approx(share)}
+
+
+def test_pictures_that_are_no_numbers_are_a_finding_of_their_scale(plan, tmp_path, monkeypatch):
+    """The other scale of the same adapter has its cell."""
+
+    def scored(pipe, *arguments, **named):
+        if any(adapter.scale > 1 for adapter in loaded_adapters(pipe)):
+            raise NonFinitePicture("The picture is not finite.")
+        return score_adapter(pipe, *arguments, **named)
+
+    score_adapter = module.score_adapter
+    monkeypatch.setattr(module, "score_adapter", scored)
+    update = {"scales": [1.0, 9.0], "checkpoints": [], "subjects": str(Path(plan.subjects) / "cat9")}
+    outcome = compare(plan.only(["lora"]).model_copy(update=update), tmp_path)
+    assert outcome.missing == [] and outcome.results["arms"]["lora"]["scale"] == 1.0
+    assert outcome.results["failed"] == ["cat9, lora, seed 0: The picture is not finite."]
+
+
+def test_a_cell_that_is_not_whole_is_missing(plan, done, tmp_path, monkeypatch):
+    shutil.copytree(done.folder / "cells", tmp_path / "cells")
+    file = next((tmp_path / "cells").glob("ball3-base*"))
+    file.write_text(file.read_text()[:50])
+    monkeypatch.setattr(Studio, "work", lambda self, job: None)
+    assert compare(plan, tmp_path).missing == ["ball3, base, seed 0, 0 steps at scale 1"]
+
+
+def test_a_cell_is_found_whatever_an_arm_is_called(plan, done):
+    renamed = {"nothing" if arm == "base" else f"my {arm}": given for arm, given in plan.arms.items()}
+    studio = Studio(plan.model_copy(update={"arms": renamed, "reference": "nothing"}), done.folder)
+    assert not any(studio.lacks(job) for job in studio.jobs())
+    assert {studio.read(job, job.end)["arm"] for job in studio.jobs()} == set(renamed)

@@ -200,8 +200,9 @@ def test_every_plan_is_valid_down_to_the_settings_of_its_arms(file):
     assert first == f"# coeffdiff compare configs/compare/{file.name} --output comparison"
     plan = load_section(Comparison, file)
     assert plan.settings["training.masked_loss"] is False
-    for own in plan.arms.values():
-        load_settings(None, {**plan.settings, **(own or {})})
+    for own in filter(None, plan.arms.values()):
+        settings = load_settings(None, {**plan.settings, **own})
+        assert settings.training.steps != "auto"  # a plan stays the same when a default moves
 
 
 def test_the_three_recipes_are_there():

@@ -28,6 +28,7 @@ from coeffdiff.evaluation.evaluate import (
     Protocol,
     Subject,
     asked_for,
+    device_name,
     evaluate,
     score_adapter,
 )
@@ -238,6 +239,12 @@ def test_the_bare_model_is_asked_without_the_token(studio, encoders, tiny_pipeli
     assert list(data["scores"]) == ["clip_i", "clip_t", "diversity"]
     assert data["drift"] == [] and data["pictures"][0]["prompt"] == "a ball at sea"
     assert data["photos"]["with_masks"] == 0
+
+
+def test_a_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert device_name(torch.device("cuda", 1)) == "card 1"
+    assert device_name(torch.device("cpu")).startswith("CPU, ")
 
 
 def test_the_folder_holds_pictures_numbers_a_table_and_a_page(evaluated):

@@ -29,9 +29,9 @@ def cell(arm="lora", subject="a", seed=0, steps=2, scale=1.0, cost=None, **score
 def test_seeds_are_averaged_before_subjects():
     """Subject a with 3 seeds of 0, 0, 0.3 and b with one of 0.5: (0.1 + 0.5) / 2, not 0.8 / 4."""
     cells = [cell(seed=s, dino=v) for s, v in enumerate((0.0, 0.0, 0.3))] + [cell(subject="b", dino=0.5)]
-    found = summarize(cells, ["lora"], "lora")["arms"]["lora"]
+    found = summarize(cells, {"lora": (2, 1.0)}, "lora")["arms"]["lora"]
     assert found["scores"]["dino"]["mean"] == pytest.approx(0.3)
-    assert (found["cells"], found["subjects"], found["steps"]) == (4, 2, [2])
+    assert (found["cells"], found["subjects"], found["steps"]) == (4, 2, 2)
 
 
 def test_pairs_are_of_equal_subject_and_seed():
@@ -42,17 +42,18 @@ def test_pairs_are_of_equal_subject_and_seed():
     assert (found["subjects"], found["pairs"]) == (2, 2)
     score = found["scores"]["dino"]
     assert score["difference"] == pytest.approx(0.2)
-    assert (score["better_on"], score["of"], score["low"], score["says"]) == (2, 2, None, "undecided")
+    assert (score["better_on"], score["of"], score["low"], score["says"]) == (2, 2, None, "too few subjects")
 
 
 @pytest.mark.parametrize(
     ("name", "differences", "says"),
     [
-        ("dino", (0.1, 0.2, 0.3, 0.1), "better"),
-        ("dino", (-0.1, -0.2, -0.3, -0.1), "worse"),
-        ("dino", (0.1, -0.2, 0.3, -0.1), "undecided"),
-        ("drift", (0.1, 0.2, 0.3, 0.1), "worse"),
-        ("drift", (-0.1, -0.2, -0.3, -0.1), "better"),
+        ("dino", (0.1, 0.2, 0.3, 0.1, 0.1, 0.1), "better"),
+        ("dino", (-0.1, -0.2, -0.3, -0.1, -0.1, -0.1), "worse"),
+        ("dino", (0.1, -0.2, 0.3, -0.1, 0.1, -0.1), "undecided"),
+        ("drift", (0.1, 0.2, 0.3, 0.1, 0.1, 0.1), "worse"),
+        ("drift", (-0.1, -0.2, -0.3, -0.1, -0.1, -0.1), "better"),
+        ("dino", (0.1, 0.2, 0.3, 0.1, 0.1), "too few subjects"),
     ],
 )
 def test_a_difference_is_decided_when_its_interval_leaves_zero_out(name, differences, says):
@@ -76,44 +77,51 @@ def test_the_interval_is_that_of_resampled_means():
     assert interval([3.0] * 5) == (3.0, 3.0)
 
 
-def test_an_arm_is_judged_by_its_last_step_near_scale_one():
-    cells = [
-        cell(steps=steps, scale=scale, dino=value)
-        for steps, scale, value in ((2, 0.5, 0.1), (2, 1.0, 0.2), (4, 0.5, 0.3), (4, 1.0, 0.4), (4, 2.0, 0.9))
-    ]
-    results = summarize(cells, ["lora"], "lora")
+def test_an_arm_is_judged_where_the_plan_says_and_nowhere_else():
+    """b has not come to the last step: its earlier cell does not stand in for it, in means or in pairs."""
+    points = ((2, 0.5, 0.1), (2, 1.0, 0.2), (4, 0.5, 0.3), (4, 1.0, 0.4), (4, 2.0, 0.9))
+    cells = [cell(steps=steps, scale=scale, dino=value) for steps, scale, value in points]
+    cells += [cell(subject="b", steps=2, dino=-1.0), cell("x", "b", steps=4, dino=0.0)]
+    results = summarize(cells, {"lora": (4, 1.0), "x": (4, 1.0)}, "lora")
     assert results["arms"]["lora"]["scores"]["dino"]["mean"] == 0.4
-    curve = results["curves"]["lora"]
-    assert [(p["steps"], p["scale"], p["scores"]["dino"]) for p in curve] == [
-        (2, 0.5, 0.1), (2, 1.0, 0.2), (4, 0.5, 0.3), (4, 1.0, 0.4), (4, 2.0, 0.9)
-    ]  # fmt: skip
+    assert results["arms"]["lora"]["subjects"] == 1 and results["paired"]["x"]["pairs"] == 0
+    curve = summarize(cells[:5], {"lora": (4, 1.0)}, "lora")["curves"]["lora"]
+    assert [(p["steps"], p["scale"], p["scores"]["dino"]) for p in curve] == list(points)
 
 
 def test_a_curve_is_of_those_that_have_all_points():
     """b has no cell at step 4, so the curve is a's alone."""
     cells = [cell(steps=2, dino=0.2), cell(steps=4, dino=0.4), cell(subject="b", steps=2, dino=0.8)]
-    curve = summarize(cells, ["lora"], "lora")["curves"]["lora"]
+    curve = summarize(cells, {"lora": (4, 1.0)}, "lora")["curves"]["lora"]
     assert [(p["cells"], p["scores"]["dino"]) for p in curve] == [(1, 0.2), (1, 0.4)]
 
 
-def test_the_best_try_has_the_largest_geometric_mean_among_full_ones():
-    """sqrt(0.4 * 0.4) > sqrt(0.9 * 0.1); the try with fewer cells is not chosen however good it is."""
+def test_the_best_try_has_the_largest_geometric_mean_at_any_point():
+    """sqrt(0.4 * 0.4) at its first look > sqrt(0.9 * 0.1); a try with fewer cells, or one that loses the places, is not
+    chosen however good it is; where all lose them, places no longer count."""
     cells = [
-        cell(arm, subject, dino=dino, clip_t=clip)
-        for arm, dino, clip, of in (
-            ("lora 1", 0.9, 0.1, "ab"),
-            ("lora 2", 0.4, 0.4, "ab"),
-            ("lora 3", 1, 1, "a"),
+        cell(arm, subject, steps=steps, dino=dino, clip_t=clip, place=place)
+        for arm, steps, dino, clip, place, of in (
+            ("lora 1", 2, 0.9, 0.1, 1.0, "ab"),
+            ("lora 2", 1, 0.4, 0.4, 1.0, "ab"),
+            ("lora 2", 2, 0.3, 0.4, 1.0, "ab"),
+            ("lora 3", 2, 1.0, 1.0, 1.0, "a"),
+            ("lora 4", 2, 1.0, 1.0, 0.9, "ab"),
         )
         for subject in of
     ]
-    assert summarize(cells, ["lora 1", "lora 2", "lora 3"], "lora 1")["best"] == {"lora": "lora 2"}
-    assert summarize(cells[:2], ["lora 1"], "lora 1")["best"] == {}
+    ends = {f"lora {n}": (2, 1.0) for n in (1, 2, 3, 4)}
+    best = summarize(cells, ends, "lora 1")["best"]["lora"]
+    assert (best["arm"], best["steps"], best["choice"]) == ("lora 2", 1, pytest.approx(0.4))
+    losing = [c | {"scores": c["scores"] | {"place": 0.5}} for c in cells]
+    assert summarize(losing, ends, "lora 1")["best"]["lora"]["arm"] == "lora 4"
+    assert summarize(cells[:2], {"lora 1": (2, 1.0)}, "lora 1")["best"] == {}
 
 
 def test_what_is_missing_or_failed_is_said():
     failed = cell("x") | {"failed": "NonFiniteLoss: step 3", "scores": {}}
-    results = summarize([cell(dino=0.5), failed], ["lora", "x", "y"], "lora", ["b, lora, seed 0"])
+    ends = dict.fromkeys(("lora", "x", "y"), (2, 1.0))
+    results = summarize([cell(dino=0.5), failed], ends, "lora", ["b, lora, seed 0"])
     assert list(results["arms"]) == ["lora"]
     assert results["failed"] == ["a, x, seed 0: NonFiniteLoss: step 3"]
     text = as_text(results)
@@ -123,7 +131,7 @@ def test_what_is_missing_or_failed_is_said():
 def test_a_row_for_each_cell_and_costs_are_medians():
     cells = [cell(subject=s, dino=0.5, cost={"peak_gib": g}) for s, g in (("a", 1.0), ("b", 5.0), ("c", 2.0))]
     cells.append(cell("base", dino=0.1))
-    results = summarize(cells, ["base", "lora"], "lora")
+    results = summarize(cells, dict.fromkeys(("base", "lora"), (2, 1.0)), "lora")
     assert results["arms"]["lora"]["cost"] == {"peak_gib": 2.0} and results["arms"]["base"]["cost"] == {}
     rows = list(csv.DictReader(io.StringIO(table_of(cells))))
     assert [row["peak_gib"] for row in rows] == ["1.0", "5.0", "2.0", ""]

@@ -23,9 +23,10 @@ import re
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
@@ -40,16 +41,22 @@ from coeffdiff.config import (
     Settings,
     as_tree,
     flattened,
-    load_settings,
     save_settings,
     with_values,
 )
 from coeffdiff.console import hushed, progress, say
 from coeffdiff.data.photos import read_photos
-from coeffdiff.errors import ConfigError, LaunchError, NonFiniteLoss, PhotoError
+from coeffdiff.errors import (
+    ConfigError,
+    Interrupted,
+    LaunchError,
+    NonFiniteLoss,
+    NonFinitePicture,
+    PhotoError,
+)
 from coeffdiff.evaluation.evaluate import Protocol, Scored, Seen, Subject, device_name, score_adapter
 from coeffdiff.evaluation.paired import summarize, table_of
-from coeffdiff.evaluation.prompts import LISTING, choose_prompts, parse_listing, read_listing
+from coeffdiff.evaluation.prompts import LISTING, choose_prompts, read_listing
 from coeffdiff.evaluation.report import write_comparison
 from coeffdiff.files import appearing, held
 from coeffdiff.inspection import inspect_adapter
@@ -60,7 +67,7 @@ from coeffdiff.pocket import POCKET, WEIGHTS, subjects
 from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.loop import train
-from coeffdiff.training.prepare import resolve, versions
+from coeffdiff.training.prepare import free_memory, resolve, versions
 from coeffdiff.training.state import RunFolder, read_log
 
 FORMAT = 1  # of a cell; goes up when the same key would mean other numbers
@@ -79,6 +86,12 @@ _INDIFFERENT = (
     "tracking.",
     "output",
 )
+
+_ENDLESS = ("constant", "constant_with_warmup")  # schedules that know nothing of the steps to come
+# What compare says itself, for every arm alike
+_OWN = (
+    "model.", "subject.images", "subject.token", "subject.class_word", "training.seed", "validation.", "output",
+)  # fmt: skip
 
 
 class Comparison(Section):
@@ -106,7 +119,9 @@ class Comparison(Section):
     settings: dict[str, Any] = Field({}, description="settings of every arm that trains, by dotted name")
     reference: str = Field("lora", description="arm that the others are paired with")
     seeds: list[Seed] = Field([0, 1], min_length=1, description="of training; pictures have others by each")
-    checkpoints: list[int] = Field([], description="steps at which adapters are scored besides the last")
+    checkpoints: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="steps at which adapters are scored besides the last"
+    )
     scales: list[float] = Field([1.0], min_length=1, description="that adapters are scored at")
     prompts: str = Field("auto", description="as in evaluate")
     limit: int | None = Field(10, ge=1, description="at most so many prompts, spread over the list")
@@ -126,7 +141,13 @@ class Comparison(Section):
         return values
 
     @model_validator(mode="after")
-    def _reference_is_an_arm(self) -> Comparison:
+    def _arms_are_comparable(self) -> Comparison:
+        for given in (self.settings, *self.arms.values()):
+            own = next((name for name in flattened(given or {}) if name.startswith(_OWN)), None)
+            if own:
+                raise ValueError(
+                    f"{own} cannot be set for arms: the comparison says it, and for all of them alike"
+                )
         if self.reference not in self.arms:
             raise ValueError(f"the reference {self.reference!r} is none of the arms {', '.join(self.arms)}")
         return self
@@ -174,6 +195,14 @@ class Job:
     def label(self) -> str:
         return f"{self.sitter.name}, {self.arm}, seed {self.seed}"
 
+    @property
+    def end(self) -> Point:
+        """What the arm is judged by: its last step, at the scale nearest to 1."""
+        last = max(point.steps for point in self.points)
+        return min(
+            (point for point in self.points if point.steps == last), key=lambda point: abs(point.scale - 1.0)
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -190,8 +219,9 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
 
     Args:
         output: folder of the comparison; cells that are in it are not computed again.
-        part: (k, n): only every n-th job, from the k-th on, for machines that share no folder. Processes that share
-            one need nothing: each takes jobs that no other is at.
+        part: (k, n): only every n-th subject and seed, from the k-th on, for machines that share no folder, all of one
+            kind (the precision is a part of a cell). Processes that share a folder need nothing: each takes jobs that
+            no other is at.
     Raises: CoeffDiffError with one sentence; what is finished stays.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -199,12 +229,16 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
             "compare shares its work among processes that are started one by one: start the same command several "
             "times (each with a GPU of its own in CUDA_VISIBLE_DEVICES), without accelerate launch."
         )
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file; name another --output.")
     studio = Studio(plan, output)
     jobs = studio.jobs()
     output.mkdir(parents=True, exist_ok=True)
     with appearing(output / "plan.yaml") as unfinished:
         save_settings(plan, unfinished)
-    lacking = [job for job in jobs[part[0] - 1 :: part[1]] if studio.lacks(job)]
+    # All arms of a subject and seed stay together: they share the base model's pictures, and are compared
+    share = [job for i, job in enumerate(jobs) if i // len(plan.arms) % part[1] == part[0] - 1]
+    lacking = [job for job in share if studio.lacks(job)]
     cells = sum(len(job.points) for job in jobs)
     say(
         f"plan     {cells} cells, {cells - sum(len(studio.lacks(job)) for job in jobs)} of them computed before"
@@ -215,9 +249,14 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
                 bar(number, job.label)
                 studio.work(job)
             bar(len(lacking))
-    finally:
-        outcome = _conclude(plan, studio, jobs)
-    return outcome
+    except Interrupted:
+        _conclude(plan, studio, jobs)
+        raise Interrupted("Stopped, and the step is saved. The same command goes on from there.") from None
+    except Exception:
+        with suppress(Exception):  # what went wrong first is what there is to be told
+            _conclude(plan, studio, jobs)
+        raise
+    return _conclude(plan, studio, jobs)
 
 
 def _conclude(plan: Comparison, studio: Studio, jobs: Sequence[Job]) -> Outcome:
@@ -226,13 +265,15 @@ def _conclude(plan: Comparison, studio: Studio, jobs: Sequence[Job]) -> Outcome:
     missing: list[str] = []
     for job in jobs:
         for point in job.points:
-            file = studio.cell(job, point)
-            if file.is_file():
-                # The folder may hold cells of other plans under other names of the same arm
-                found.append(json.loads(file.read_text(encoding="utf-8")) | {"arm": job.arm})
+            cell = studio.read(job, point)
+            if cell:
+                found.append(cell)
             else:
                 missing.append(f"{job.label}, {point.steps} steps at scale {point.scale:g}")
-    results = summarize(found, list(plan.arms), plan.reference, missing)
+    ends = {job.arm: job.end for job in jobs}
+    results = summarize(
+        found, {arm: (end.steps, end.scale) for arm, end in ends.items()}, plan.reference, missing
+    )
     output, report = studio.output, studio.output / "report.html"
     with appearing(output / "comparison.json") as unfinished:
         unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -242,7 +283,7 @@ def _conclude(plan: Comparison, studio: Studio, jobs: Sequence[Job]) -> Outcome:
     strips = {
         (job.sitter.name, job.arm): strip
         for job in reversed(jobs)
-        if (strip := studio.work_folder(job) / _strip_name(job.points[-1])).is_file()
+        if (strip := studio.work_folder(job) / _strip_name(job.end)).is_file()
     }
     write_comparison(results, found, photos, strips, output)
     return Outcome(output, report, results, missing)
@@ -282,17 +323,27 @@ class Studio:
         ]
 
     def cell(self, job: Job, point: Point) -> Path:
-        """Where a cell is kept; its name ends in a hash of all that decides its numbers."""
+        """Where a cell is kept. Its name ends in a hash of all that decides its numbers, which alone counts: the words
+        before it are those of the plan that came first."""
         protocol = dataclasses.asdict(job.protocol)
         content = _hash(FORMAT, job.key, dataclasses.astuple(point), protocol, self.eyes)
         words = f"{job.sitter.name}-{job.arm}-s{job.seed}-{point.steps}x{point.scale:g}"
-        return self.output / "cells" / f"{_slug(words)}-{content}.json"
+        there = next((self.output / "cells").glob(f"*-{content}.json"), None)
+        return there or self.output / "cells" / f"{_slug(words)}-{content}.json"
+
+    def read(self, job: Job, point: Point) -> dict[str, Any] | None:
+        """A cell under the name that this plan gives its arm; None if it is not there, or not whole."""
+        try:
+            cell = json.loads(self.cell(job, point).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return cell | {"arm": job.arm} if isinstance(cell, dict) else None
 
     def work_folder(self, job: Job) -> Path:
         return self.output / "work" / f"{_slug(f'{job.sitter.name}-{job.arm}-s{job.seed}')}-{job.key}"
 
     def lacks(self, job: Job) -> list[Point]:
-        return [point for point in job.points if not self.cell(job, point).is_file()]
+        return [point for point in job.points if self.read(job, point) is None]
 
     def work(self, job: Job) -> None:
         """Train and score what is lacking of a job, unless another process is at it."""
@@ -306,8 +357,10 @@ class Studio:
                     adapter = self._trained(job, steps) if job.settings else None
                 except NonFiniteLoss as error:  # a rate that is too high is a finding, too
                     for point in points:
-                        self._store(job, point, {"failed": str(error), "scores": {}})
+                        self._store(job, point, _failed(error))
                     continue
+                finally:
+                    free_memory(self.state)
                 self._look(job, adapter, points)
             if lacking and job.settings:
                 shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
@@ -319,13 +372,16 @@ class Studio:
         made = read_header(run.adapter).trained_steps if run.adapter.is_dir() else 0
         if made == steps:
             return run.adapter
+        for checkpoint in run.checkpoints():  # of a plan with more steps
+            if checkpoint > run.checkpoint(steps):
+                shutil.rmtree(checkpoint)
         resumes = run.config.is_file() and bool(run.checkpoints()) and made < steps
         if not resumes:
             shutil.rmtree(run.path, ignore_errors=True)
         settings = with_values(job.settings, {"training.steps": steps, "output": str(run.path)})
         if self.device.type != "cpu":  # two models at a time are more than a training needs
             self.pipe.to("cpu")
-            torch.cuda.empty_cache()
+            free_memory(self.state)
         with hushed():
             return train(settings, resume=run if resumes else None).adapter
 
@@ -340,9 +396,13 @@ class Studio:
                     adapter.set_scale(point.scale)
                 pictures = self.work_folder(job) / f"pictures-{point.steps}x{point.scale:g}"
                 shutil.rmtree(pictures, ignore_errors=True)  # of a try that was cut short
-                scored = score_adapter(
-                    self.pipe, subject, job.protocol, self.encoders, base=self.before, folder=pictures
-                )
+                try:
+                    scored = score_adapter(
+                        self.pipe, subject, job.protocol, self.encoders, base=self.before, folder=pictures
+                    )
+                except NonFinitePicture as error:  # and so is a scale
+                    self._store(job, point, _failed(error))
+                    continue
                 self._keep_strip(job, point, pictures)
                 scores = scored.data["scores"] | self._places(job, pictures)
                 self._store(job, point, {"scores": scores} | _facts(scored) | self._cost(job, path))
@@ -351,7 +411,7 @@ class Studio:
                 adapter.remove()
 
     def _store(self, job: Job, point: Point, facts: Mapping[str, Any]) -> None:
-        given = self.plan.settings | (self.plan.arms[job.arm] or {})
+        given = flattened(self.plan.settings) | flattened(self.plan.arms[job.arm] or {})
         cell = {
             "subject": job.sitter.name,
             "class_word": job.sitter.class_word,
@@ -379,8 +439,7 @@ class Studio:
             return {}
         found, lines = inspect_adapter(adapter), list(read_log(adapter.parent / "log.jsonl"))
         vectors = found.header.vectors * sum(
-            encoder.get_input_embeddings().weight.shape[1]
-            for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2)
+            encoder.config.hidden_size for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2)
         )
         cost = {
             "parameters": found.alpha_parameters + found.lora_parameters + vectors,
@@ -439,13 +498,13 @@ class Studio:
         values = {
             "subject.images": str(sitter.folder), "subject.token": self.plan.token,
             "subject.class_word": sitter.class_word, "training.seed": seed, "validation.prompts": [],
-            **self.plan.settings, **given,
+            **{f"model.{name}": value for name, value in self.plan.model.model_dump().items()},
+            **flattened(self.plan.settings), **flattened(dict(given)),
         }  # fmt: skip
-        values |= {f"model.{name}": value for name, value in self.plan.model.model_dump().items()}
-        settings, _ = resolve(load_settings(None, values), self.base, self.state)
+        settings, _ = resolve(with_values(Settings(), values), self.base, self.state)
         last = int(settings.training.steps)
         early = [steps for steps in sorted(self.plan.checkpoints) if steps < last]
-        if early and settings.training.lr_schedule not in ("constant", "constant_with_warmup"):
+        if early and settings.training.lr_schedule not in _ENDLESS:
             raise ConfigError(
                 f"The arm {arm!r} cannot be looked at after {early[0]} steps: its rate follows a schedule over all "
                 f"{last} of them. Drop the checkpoints, or its training.lr_schedule."
@@ -462,6 +521,8 @@ def _deciding(settings: Settings) -> dict[str, Any]:
     idle = tuple(f"method.{name}." for name, learns in learning.items() if not learns)
     flat = flattened(as_tree(settings))
     found = {name: value for name, value in flat.items() if not name.startswith((*_INDIFFERENT, *idle))}
+    if settings.training.lr_schedule not in _ENDLESS:
+        found["training.steps"] = settings.training.steps
     if settings.prior.images:
         found["prior.images"] = [photo.identity for photo in read_photos(settings.prior.images).photos]
     return found
@@ -486,9 +547,10 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
         raise ConfigError(
             f"There are no subjects {wanted!r}: dev, eval, fresh:N or names of pocket's own, or a folder of photos."
         )
-    classes = parse_listing(root / LISTING).classes if (root / LISTING).is_file() else {}
+    listing = read_listing(root)  # in it, or beside it where it is one subject's folder
+    classes = listing.classes if listing else {}
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name[0] != "."]
-    if classes:
+    if listing and listing.file.parent == root:
         folders = [folder for folder in folders if folder.name in classes]
         if not folders:
             raise PhotoError(f"None of the subjects that {root / LISTING} names has a folder in {root}.")
@@ -513,6 +575,10 @@ def _made_up(wanted: str) -> list[subjects.Subject]:
 def _subject(sitter: Sitter, token: str) -> Subject:
     photos = read_photos(sitter.folder).photos
     return Subject(sitter.name, photos, [photo.open_mask() for photo in photos], token, sitter.class_word)
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    return {"failed": str(error), "scores": {}}
 
 
 def _facts(scored: Scored) -> dict[str, Any]:

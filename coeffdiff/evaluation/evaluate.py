@@ -624,7 +624,7 @@ def _protocol_facts(protocol: Protocol) -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     """As reports name it."""
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
 

@@ -19,6 +19,8 @@ from coeffdiff.training.watch import selection_score
 
 Cell = Mapping[str, Any]
 RESAMPLES = 10_000
+FEWEST = 6  # subjects for a verdict: by chance all of fewer are of one sign too often (2 / 2**6 is 3 %)
+PLACES_KEPT = 0.95  # an adapter that forgets where its subject should be is not the best of its kind
 
 # name -> what a column is called, and which way is better
 SCORES = {
@@ -36,26 +38,28 @@ SCORES = {
 
 
 def summarize(
-    cells: Sequence[Cell], arms: Sequence[str], reference: str, missing: Sequence[str] = ()
+    cells: Sequence[Cell], ends: Mapping[str, tuple[int, float]], reference: str, missing: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Everything that a comparison's page, table and plot are made of.
 
     Args:
         cells: as in their files; several points (steps, scale) of an adapter are several cells.
-        arms: all that were planned, in their order.
+        ends: of all arms that were planned, in their order: the steps and the scale that an arm is judged at.
         missing: names of cells that are not there yet.
     Returns: reference, missing, failed, and
-        arms: for each arm with cells its number of cells and subjects, steps, means and intervals of the scores at its
-            last step and the scale nearest to 1, and its costs;
+        arms: for each arm with cells at its end their number and that of subjects, steps and scale, means and intervals
+            of the scores, and costs;
         paired: for each other arm the subjects and seeds it has in common with the reference, and for each score the
             mean difference, its interval, on how many subjects it is better, and in a word what that says;
         curves: for each arm the mean scores at every point, where there are several;
-        best: where arms are tries of one (`lora 1e-3`, `lora 3e-3`), which has the best score to choose by.
+        best: where arms are tries of one (`lora 1e-3`, `lora 3e-3`), which of them has, at which step and scale, the
+            best score to choose by (see watch.selection_score), of those that keep 95 % of the places, if any do.
     """
     whole = [cell for cell in cells if not cell.get("failed")]
-    final = {arm: _final([cell for cell in whole if cell["arm"] == arm]) for arm in arms}
+    of = {arm: [cell for cell in whole if cell["arm"] == arm] for arm in ends}
+    final = {arm: [cell for cell in of[arm] if (cell["steps"], cell["scale"]) == ends[arm]] for arm in ends}
     final = {arm: found for arm, found in final.items() if found}
-    summaries = {arm: _arm(found) for arm, found in final.items()}
+    curves = {arm: curve for arm in ends if (curve := _curve(of[arm]))}
     return {
         "reference": reference,
         "missing": list(missing),
@@ -64,18 +68,16 @@ def summarize(
             for cell in cells
             if cell.get("failed")
         ],
-        "arms": summaries,
+        "arms": {
+            arm: _arm(found) | {"steps": ends[arm][0], "scale": ends[arm][1]} for arm, found in final.items()
+        },
         "paired": {
             arm: paired(found, final[reference])
             for arm, found in final.items()
             if arm != reference and reference in final
         },
-        "curves": {
-            arm: curve
-            for arm in final
-            if len(curve := _curve([cell for cell in whole if cell["arm"] == arm])) > 1
-        },
-        "best": _best(summaries),
+        "curves": {arm: curve for arm, curve in curves.items() if len(curve) > 1},
+        "best": _best(curves),
         "made": _made(whole),
     }
 
@@ -102,7 +104,7 @@ def paired(cells: Sequence[Cell], reference: Sequence[Cell]) -> dict[str, Any]:
             "high": high,
             "better_on": sum(sign * value > 0 for value in by_subject),
             "of": len(by_subject),
-            "says": _verdict(sign, low, high),
+            "says": _verdict(sign, low, high) if len(by_subject) >= FEWEST else "too few subjects",
         }
     return {"subjects": len({subject for subject, _ in common}), "pairs": len(common), "scores": scores}
 
@@ -124,21 +126,18 @@ def _verdict(sign: int, low: float | None, high: float | None) -> str:
 
 def _arm(cells: Sequence[Cell]) -> dict[str, Any]:
     """Means over subjects of one arm's cells, a point each."""
-    scores, means = {}, {}
+    scores = {}
     for name in SCORES:
         by_subject = _by_subject(cells, name)
         if by_subject:
             low, high = interval(by_subject)
-            means[name] = statistics.fmean(by_subject)
-            scores[name] = {"mean": means[name], "low": low, "high": high}
+            scores[name] = {"mean": statistics.fmean(by_subject), "low": low, "high": high}
     costs = [cell["cost"] for cell in cells if cell.get("cost")]
     names = dict.fromkeys(name for cost in costs for name in cost)
     return {
         "cells": len(cells),
         "subjects": len({cell["subject"] for cell in cells}),
-        "steps": sorted({cell["steps"] for cell in cells}),
         "scores": scores,
-        "choice": selection_score(means),
         "cost": {name: statistics.median(cost[name] for cost in costs if name in cost) for name in names},
     }
 
@@ -149,14 +148,6 @@ def _by_subject(cells: Sequence[Cell], name: str) -> list[float]:
         if name in cell["scores"]:
             found.setdefault(cell["subject"], []).append(cell["scores"][name])
     return [statistics.fmean(values) for values in found.values()]
-
-
-def _final(cells: Sequence[Cell]) -> list[Cell]:
-    """Of each subject and seed the cell of the last step, at the scale that is nearest to 1."""
-    chosen: dict[tuple[str, int], Cell] = {}
-    for cell in sorted(cells, key=lambda cell: (cell["steps"], -abs(cell["scale"] - 1.0))):
-        chosen[cell["subject"], cell["seed"]] = cell
-    return list(chosen.values())
 
 
 def _curve(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -181,17 +172,19 @@ def _curve(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     ]
 
 
-def _best(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Of the tries of an arm the one with the best score to choose by; only those with as many cells as the fullest."""
-    tries: dict[str, list[str]] = {}
-    for arm in arms:
-        tries.setdefault(arm.split(" ")[0], []).append(arm)
+def _best(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The best point of the tries of an arm; only tries with as many whole cells as the fullest take part."""
+    tries: dict[str, list[dict[str, Any]]] = {}
+    for arm, curve in curves.items():
+        points = [{"arm": arm, **point, "choice": selection_score(point["scores"])} for point in curve]
+        tries.setdefault(arm.split(" ")[0], []).extend(points)
     best = {}
-    for family, names in tries.items():
-        most = max(arms[name]["cells"] for name in names)
-        full = [name for name in names if arms[name]["cells"] == most]
-        if len(names) > 1:
-            best[family] = max(full, key=lambda name: arms[name]["choice"])
+    for family, points in tries.items():
+        most = max(point["cells"] for point in points)
+        full = [point for point in points if point["cells"] == most]
+        keeping = [point for point in full if point["scores"].get("place", 1.0) >= PLACES_KEPT]
+        if len({point["arm"] for point in points}) > 1:
+            best[family] = max(keeping or full, key=lambda point: point["choice"])
     return best
 
 
@@ -243,8 +236,10 @@ def as_text(results: Mapping[str, Any]) -> str:
                 f"  {SCORES[name][0]:<22} {score['difference']:+.3f} {between:<18} "
                 f"better on {score['better_on']} of {score['of']}: {score['says']}"
             )
-    for family, arm in results["best"].items():
-        lines.append(f"best of {family}: {arm}")
+    for family, point in results["best"].items():
+        lines.append(
+            f"best of {family}: {point['arm']} after {point['steps']} steps at scale {point['scale']:g}"
+        )
     lines += [f"failed: {sentence}" for sentence in results["failed"]]
     if results["missing"]:
         lines.append(f"{len(results['missing'])} cells are missing, the first: {results['missing'][0]}")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from coeffdiff import backbone
 from coeffdiff.config import Settings, with_values
-from coeffdiff.console import Bar, progress, say
+from coeffdiff.console import Bar, complain, is_main_process, progress, say
 from coeffdiff.data.latents import share_of
 from coeffdiff.data.photos import NO_PHOTOS, read_photos
 from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
@@ -167,7 +167,11 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         )
         _check_same_step(step, state)
         say(f"resume   {run.path} after step {step}" + ("" if step else ", as there is no checkpoint yet"))
-        if step >= steps and run.finished:
+        if step > steps:
+            raise ResumeError(
+                f"{run.path} is at step {step} already; ask for more than {steps} with --steps."
+            )
+        if step == steps and run.finished:
             raise ResumeError(f"{run.path} has finished its {step} steps; ask for more with --steps.")
     if state.is_main_process:
         with disk_errors(f"The run folder {run.path}"):
@@ -497,7 +501,8 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
         now = time.monotonic()
         if first is None:
             first = now
-            say("stopping after this step (press Ctrl-C again to stop at once, without saving)")
+            if is_main_process():  # even where nothing else is said
+                complain("stopping after this step (press Ctrl-C again to stop at once, without saving)")
         elif number == signal.SIGINT and now - first > 2:
             raise KeyboardInterrupt
 

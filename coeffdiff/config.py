@@ -245,10 +245,7 @@ class PriorSettings(Section):
 
 
 class TrainingSettings(Section):
-    steps: int | Auto = Field(
-        "auto",
-        description="optimizer steps; auto: 500 for SDXL; for small models 100 with LoRA, else 300",
-    )
+    steps: int | Auto = Field("auto", description="optimizer steps; auto: 500 for SDXL, 300 for small models")
     batch_size: int | Auto = Field("auto", description="per process; auto: 1 for SDXL, 4 for small models")
     accumulate: int | Auto = Field(
         "auto", description="micro-batches a step; auto: 4 for SDXL, 1 for small models"
@@ -540,9 +537,6 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     learned alone) and 0.27 at ten times it, where the places that prompts name began to go (setting accuracy 0.33 to
     0.83). SDXL's ratio is taken over from there.
 
-    The steps of small models are those of configs/compare/tuning.yaml on pocket: after 100 LoRA at 1e-3, alone or with
-    alpha, is as near to the subject as after 300 and follows prompts better; alpha alone still comes nearer at 300.
-
     A learned token's: on pocket (its UNet of 7,000 steps), the grey sloth, 200 steps of batch 4, the token alone:
     similarity 0.08 at 1e-3, 0.69 at 3e-3, 0.82 at 1e-2, 0.75 at 3e-2; base model 0.16, photos after a round trip
     through the VAE 0.82. The figure flatters: at 1e-2 the pictures have the subject's colours, not its face. For SDXL
@@ -562,7 +556,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
         "method.coeff.learning_rate": float(f"{min(3 * lora_rate, 1e30):g}"),
         "method.token.learning_rate": 2e-3 if large else 1e-2,
-        "training.steps": 500 if large else 100 if "lora" in settings.method.kind else 300,
+        "training.steps": 500 if large else 300,
         "training.batch_size": 1 if large else 4,
         "training.accumulate": 4 if large else 1,
         "training.resolution": facts.native_resolution,

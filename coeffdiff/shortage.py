@@ -11,8 +11,10 @@ from coeffdiff.config import Settings
 from coeffdiff.errors import OutOfMemory
 
 # What torch, its CUDA libraries, its CPU allocator, the system and readers of mapped files say.
+# oneDNN's words on a CPU are the last two: it has no others for a buffer that it did not get
 _SHORT = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|_STATUS_ALLOC_FAILED|Unable to allocate",
+    r"out of memory|can't allocate memory|cannot allocate memory|_STATUS_ALLOC_FAILED|Unable to allocate|"
+    r"could not create a primitive$|could not create a memory",
     re.IGNORECASE,
 )
 _ASKED = re.compile(r"tried to allocate ([\d.]+ [KMGT]i?B|\d+ bytes)", re.IGNORECASE)

@@ -37,6 +37,7 @@ def settings(**values):
     [
         (CPU, True),
         (GPU, True),
+        (RuntimeError("could not create a primitive"), True),
         (MemoryError(), True),
         (OSError(12, "Cannot allocate memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),

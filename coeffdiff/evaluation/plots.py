@@ -41,7 +41,7 @@ def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
 
 
 def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
-    for arm, found in results["arms"].items():
+    for number, (arm, found) in enumerate(results["arms"].items()):
         scores = found["scores"]
         x, y = scores.get("clip_t"), scores.get("dino", scores.get("clip_i"))
         if not x or not y:
@@ -56,7 +56,7 @@ def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any])
             capsize=2, linestyle="none",
         )  # fmt: skip
         axes.annotate(
-            arm, (x["mean"], y["mean"]), xytext=(7, 7), textcoords="offset points", color=look["color"],
+            arm, (x["mean"], y["mean"]), xytext=(7, -14 if number % 2 else 7), textcoords="offset points", color=look["color"],
             fontsize=9, parse_math=False,
         )  # fmt: skip
     _plain(axes, "fidelity against alignment", "bars: 95 % over subjects")

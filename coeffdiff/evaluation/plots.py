@@ -56,8 +56,8 @@ def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any])
             capsize=2, linestyle="none",
         )  # fmt: skip
         axes.annotate(
-            arm, (x["mean"], y["mean"]), xytext=(7, -14 if number % 2 else 7), textcoords="offset points", color=look["color"],
-            fontsize=9, parse_math=False,
+            arm, (x["mean"], y["mean"]), xytext=(7, -14 if number // 2 % 2 else 7), textcoords="offset points",
+            color=look["color"], fontsize=9, parse_math=False,
         )  # fmt: skip
     _plain(axes, "fidelity against alignment", "bars: 95 % over subjects")
     axes.set_xlabel("text alignment (CLIP-T)")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +181,29 @@ def test_drift_pairs_row_by_row():
     assert metrics.drift(features, features.roll(1, 0)) == pytest.approx(1.0)
     with pytest.raises(ShapeError, match="cannot be paired"):
         metrics.drift(features, features[:1])
+
+
+def test_encoders_load_as_the_hub_has_held_them_for_years(vit, clip, tmp_path):
+    """Pickled weights with what later versions no longer look for, processors under their former names."""
+    extra = {
+        vit: {"pooler.dense.weight": torch.zeros(24, 24), "pooler.dense.bias": torch.zeros(24)},
+        clip: {"text_model.embeddings.position_ids": torch.arange(77)[None]},
+    }
+    former = {
+        vit: {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2,
+              "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+        clip: {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32,
+               "do_center_crop": True, "resample": 3},
+    }  # fmt: skip
+    pictures = pictures_of(3, seed=5, side=41)
+    for new, load in ((vit, load_dino), (clip, load_clip)):
+        old = tmp_path / Path(new).name
+        shutil.copytree(new, old)
+        weights = load_file(old / "model.safetensors")
+        (old / "model.safetensors").unlink()
+        torch.save(weights | extra[new], old / "pytorch_model.bin")
+        (old / "preprocessor_config.json").write_text(json.dumps(former[new]))
+        torch.testing.assert_close(load(str(old)).features(pictures), load(new).features(pictures))
 
 
 def test_long_texts_are_cut_at_what_the_network_reads(clip):

@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton")
 if not torch.cuda.is_available() and isinstance(triton.language.sum, triton.runtime.JITFunction):
     pytest.skip("there is no GPU, and TRITON_INTERPRET=1 is not set", allow_module_level=True)
 
-from coeffdiff.method import kernels  # noqa: E402
+from coeffdiff.method import attention, checked, chunked, kernels  # noqa: E402
 from coeffdiff.method.attention import mixed_attention, reference_attention  # noqa: E402
 from coeffdiff.method.kernels import unsupported  # noqa: E402
 
@@ -217,3 +217,114 @@ def test_the_operator_runs_the_kernels():
     torch.library.opcheck(forward.default, (*leaves, None, 0.5, "fused"))
     _, kept = forward(q, k, v, coeff, None, 0.5, "fused")
     torch.library.opcheck(backward.default, (grad, q, k, v, coeff, None, kept, 0.5, "fused"))
+
+
+# What "auto" makes of the kernels on a GPU
+
+
+@pytest.fixture
+def verdicts(monkeypatch):
+    """None yet, as at the start of a process."""
+    found = {}
+    monkeypatch.setattr(checked, "_verdicts", found)
+    return found
+
+
+def through(module, q, k, v, grad, coeff, mask=None, scale=0.5):
+    """Output and gradients of a backend's two functions."""
+    out, kept = module.forward(q, k, v, coeff, mask, scale)
+    return [out, *module.backward(grad, q, k, v, coeff, mask, kept, scale)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "dtype"), [*((9, dtype) for dtype in TOLERANCE), (131, torch.bfloat16)], ids=str
+)
+def test_kernels_that_are_right_are_used(verdicts, keys, dtype, recwarn):
+    """Theirs bit for bit, compared once for each shape and way, without drawing from anybody's generator."""
+    before = torch.get_rng_state()
+    tensors, mask = inputs(1, 2, 5, keys, 4, dtype=dtype), torch.zeros(1, 1, 1, keys, device=DEVICE)
+    for hidden in (None, mask):
+        for _ in range(2):
+            got, want = through(checked, *tensors, mask=hidden), through(kernels, *tensors, mask=hidden)
+            assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    assert list(verdicts.values()) == [True] * 4
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not [warning for warning in recwarn if "fused" in str(warning.message)]
+
+
+def spoiled(results, at):
+    """A backend's results, one number of one of them wrong by a twentieth of the largest."""
+    results = [result.clone() for result in results]
+    results[at].view(-1)[-1] += 0.05 * results[at].abs().max()
+    return tuple(results)
+
+
+def not_a_number(results):
+    return tuple(torch.full_like(result, math.nan) for result in results)
+
+
+def broken(results):
+    raise RuntimeError("out of resource: shared memory\nRequired: 1")
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda results: spoiled(results, 0), r"their (out|dq) differs by \d"),
+        (
+            lambda results: spoiled(results, -1 if len(results) == 4 else 0),
+            r"their (out|dcoeff) differs by \d",
+        ),
+        (not_a_number, r"their (out|dq) differs by nan"),
+        (broken, r"failed with RuntimeError: out of resource: shared memory\."),
+    ],
+    ids=["wrong", "wrong at the end", "NaN", "failing"],
+)
+def test_kernels_that_are_wrong_are_replaced_by_chunks(verdicts, monkeypatch, way, spoil, sentence):
+    """Bit for bit, with one warning that says why, however often they would have been used."""
+    tensors = inputs(1, 2, 5, 9, 4, dtype=torch.bfloat16)
+    right = through(kernels, *tensors)
+    good = getattr(kernels, way)
+    monkeypatch.setattr(kernels, way, lambda *a: spoil(good(*a)))
+    with pytest.warns(
+        RuntimeWarning, match=rf"not used here \({way}, 2 heads, 5 x 9 .*: .*{sentence}"
+    ) as said:
+        got = through(checked, *tensors)
+        again = through(checked, *tensors)
+    assert len([one for one in said if "fused" in str(one.message)]) == 1
+    chunks = through(chunked, *tensors)
+    want = chunks if way == "forward" else [right[0], *chunks[1:]]
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(again, got, strict=True))
+
+
+def test_too_little_memory_is_no_verdict(verdicts, monkeypatch):
+    """It is the training's own trouble, and is told where all of it is told."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernels, "forward", full)
+    q, k, v, _, coeff = inputs(1, 2, 5, 9, 4)
+    with pytest.raises(torch.OutOfMemoryError):
+        checked.forward(q, k, v, coeff, None, 0.5)
+    assert not verdicts
+
+
+def test_auto_compares_before_it_trusts(verdicts, monkeypatch):
+    """Where the choice falls on fused, auto goes by the comparison; who asks for fused by name gets just that."""
+    monkeypatch.setattr(attention, "_choice", lambda q, k, mask: ("fused", "spy"))
+    q, k, v, grad, coeff = inputs(1, 2, 3, 5, 4)
+    leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v, coeff)]
+    named = mixed_attention(*leaves, backend="fused")
+    torch.autograd.grad(named, leaves, grad)
+    assert not verdicts
+    out = mixed_attention(*leaves)
+    torch.autograd.grad(out, leaves, grad)
+    assert torch.equal(out, named) and len(verdicts) == 2
+
+    forward, backward = torch.ops.coeffdiff.mixed_attention, torch.ops.coeffdiff.mixed_attention_backward
+    torch.library.opcheck(forward.default, (*leaves, None, 0.5, "checked"))
+    _, kept = forward(q, k, v, coeff, None, 0.5, "checked")
+    torch.library.opcheck(backward.default, (grad, q, k, v, coeff, None, kept, 0.5, "checked"))

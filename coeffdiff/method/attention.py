@@ -64,11 +64,13 @@ def mixed_attention(
     _check_shapes(q, k, v, coeff)
     if mask is not None:
         mask = _additive(mask, q, k)
-    if backend == "auto":
+    chosen = backend == "auto"
+    if chosen:
         backend, _ = _choice(q, k, mask)
     if reason := unusable(backend, q, k, mask):
         raise ConfigError(reason)
-    return BACKENDS[backend](q, k, v, coeff, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    function = _checked if chosen and backend == "fused" else BACKENDS[backend]
+    return function(q, k, v, coeff, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
 
 
 def mixed_values(v: Tensor, coeff: Tensor) -> Tensor:
@@ -94,8 +96,8 @@ def mixed_values(v: Tensor, coeff: Tensor) -> Tensor:
 def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[str, str]:
     """The backend for these inputs and the reason, for people: ("chunked", "cpu: ...").
 
-    The fused kernels agree with the definition in Triton's interpreter and compile for sm_80 and sm_90, but have not
-    been seen on a GPU yet; until then they are for those who ask for them.
+    The fused kernels are compared with the chunks before inputs of some shape first meet them (checked.py), so that a
+    GPU on which they are wrong, or do not compile, gets the chunks and a warning after all.
     """
     backend, why = _choice(q, k, mask)
     maps = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4
@@ -106,9 +108,9 @@ def _choice(q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[str, str]:
     # Apart from the sentence: torch.compile traces this, and cannot print sizes that it keeps symbolic
     if q.device.type != "cuda":
         return "chunked", "in chunks that fit the cache"
-    return "chunked", unusable(
-        "fused", q, k, mask
-    ) or "the fused kernels, untried on a GPU, must be asked for"
+    if reason := unusable("fused", q, k, mask):
+        return "chunked", reason
+    return "fused", "in fused kernels, if they agree with the chunks at first use"
 
 
 def unusable(backend: str, q: Tensor, k: Tensor, mask: Tensor | None = None) -> str:
@@ -155,6 +157,7 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, flo
     "chunked": functools.partial(_through_operator, "chunked"),
     "fused": functools.partial(_through_operator, "fused"),
 }
+_checked = functools.partial(_through_operator, "checked")  # what "auto" makes of fused
 
 
 # --- one operator for the backends that are not made of torch's own, so that torch.compile takes it as one node ----
@@ -175,7 +178,7 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     wide = _wide(q)
-    kept = q.shape[:-1] if backend == "fused" else (0,)
+    kept = (0,) if backend == "chunked" else q.shape[:-1]
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(kept, dtype=wide)
 
 
@@ -238,10 +241,9 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def _implementation(backend: str) -> Any:
-    """The module whose forward and backward a backend is; Triton is imported here and nowhere else."""
-    return importlib.import_module(
-        "coeffdiff.method.kernels" if backend == "fused" else "coeffdiff.method.chunked"
-    )
+    """The module whose forward and backward a backend is; those that import Triton are imported here."""
+    modules = {"fused": "kernels", "checked": "checked", "chunked": "chunked"}
+    return importlib.import_module(f"coeffdiff.method.{modules[backend]}")
 
 
 def _additive(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:

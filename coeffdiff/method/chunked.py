@@ -30,16 +30,26 @@ _LINUX_CACHES = "/sys/devices/system/cpu/cpu0/cache"
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coeff: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    *,
+    room: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, Q, D] in q's dtype, contiguous, and nothing else that backward would need (a tensor of no size).
 
     The softmax and the mixing run in float32, or float64 for float64 inputs.
+
+    Args:
+        room: bytes of one chunk's maps; chunk_bytes by default.
     """
     queries, keys, values, coeff = _prepared(q, k, v, coeff)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    maps_buffer, mixed_buffer = _buffers(2, q, k, queries.dtype)
-    for rows in _chunks(q, k):
+    maps_buffer, mixed_buffer = _buffers(2, q, k, queries.dtype, room)
+    for rows in _chunks(q, k, room):
         maps = _maps(queries[:, :, rows] * scale, keys, mask, rows, maps_buffer)
         out[:, :, rows] = _mix(coeff, maps, mixed_buffer) @ values
     return out, q.new_empty(0, dtype=queries.dtype)
@@ -54,13 +64,15 @@ def backward(
     mask: Tensor | None,
     _nothing: Tensor,
     scale: float,
+    *,
+    room: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and coeff, in their dtypes, contiguous. Equations: attention.py."""
+    """Gradients of q, k, v and coeff, in their dtypes, contiguous; room as in forward. Equations: attention.py."""
     queries, keys, values, c = _prepared(q, k, v, coeff)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv, dcoeff = torch.zeros_like(keys), torch.zeros_like(values), torch.zeros_like(c)
-    maps_buffer, mixed_buffer, grad_buffer = _buffers(3, q, k, queries.dtype)
-    for rows in _chunks(q, k):
+    maps_buffer, mixed_buffer, grad_buffer = _buffers(3, q, k, queries.dtype, room)
+    for rows in _chunks(q, k, room):
         some, d_out = queries[:, :, rows] * scale, grad[:, :, rows].to(queries.dtype)
         maps = _maps(some, keys, mask, rows, maps_buffer)
         _add_product(dv, _mix(c, maps, mixed_buffer).transpose(2, 3), d_out)
@@ -86,10 +98,9 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
     total.flatten(0, 1).baddbmm_(one.flatten(0, 1), other.flatten(0, 1))
 
 
-def _buffers(count: int, q: Tensor, k: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def _buffers(count: int, q: Tensor, k: Tensor, dtype: torch.dtype, room: int | None) -> list[Tensor]:
     """Room for the maps of one chunk, `count` times."""
-    batch, heads, queries, _ = q.shape
-    size = batch * heads * min(rows_of_a_chunk(q, k), queries) * k.shape[2]
+    size = q.shape[0] * q.shape[1] * rows_of_a_chunk(q, k, room) * k.shape[2]
     return [q.new_empty(size, dtype=dtype) for _ in range(count)]
 
 
@@ -113,16 +124,16 @@ def _room(buffer: Tensor, *shape: int) -> Tensor:
     return buffer[: math.prod(shape)].view(shape)
 
 
-def _chunks(q: Tensor, k: Tensor) -> Iterator[slice]:
-    rows = rows_of_a_chunk(q, k)
+def _chunks(q: Tensor, k: Tensor, room: int | None = None) -> Iterator[slice]:
+    rows = rows_of_a_chunk(q, k, room)
     for start in range(0, q.shape[2], rows):
         yield slice(start, min(start + rows, q.shape[2]))
 
 
-def rows_of_a_chunk(q: Tensor, k: Tensor) -> int:
-    """How many queries, with the maps of all heads and batch entries, fit into chunk_bytes; at least one."""
+def rows_of_a_chunk(q: Tensor, k: Tensor, room: int | None = None) -> int:
+    """How many queries, with the maps of all heads and batch entries, fit into `room`; at least one."""
     a_row = q.shape[0] * q.shape[1] * k.shape[2] * 4
-    return max(1, min(q.shape[2], chunk_bytes(q.device) // max(a_row, 1)))
+    return max(1, min(q.shape[2], (room or chunk_bytes(q.device)) // max(a_row, 1)))
 
 
 def chunk_bytes(device: torch.device) -> int:

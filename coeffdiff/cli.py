@@ -105,9 +105,10 @@ def main() -> None:
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
     if not sys.warnoptions:
-        warnings.simplefilter(
-            "ignore"
-        )  # libraries' deprecations are no news to the person at the command line
+        # Libraries' deprecations are no news to the person at the command line; what we warn of is
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"coeffdiff\.")
+        warnings.showwarning = lambda message, *_, **__: say(f"warning  {message}")
     app()
 
 
@@ -290,7 +291,7 @@ def check(
 
     state = start_processes()
     with progress("reading photos", len(list(folder.iterdir())) if folder.is_dir() else 0) as bar:
-        photos = read_photos(folder, on_file=bar)
+        photos = read_photos(folder, settings.training.masked_loss, on_file=bar)
     base = backbone.find_backbone(settings.model)
     settings, _ = resolve(settings, base, state)
     with progress("looking at photos", len(photos.photos)) as bar:
@@ -683,7 +684,11 @@ def compare(
         Path, typer.Option(help="Folder of the comparison; what it holds is not computed again.")
     ] = Path("comparison"),
     part: Annotated[
-        str, typer.Option(metavar="K/N", help="Only every N-th training, for machines that share no folder.")
+        str,
+        typer.Option(
+            metavar="K/N",
+            help="Only every N-th subject and seed, for machines that share no folder.",
+        ),
     ] = "1/1",
     as_json: NumbersAsJson = False,
     list_settings: Annotated[

@@ -611,7 +611,7 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat.update(flattened(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
@@ -635,7 +635,7 @@ def _sentence(kind: type[BaseModel], problem: Any, source: str) -> str:
     given = problem["input"]
     written = repr(given) if len(repr(given)) <= 200 else f"{repr(given)[:200]}..."
     shown = "" if isinstance(given, dict | BaseModel) else f" (given: {written})"
-    return f"{source}: {dotted}{shown}: {message}."
+    return f"{source}: {dotted}{shown}: {message}." if dotted else f"{source}: {message}."
 
 
 def _same_leaf(leaf: str, names: list[str]) -> list[str]:

@@ -5,6 +5,7 @@
     |-- ShapeError                  tensors that do not fit together
     |-- PhotoError                  the photo folder: missing, empty, nothing usable
     |-- ModelError                  a base model that cannot be had or is not SDXL
+    |   `-- NonFinitePicture        a picture that came out as NaN
     |-- InjectionError              attention layers that cannot take alpha, or have lost it
     |-- AdapterError                an adapter: missing, damaged, foreign
     |   `-- AdapterMismatch         a sound adapter for another base model

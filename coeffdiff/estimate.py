@@ -232,7 +232,7 @@ def predict(
     parameters = dryrun.make_learnable(unet, learned(settings))
     rows_learned = settings.method.token.vectors * sum(e.config.hidden_size for e in encoders)
     trained = sum(parameter.numel() for parameter in parameters) + (rows_learned if learns_token else 0)
-    states = optimizer_bytes(settings, trained)
+    states = optimizer_bytes(settings, parameters) + (8 * rows_learned if learns_token else 0)
     in_step = states  # what a step finds besides the UNet
     if learns_token:
         in_step += sum(dryrun.bytes_of(e) + text_activations(e, seen, narrow) for e in encoders)
@@ -298,7 +298,8 @@ def predict(
         # forward, backward, and as often again as something is computed again
         cold = weights["unet"] * watch.seconds_to_fetch()
         micro = watch.seconds(step) + (2 + bool(training.gradient_checkpointing)) * cold
-        if 5 * micro < budget_seconds and phases["training"] - process_bytes < TRIED_BYTES:
+        tried = phases["training"] - (process_bytes if kind == "cpu" else 0)
+        if 5 * micro < budget_seconds and tried < TRIED_BYTES:
             run, _ = dryrun.real_step(
                 unet.config,
                 learned(settings),
@@ -377,9 +378,16 @@ def text_activations(encoder: Any, batch: int, narrow: torch.dtype | None) -> in
     return config.num_hidden_layers * layer * (1 if narrow else 2)
 
 
-def optimizer_bytes(settings: Settings, trained: int) -> int:
-    """AdamW's two moments of every trained number, float32."""
-    return 2 * 4 * trained
+def optimizer_bytes(settings: Settings, parameters: Sequence[Any]) -> int:
+    """AdamW's two moments of every trained number: float32, or a byte each where adamw8bit narrows them.
+
+    It leaves tensors of fewer than 4,096 numbers wide, and keeps a float32 for every 256 of others (bitsandbytes).
+    """
+    eight = settings.training.optimizer == "adamw8bit"
+    return sum(
+        2 * n + 2 * 4 * -(-n // 256) if eight and n >= 4096 else 2 * 4 * n
+        for n in (parameter.numel() for parameter in parameters)
+    )
 
 
 def buckets(settings: Settings, base: Any, photos: Sequence[Photo]) -> list[tuple[int, int]]:

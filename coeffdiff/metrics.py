@@ -271,6 +271,15 @@ def references_of(
     )
 
 
+def joined(parts: Sequence[References]) -> References:
+    """Photos that were encoded one by one, in order, as if at once: 200 of 20 megapixels are 12 GB when open."""
+    masked = [part.masked for part in parts if part.masked]
+    return References(
+        {kind: torch.cat([part.whole[kind] for part in parts]) for kind in parts[0].whole},
+        {kind: torch.cat([part[kind] for part in masked]) for kind in masked[0]} if masked else {},
+    )
+
+
 def score_pictures(
     encoders: Encoders,
     references: References,

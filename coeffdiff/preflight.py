@@ -134,10 +134,10 @@ def check(
     """
     looked = look_at(settings, photos.photos, base, on_photo)
     arguments: dict[str, Any] = {"process_bytes": process_bytes()}
+    free = free or what_is_free(settings, device)  # before trials, whose memory the process keeps
     prediction = estimate.predict(
         settings, base, photos.photos, device, budget_seconds=budget_seconds, **arguments
     )
-    free = free or what_is_free(settings, device)
     tight = prediction.peak_bytes > free.memory
     remedies = (
         tuple(find_remedies(settings, base, photos.photos, device, free.memory, **arguments)) if tight else ()

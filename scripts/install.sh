@@ -1,6 +1,6 @@
 # Makes .venv with coeffdiff and its pinned dependencies; demo.sh and test.sh source it. Says what it downloads.
 #
-# PYTHON   the interpreter to use (default: the first of python3.11, python3.12, python3.13, python3.10, python3)
+# PYTHON   the interpreter to use (default: the first of python3.11, python3.12, python3.13, python3)
 # EXTRAS   what to install beside the package itself, such as [dev]
 
 find_python() {

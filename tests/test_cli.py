@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff import __version__
+from coeffdiff import __version__, cli
 from coeffdiff.cli import _folder_and_scale, app
 from coeffdiff.config import documented_settings
 from coeffdiff.errors import AdapterError
@@ -96,6 +97,21 @@ def test_threads_that_wait_sleep_unless_a_person_chose_otherwise():
         environment |= {"OMP_WAIT_POLICY": given} if given else {}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert done.stdout.splitlines()[-1] == f"False {heard}", done.stderr
+
+
+def test_warnings_of_ours_are_said_and_those_of_libraries_are_not(monkeypatch, capsys):
+    """Seen from a method's module, and from another one; as a line of the tool's own."""
+
+    def warn_twice():
+        for module in ("coeffdiff.method.checked", "transformers.models"):
+            warnings.warn_explicit(f"from {module}", RuntimeWarning, "x.py", 1, module=module)
+
+    monkeypatch.setattr(cli, "app", warn_twice)
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        monkeypatch.setattr(sys, "warnoptions", [])
+        cli.main()
+    assert capsys.readouterr().err == "warning  from coeffdiff.method.checked\n"
 
 
 def test_the_command_and_the_module_are_one():

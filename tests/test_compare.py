@@ -96,7 +96,7 @@ def test_every_cell_is_there_and_equal_prompts_have_equal_seeds(done):
     assert lora["cost"]["parameters"] > alpha["cost"]["parameters"] > 0
     assert alpha["cost"]["mean_abs_alpha"] > 0 and "mean_abs_alpha" not in lora["cost"]
     assert {f.name for f in done.folder.iterdir()} == {
-        "cells", "work", "plan.yaml", "comparison.json", "comparison.csv", "comparison.png", "report.html"
+        "cells", "work", "asked.yaml", "comparison.json", "comparison.csv", "comparison.png", "report.html"
     }  # fmt: skip
     assert json.loads((done.folder / "comparison.json").read_text()) == done.results
     assert done.results["paired"][HOSTILE]["pairs"] == 2
@@ -336,6 +336,7 @@ def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
         (["--set", "settings={training: {seed: 3}}"], "training.seed cannot be set for arms"),
         (["--set", "arms={lora: {validation.keep: best}}"], "validation.keep cannot be set for arms"),
         (["--set", "checkpoints=[0]"], "checkpoints (given: 0)"),
+        (["--set", "arms={lora: {1: 2}}"], "arms (given: 1)"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_path, arguments, sentence):
@@ -351,6 +352,20 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_p
     result = CliRunner().invoke(app, ["compare", *plain, *encoders, *arguments])
     assert result.exit_code == 2 and sentence in result.output.replace("\n", " "), result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"subjects": "nowhere"}, "There are no subjects 'nowhere'"),
+        ({"arms": {"lora": {}, "wide": {"method.lora.rank": 0}}}, r"The arm 'wide': .*method\.lora\.rank"),
+        ({"settings": {"training": {"steps": -1}}}, r"The arm 'lora': .*training\.steps"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_told_before_a_model_is_loaded(monkeypatch, tmp_path, change, sentence):
+    monkeypatch.setattr(module, "Studio", lambda *a: pytest.fail("it was loaded"))
+    with pytest.raises(ConfigError, match=sentence):
+        module.compare(Comparison(**{"arms": {"lora": {}}} | change), tmp_path / "out")
 
 
 def test_a_file_in_the_way_is_one_sentence(shop, tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 
+import numpy as np
 import pytest
 
-from coeffdiff.evaluation.paired import as_text, interval, paired, summarize, table_of
+from coeffdiff.evaluation.paired import _student, as_text, interval, paired, summarize, table_of
 
 MADE = {
     "date": "2026-01-01",
@@ -75,6 +76,26 @@ def test_the_interval_is_that_of_resampled_means():
     assert low == pytest.approx(0.402, abs=0.012) and high == pytest.approx(0.598, abs=0.012)
     assert interval([1.0, 2.0]) == (None, None)
     assert interval([3.0] * 5) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize("count", [6, 10, 20])
+def test_the_interval_of_few_values_holds_the_truth_as_often_as_it_says(count):
+    """2,000 samples of normal values around 0; plain percentiles hold it 87 times in a hundred for 6 of them."""
+    samples = np.random.default_rng(1).normal(size=(2000, count))
+    hold = [low <= 0 <= high for low, high in (interval(list(values), resamples=1000) for values in samples)]
+    assert 0.935 <= np.mean(hold) <= 0.965
+
+
+def test_quantiles_are_students():
+    """Tables: 2.571 for 5 degrees of freedom, 2.262 for 9, 1.984 for 99."""
+    assert [_student(n) for n in (5, 9, 99)] == pytest.approx([2.5706, 2.2622, 1.9842], rel=2e-3)
+
+
+def test_only_numbers_after_one_word_make_tries():
+    """`lora 1e-3` and `lora 3e-3` are tries of lora; `lora, rank 16`, `coeff+lora` and `no dropout` are arms."""
+    names = ("lora 1e-3", "lora 0.003", "lora, rank 1", "lora, rank 16", "no dropout", "no alpha")
+    cells = [cell(arm, dino=0.5, clip_t=0.5) for arm in names]
+    assert list(summarize(cells, dict.fromkeys(names, (2, 1.0)), "lora 1e-3")["best"]) == ["lora"]
 
 
 def test_an_arm_is_judged_where_the_plan_says_and_nowhere_else():

@@ -182,3 +182,26 @@ def test_the_benchmark_of_the_check_sets_predictions_beside_runs(tmp_path):
         assert float(predicted) == pytest.approx(float(measured), rel=0.3)
     assert float(pairs[2][0]) > 0 and float(pairs[2][1]) > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_comparisons_adapters_are_taken_apart(tmp_path):
+    """As trained they have the cell's scores; without alpha and without LoRA others; the subject itself the best."""
+    (tmp_path / "plan.yaml").write_text(
+        "{model: {name: pocket}, subjects: wooden_pot, seeds: [0], limit: 2, denoising_steps: 2, reference: coeff+lora,"
+        " settings: {training.steps: 2, training.masked_loss: false}, arms: {coeff+lora: {method.kind: coeff+lora}}}"
+    )
+    command = [sys.executable, "-m", "coeffdiff", "compare", "plan.yaml", "--output", "comparison"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arguments = ("plan.yaml", "--comparison", "comparison", "--output", "dissected.json")
+    done = run("dissect_comparison.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "dissected.json").read_text())
+    scores = {row["part"]: row["scores"] for row in rows}
+    (cell,) = (json.loads(file.read_text()) for file in (tmp_path / "comparison" / "cells").glob("*.json"))
+    assert scores["as trained"] == pytest.approx(
+        {n: cell["scores"][n] for n in scores["as trained"]}, abs=1e-5
+    )
+    assert len({of["dino"] for of in scores.values()}) == len(scores) == 6
+    assert max(scores, key=lambda part: scores[part]["dino"]) == "the subject itself"
+    assert done.stdout.count("\n| ") == 6

@@ -5,7 +5,7 @@ A cell is one adapter on one subject, trained with one seed for so many steps an
 named by all that decides it (weights, photos, settings, prompts, seeds), so that whatever has been computed anywhere
 is never computed again, and several processes or machines can fill one folder:
 
-    plan.yaml              what was asked for last
+    asked.yaml             the plan as it was asked for last
     cells/*.json           a cell each; all that a comparison is made of
     work/*/                photos, a run and its pictures each; may be thrown away when the cells are there
     comparison.json, .csv, .png, report.html
@@ -231,10 +231,11 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
         )
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file; name another --output.")
+    _check(plan)
     studio = Studio(plan, output)
     jobs = studio.jobs()
     output.mkdir(parents=True, exist_ok=True)
-    with appearing(output / "plan.yaml") as unfinished:
+    with appearing(output / "asked.yaml") as unfinished:
         save_settings(plan, unfinished)
     # All arms of a subject and seed stay together: they share the base model's pictures, and are compared
     share = [job for i, job in enumerate(jobs) if i // len(plan.arms) % part[1] == part[0] - 1]
@@ -244,7 +245,7 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
         f"plan     {cells} cells, {cells - sum(len(studio.lacks(job)) for job in jobs)} of them computed before"
     )
     try:
-        with progress("cells", len(lacking)) as bar:
+        with progress("trainings", len(lacking)) as bar:
             for number, job in enumerate(lacking):
                 bar(number, job.label)
                 studio.work(job)
@@ -257,6 +258,17 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
             _conclude(plan, studio, jobs)
         raise
     return _conclude(plan, studio, jobs)
+
+
+def _check(plan: Comparison) -> None:
+    """What can be wrong with a plan, before a model is loaded. Raises: ConfigError."""
+    _made_up_or_folder(plan.subjects)
+    for arm, given in plan.arms.items():
+        if given is not None:
+            try:
+                with_values(Settings(), flattened(plan.settings) | flattened(given))
+            except ConfigError as error:
+                raise ConfigError(f"The arm {arm!r}: {error}") from None
 
 
 def _conclude(plan: Comparison, studio: Studio, jobs: Sequence[Job]) -> Outcome:
@@ -533,7 +545,7 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
 
     Raises: ConfigError or PhotoError for what there is not.
     """
-    own = _made_up(wanted)
+    own, root = _made_up_or_folder(wanted)
     if own:
         for subject in own:
             folder = output / "work" / "photos" / subject.name
@@ -542,11 +554,6 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
                     subjects.write_photos(subject, unfinished, masks=True)
             yield Sitter(subject.name, folder, subject.class_word, repr(subject))
         return
-    root = Path(wanted)
-    if not root.is_dir():
-        raise ConfigError(
-            f"There are no subjects {wanted!r}: dev, eval, fresh:N or names of pocket's own, or a folder of photos."
-        )
     listing = read_listing(root)  # in it, or beside it where it is one subject's folder
     classes = listing.classes if listing else {}
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name[0] != "."]
@@ -558,6 +565,16 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
         own_class = classes.get(folder.name) or class_word
         identity = _hash([photo.identity for photo in read_photos(folder).photos])
         yield Sitter(folder.name, folder, own_class, identity)
+
+
+def _made_up_or_folder(wanted: str) -> tuple[list[subjects.Subject], Path]:
+    """Those of pocket's own that are meant, or a folder that is there. Raises: ConfigError for neither."""
+    own, root = _made_up(wanted), Path(wanted)
+    if not own and not root.is_dir():
+        raise ConfigError(
+            f"There are no subjects {wanted!r}: dev, eval, fresh:N or names of pocket's own, or a folder of photos."
+        )
+    return own, root
 
 
 def _made_up(wanted: str) -> list[subjects.Subject]:

@@ -56,6 +56,7 @@ from coeffdiff.metrics import (
     diversity,
     drift,
     encoders_for,
+    joined,
     mean_cosine_among,
     mean_paired_cosine,
     mean_pairwise_cosine,
@@ -133,7 +134,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Scored:
-    """data: plain values, see score_adapter. thumbnails: JPEG by "subject-3", "class-0", "base-class-0", ..."""
+    """data: plain values, see score_adapter. thumbnails: JPEG by "subject-3", "drift-0", "base-0", ..."""
 
     data: dict[str, Any]
     thumbnails: dict[str, bytes]
@@ -235,17 +236,9 @@ def score_adapter(
 
 
 def see_photos(encoders: Encoders, subject: Subject) -> References:
-    """The photos as the encoders see them, one at a time: 200 of 20 megapixels are 12 GB."""
-    seen = [
-        references_of(encoders, [photo.open()], [mask])
-        for photo, mask in zip(subject.photos, subject.masks, strict=True)
-    ]
-    kinds = list(encoders.names())
-    masked = [of.masked for of in seen if of.masked]
-    return References(
-        {kind: torch.cat([of.whole[kind] for of in seen]) for kind in kinds},
-        {kind: torch.cat([of[kind] for of in masked]) for kind in kinds} if masked else {},
-    )
+    """The photos as the encoders see them."""
+    pairs = zip(subject.photos, subject.masks, strict=True)
+    return joined([references_of(encoders, [photo.open()], [mask]) for photo, mask in pairs])
 
 
 @contextmanager
@@ -506,10 +499,9 @@ def evaluate(
         sampling.check_options(outline, options)
         for _, candidate in _of(candidates, name, model):
             check_architecture(shapes, candidate.header, candidate.adapter)
-            for one in asked_for(candidate.protocol, candidate.subject.token, candidate.subject.class_word):
-                for warning in (
-                    sampling.length_warnings(one.prompt, outline) if one.seed == first_seed else ()
-                ):
+            asked = asked_for(candidate.protocol, candidate.subject.token, candidate.subject.class_word)
+            for prompt in dict.fromkeys(one.prompt for one in asked):
+                for warning in sampling.length_warnings(prompt, outline):
                     say(f"hint     {warning}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is not empty; name another --output. Nothing was changed.")

@@ -2,15 +2,20 @@
 
 A subject is what varies, so it is what is drawn again: seeds of a subject are averaged first, then the mean over
 subjects, or over the subjects' differences to the reference arm, gets its 95 % interval from 10,000 bootstrap samples
-of subjects (percentile method; Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
+of subjects. The plain percentiles of ten values hold the truth nine times in ten, not 95 in a hundred; so they are
+moved out by as much as makes the interval of normal values Student's (expanded percentiles; Hesterberg, What Teachers
+Should Know About the Bootstrap, The American Statistician 2015, section 3.3).
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,10 @@ Cell = Mapping[str, Any]
 RESAMPLES = 10_000
 FEWEST = 6  # subjects for a verdict: by chance all of fewer are of one sign too often (2 / 2**6 is 3 %)
 PLACES_KEPT = 0.95  # an adapter that forgets where its subject should be is not the best of its kind
+
+_TRY = re.compile(
+    r"(\S+) (\d[\d.]*(?:e[+-]?\d+)?)"
+)  # an arm at one of the rates it was tried at: "lora 1e-3"
 
 # name -> what a column is called, and which way is better
 SCORES = {
@@ -111,11 +120,25 @@ def paired(cells: Sequence[Cell], reference: Sequence[Cell]) -> dict[str, Any]:
 
 def interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float | None, float | None]:
     """The 95 % interval of the mean, by bootstrap over the values; none where there are fewer than three."""
-    if len(values) < 3:
+    count = len(values)
+    if count < 3:
         return None, None
-    drawn = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), (0.025, 0.975))
+    drawn = np.random.default_rng(0).integers(count, size=(resamples, count))
+    tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student(count - 1))
+    low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), (tail, 1 - tail))
     return float(low), float(high)
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by Fisher's expansion (Abramowitz and Stegun, 26.7.5): for 5 degrees of
+    freedom 0.1 % too small, for 2 degrees 4 %."""
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _verdict(sign: int, low: float | None, high: float | None) -> str:
@@ -177,7 +200,8 @@ def _best(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
     tries: dict[str, list[dict[str, Any]]] = {}
     for arm, curve in curves.items():
         points = [{"arm": arm, **point, "choice": selection_score(point["scores"])} for point in curve]
-        tries.setdefault(arm.split(" ")[0], []).extend(points)
+        tried = _TRY.fullmatch(arm)
+        tries.setdefault(tried[1] if tried else arm, []).extend(points)
     best = {}
     for family, points in tries.items():
         most = max(point["cells"] for point in points)

@@ -43,7 +43,7 @@ def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
 def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
     for number, (arm, found) in enumerate(results["arms"].items()):
         scores = found["scores"]
-        x, y = scores.get("clip_t"), scores.get("dino", scores.get("clip_i"))
+        x, y = scores.get("clip_t"), scores.get("dino")
         if not x or not y:
             continue
         look = looks[arm]
@@ -75,7 +75,7 @@ def _lines(curve: Sequence[Mapping[str, Any]]) -> Iterator[tuple[list[tuple[floa
     over_steps = [point["scores"] for point in whole if point["scale"] == scale]
     over_scales = [point["scores"] for point in whole if point["steps"] == last]
     for scores, style in ((over_steps, {}), (over_scales, {"linestyle": ":"})):
-        yield [(of["clip_t"], of.get("dino", of.get("clip_i"))) for of in scores], style
+        yield [(of["clip_t"], of["dino"]) for of in scores], style
 
 
 def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:

@@ -203,13 +203,16 @@ class Adapter:
             raise AdapterError(f"{self.path} has been removed from this pipeline; load it again.")
 
 
-def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Adapter:
+def load_adapter(
+    pipe: Any, path: str | Path, scale: float | None = None, *, backend: str = "auto"
+) -> Adapter:
     """Apply an adapter (alpha, LoRA and learned token) to a StableDiffusionXLPipeline.
 
     Args:
         pipe: anything with an SDXL `unet`; for a learned token also with its text encoders and tokenizers.
         path: a run folder or an adapter folder.
         scale: how strongly it is applied; by default what the adapter recommends.
+        backend: of mixed attention; see attention.choose_backend.
     Returns: the applied adapter. Several may be loaded, of any kinds; they add up: on each layer
         coeff = I + sum of scale_i * alpha_i, and to each weight the sum of scale_i * LoRA_i. Those that mix values
         have a coeff of their own, and mixed maps meet mixed values.
@@ -234,7 +237,9 @@ def load_adapter(pipe: Any, path: str | Path, scale: float | None = None) -> Ada
     adapter = Adapter(pipe, name, folder, header)
     try:
         if alphas:
-            layers = inject(unet, name, layers=list(header.heads), form=header.form, mixes=header.mixes)
+            layers = inject(
+                unet, name, layers=list(header.heads), form=header.form, backend=backend, mixes=header.mixes
+            )
             fill_alphas(layers, alphas)
             for coefficients in layers.values():
                 coefficients.requires_grad_(False)

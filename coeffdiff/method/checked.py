@@ -3,7 +3,7 @@
 Cards, drivers and compilers differ, and a kernel that is wrong on one of them would spoil an adapter without a word.
 So before the kernels first meet inputs of some shape and type, their results are compared with those of the chunks
 on random tensors like these: a fraction of a second, beside the seconds that Triton compiles for. Where they differ,
-or do not compile, the chunks do the work, and one warning says so.
+or do not compile, the chunks do the work, and a warning says so, once for each.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _trusted(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
             warnings.warn(
                 f"The fused attention kernels are not used here ({way}, {shape}), slower chunks are: {why}.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=1,
             )
     return _verdicts[key]
 

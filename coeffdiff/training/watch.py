@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
@@ -33,6 +32,7 @@ from coeffdiff.method.adapter import AdapterHeader
 from coeffdiff.metrics import (
     Encoders,
     References,
+    joined,
     load_clip,
     load_dino,
     plain_text,
@@ -81,17 +81,13 @@ def judge_for(settings: Settings, photos: PhotoSet) -> Judge | None:
     say(f"scores   by {' and '.join(encoders.names().values())} at each validation")
     seen = []
     with progress("looking at the photos", len(photos.photos)) as bar:
-        for number, photo in enumerate(photos.photos, 1):  # one at a time: 200 of 20 megapixels are 12 GB
+        for number, photo in enumerate(photos.photos, 1):
             seen.append(references_of(encoders, [photo.open()], [photo.open_mask()]))
             bar(number)
-    kinds = encoders.names()
-    whole = {kind: torch.cat([of.whole[kind] for of in seen]) for kind in kinds}
-    masked = [of.masked for of in seen if of.masked]
-    alone = {kind: torch.cat([of[kind] for of in masked]) for kind in kinds} if masked else {}
     token = str(subject.token)
     prompts = dict.fromkeys(fill(prompt, token, subject.class_word) for prompt in validation.prompts)
     texts = [plain_text(prompt, token) for prompt in prompts for _ in validation.seeds]
-    return Judge(encoders, References(whole, alone), texts)
+    return Judge(encoders, joined(seen), texts)
 
 
 def selection_score(scores: Mapping[str, float]) -> float:
@@ -272,7 +268,7 @@ class Watch:
         """
         if step <= self._validated:
             return
-        self._validated = step
+        self._validated, self.scores = step, {}
         pictures = [file for file in files if file.name != GRID_FILE]
         self._show(step, pictures)
         if self._judge is None or not pictures:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from coeffdiff.errors import AdapterError
+from coeffdiff.pictures import INK
 
 MOST_LAYERS = 1000  # SDXL has 140
 _SIDE = 120  # pixels of a map at least; each entry is a square of whole pixels
@@ -56,7 +57,7 @@ def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str, taken: str 
     axes.set_ylim(height, 0)
     axes.axis("off")
     shown: dict[str, Any] = {"cmap": "RdBu_r", "norm": Normalize(-limit, limit), "interpolation": "nearest"}
-    text: dict[str, Any] = {"parse_math": False, "color": "#222222"}
+    text: dict[str, Any] = {"parse_math": False, "color": INK}
     for layer, deviation in deviations.items():
         row, half, column = places[layer]
         x, y = starts[half] + column * pitch, top + rows.index(row) * pitch

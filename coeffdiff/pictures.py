@@ -76,8 +76,8 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
 
 
 _GAP = 8  # pixels between everything
-_INK, _PAPER, _EMPTY = (34, 34, 34), (255, 255, 255), (236, 236, 236)
-_SOFT, _SHEET = (112, 110, 106), (252, 251, 249)  # of figures: grey ink, and paper a little warmer than white
+INK, SOFT, GRID = "#222222", "#706e6a", "#e4e2de"  # of everything that is drawn: words, smaller words, lines
+_PAPER, _EMPTY, _SHEET = (255, 255, 255), (236, 236, 236), (252, 251, 249)  # a figure's is a little warmer
 
 
 def labelled_grid(
@@ -159,11 +159,11 @@ def figure(
     width = max([1, *(len(band.pictures) for band in bands)]) * (cell + gap) - gap
     blocks = [(margin, _paragraph(title, round(points * 1.6), width, bold=True))]  # each after so much space
     if facts:
-        blocks.append((round(points * 0.4), _paragraph(facts, points, width, _SOFT)))
+        blocks.append((round(points * 0.4), _paragraph(facts, points, width, SOFT)))
     for band in bands:
         blocks.append((round(points * 1.6), _band(band, points, width, gap, round(cell * 1.25))))
     if footer:
-        blocks.append((round(points * 1.2), _paragraph(footer, round(points * 0.75), width, _SOFT)))
+        blocks.append((round(points * 1.2), _paragraph(footer, round(points * 0.75), width, SOFT)))
     height = sum(space + block.height for space, block in blocks) + margin
     sheet = Image.new("RGB", (width + 2 * margin, height), _SHEET)
     y = 0
@@ -173,9 +173,7 @@ def figure(
     return sheet
 
 
-def _paragraph(
-    text: str, points: int, width: int, ink: tuple[int, int, int] = _INK, bold: bool = False
-) -> Image.Image:
+def _paragraph(text: str, points: int, width: int, ink: str = INK, bold: bool = False) -> Image.Image:
     line = round(points * 1.35)
     lines = _wrapped(text, points, width, 4)
     block = Image.new("RGB", (width, len(lines) * line), _SHEET)
@@ -198,7 +196,7 @@ def _band(band: Band, points: int, width: int, gap: int, most: int) -> Image.Ima
     block = Image.new("RGB", (width, top + max((p.height for p in pictures), default=0)), _SHEET)
     draw = ImageDraw.Draw(block)
     _write(draw, heading, large, line, 0, large, anchor="ls", bold=True)
-    _write(draw, note, points, line, behind, large, anchor="ls", ink=_SOFT)
+    _write(draw, note, points, line, behind, large, anchor="ls", ink=SOFT)
     for column, lines in enumerate(heads):
         y = top - round(points * 0.25) - len(lines) * line
         _write(draw, lines, points, line, round(column * pitch), y)
@@ -262,7 +260,7 @@ def _write(
     y: int,
     *,
     anchor: str = "la",
-    ink: tuple[int, int, int] = _INK,
+    ink: str = INK,
     bold: bool = False,
 ) -> None:
     """Lines, `line` pixels apart; anchor in Pillow's letters. Pillow's font has one weight: bold ones are outlined."""

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from coeffdiff.evaluation.paired import SCORES
+from coeffdiff.pictures import GRID, INK, SOFT
 
-_COLOURS = ("#706e6a", "#3b6ea5", "#b4582a", "#4d8b57", "#8a5aa5", "#b59a2b", "#2b9aa5", "#a53b6e")
-_INK, _SOFT, _GRID = "#222222", "#706e6a", "#e4e2de"
+_COLOURS = (SOFT, "#3b6ea5", "#b4582a", "#4d8b57", "#8a5aa5", "#b59a2b", "#2b9aa5", "#a53b6e")
 _MARKERS = "oosD^vPX"
 # The two axes of a customization, and what else is worth seeing beside its reference
 _PAIRED = ("dino", "clip_i", "clip_t", "place", "diversity", "drift")
 
 
 def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
-    """Left: mean fidelity (DINO, else CLIP-I) against mean alignment (CLIP-T), with intervals over subjects, a line
+    """Left: mean fidelity (DINO) against mean alignment (CLIP-T), with intervals over subjects, a line
     through an arm's steps and a dotted one through its scales. Right: paired differences to the reference arm.
 
     Raises: OSError if the file cannot be written.
@@ -62,7 +62,7 @@ def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any])
     _plain(axes, "fidelity against alignment", "bars: 95 % over subjects")
     axes.set_xlabel("text alignment (CLIP-T)")
     axes.set_ylabel("subject fidelity (DINO)")
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
 
 
 def _lines(curve: Sequence[Mapping[str, Any]]) -> Iterator[tuple[list[tuple[float, float]], dict[str, Any]]]:
@@ -93,11 +93,11 @@ def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]
                 found["difference"], y, xerr=_error(found, "difference"), **looks[arm], markersize=5,
                 elinewidth=1.4, capsize=2, linestyle="none", label=arm if row == 0 else None,
             )  # fmt: skip
-    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks([row for row, _ in ticks], [label for _, label in ticks])
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     for row in range(1, len(names)):
-        axes.axhline(row - 0.5, color=_GRID, linewidth=0.8)
+        axes.axhline(row - 0.5, color=GRID, linewidth=0.8)
     counts = sorted({found["subjects"] for found in results["paired"].values()})
     subjects = " to ".join(str(n) for n in counts[:1] + counts[1:][-1:]) or "no"
     _plain(axes, f"difference to {results['reference']}", f"{subjects} subjects, paired, 95 %")
@@ -112,7 +112,7 @@ def _error(found: Mapping[str, Any], centre: str = "mean") -> list[list[float]] 
 
 
 def _plain(axes: Any, title: str, note: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, color=_INK, parse_math=False)
-    axes.set_title(note, loc="right", fontsize=8, color=_SOFT)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+    axes.set_title(note, loc="right", fontsize=8, color=SOFT)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_SOFT, labelsize=8)
+    axes.tick_params(colors=SOFT, labelsize=8)

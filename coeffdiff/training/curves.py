@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from coeffdiff.files import appearing
+from coeffdiff.pictures import GRID, INK, SOFT
 from coeffdiff.training.state import read_log
 
 CURVES = "curves.png"
-_INK, _SOFT, _GRID = "#222222", "#706e6a", "#e4e2de"
 _LOSS, _ALPHA = "#3b6ea5", "#b4582a"
 # What is drawn of a validation's scores, with colour and name; alone: against the photos without their background.
 SCORES = {
@@ -21,7 +21,7 @@ SCORES = {
     "clip_i": ("#7aa6d6", "subject (CLIP-I)"),
     "clip_i_masked": ("#a58fd6", "subject alone (CLIP-I)"),
     "clip_t": ("#b4582a", "text (CLIP-T)"),
-    "score": ("#222222", "both (geometric mean)"),
+    "score": (INK, "both (geometric mean)"),
 }
 
 
@@ -72,12 +72,12 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
             "cosine, higher is better" + (f"; best: step {kept}" if kept else ""),
         )
         if kept:
-            axes["scores"].axvline(kept, color=_SOFT, linewidth=0.8, linestyle=":", zorder=0)
+            axes["scores"].axvline(kept, color=SOFT, linewidth=0.8, linestyle=":", zorder=0)
         figure.legend(
             loc="outside lower center", ncols=len(scores) if len(scores) < 5 else 3, frameon=False, fontsize=8
         )
     bottom = axes[panels[-1]]
-    bottom.set_xlabel("step", fontsize=9, color=_INK)
+    bottom.set_xlabel("step", fontsize=9, color=INK)
     bottom.set_xlim(0, max(line["step"] for line in lines) * 1.02)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     with appearing(file) as temporary:
@@ -113,10 +113,10 @@ def _scored(lines: Sequence[dict[str, Any]]) -> list[tuple[int, dict[str, float]
 
 
 def _titled(axes: Any, title: str, note: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=_INK, fontweight="bold")
-    axes.set_title(note, loc="right", fontsize=8, color=_SOFT)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.tick_params(labelsize=8, colors=_SOFT, length=0)
+    axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
+    axes.set_title(note, loc="right", fontsize=8, color=SOFT)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.tick_params(labelsize=8, colors=SOFT, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
+    axes.spines["bottom"].set_color(GRID)

@@ -73,6 +73,7 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
     with progress("adapters", len(jobs)) as bar:
         for number, job in enumerate(jobs):
             bar(number, job.label)
+            job.sitter.write_photos()
             adapter = RunFolder(studio.work_folder(job) / "run").adapter
             for part in (*PARTS, PHOTOS):
                 if (job.key, part) in done or not adapter.is_dir():

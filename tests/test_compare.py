@@ -296,6 +296,9 @@ def test_a_training_that_diverges_is_a_finding(plan, tmp_path, monkeypatch):
 
 def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
     own = list(find_sitters("fresh:2@7", None, tmp_path))
+    assert not (tmp_path / "work").exists()
+    for sitter in own:
+        sitter.write_photos()
     assert [s.name for s in own] == [subjects.fresh_subject(seed).name for seed in (7, 8)]
     assert (
         sum(1 for _ in own[0].folder.glob("*.jpg")) == 5

@@ -169,6 +169,13 @@ class Sitter:
     folder: Path
     class_word: str | None
     identity: str
+    made_up: subjects.Subject | None = None
+
+    def write_photos(self) -> None:
+        """Of one of pocket's own, if they are not there yet."""
+        if self.made_up and not self.folder.is_dir():
+            with appearing(self.folder) as unfinished:
+                subjects.write_photos(self.made_up, unfinished, masks=True)
 
 
 @dataclass(frozen=True)
@@ -291,6 +298,8 @@ def _conclude(plan: Comparison, studio: Studio, jobs: Sequence[Job]) -> Outcome:
         unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     with appearing(output / "comparison.csv") as unfinished:
         unfinished.write_text(table_of(found), encoding="utf-8")
+    for sitter in {job.sitter.name: job.sitter for job in jobs}.values():
+        sitter.write_photos()
     photos = {job.sitter.name: job.sitter.folder for job in jobs}
     strips = {
         (job.sitter.name, job.arm): strip
@@ -361,6 +370,7 @@ class Studio:
         """Train and score what is lacking of a job, unless another process is at it."""
         folder = self.work_folder(job)
         folder.mkdir(parents=True, exist_ok=True)
+        job.sitter.write_photos()
         with held(folder) as mine:
             lacking = self.lacks(job) if mine is not False else []  # another may have finished it meanwhile
             for steps in sorted({point.steps for point in lacking}):
@@ -541,7 +551,7 @@ def _deciding(settings: Settings) -> dict[str, Any]:
 
 
 def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[Sitter]:
-    """The subjects that a plan names; photos of pocket's own are written below `output`.
+    """The subjects that a plan names; the photos of pocket's own, once they are written, lie below `output`.
 
     Raises: ConfigError or PhotoError for what there is not.
     """
@@ -549,10 +559,7 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
     if own:
         for subject in own:
             folder = output / "work" / "photos" / subject.name
-            if not folder.is_dir():
-                with appearing(folder) as unfinished:
-                    subjects.write_photos(subject, unfinished, masks=True)
-            yield Sitter(subject.name, folder, subject.class_word, repr(subject))
+            yield Sitter(subject.name, folder, subject.class_word, repr(subject), subject)
         return
     listing = read_listing(root)  # in it, or beside it where it is one subject's folder
     classes = listing.classes if listing else {}

@@ -139,6 +139,14 @@ def test_what_learns_takes_its_optimizers_states(pocket):
     assert large.phases["training"] - small.phases["training"] == pytest.approx(16 * more, rel=0.35)
 
 
+def test_eight_bits_take_a_byte_where_tensors_are_large():
+    """By hand: 4,096 numbers in bytes with 16 float32 beside them, 100 numbers in float32; two moments each."""
+    parameters = [torch.empty(64, 64), torch.empty(10, 10)]
+    of = {name: load_settings(None, {"training.optimizer": name}) for name in ("adamw", "adamw8bit")}
+    assert estimate.optimizer_bytes(of["adamw"], parameters) == 2 * 4 * 4196
+    assert estimate.optimizer_bytes(of["adamw8bit"], parameters) == 2 * (4096 + 4 * 16) + 2 * 4 * 100
+
+
 def test_what_each_switch_does_to_the_peak(pocket):
     """Checkpointing, a smaller batch, bf16 and fewer pixels lower it; each alone."""
     large = {"training.batch_size": 16}

@@ -401,3 +401,15 @@ def test_a_mask_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "p" / "0.mask.png").write_bytes(b"no picture")
     with pytest.raises(PhotoError, match=r"The mask .*0\.mask\.png cannot be used"):
         read_photos(tmp_path / "p")
+
+
+def test_every_prompt_that_is_too_long_is_told_once(studio, command, tmp_path):
+    """Whichever it is, and before anything is made: the output folder is taken."""
+    long = " ".join(["snow"] * 90)
+    (tmp_path / "prompts.txt").write_text(f"a {{token}} ball at sea\na {{token}} ball in {long}\n")
+    run = str(studio / "runs" / "ball")
+    arguments = [*command, run, "--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2 and "is not empty" in result.output
+    hints = [line for line in result.output.splitlines() if line.startswith("hint ")]
+    assert len(hints) == len(set(hints)) > 0 and all("snow" in hint for hint in hints)

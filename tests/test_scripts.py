@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,3 +206,43 @@ def test_a_comparisons_adapters_are_taken_apart(tmp_path):
     assert len({of["dino"] for of in scores.values()}) == len(scores) == 6
     assert max(scores, key=lambda part: scores[part]["dino"]) == "the subject itself"
     assert done.stdout.count("\n| ") == 6
+
+
+def test_the_readmes_tables_are_what_the_cells_say(tmp_path):
+    """All of them as they are; with one digit changed, the table is named."""
+    root = SCRIPTS.parent
+    (tmp_path / "scripts" / "evidence").mkdir(parents=True)
+    shutil.copy(SCRIPTS / "evidence_tables.py", tmp_path / "scripts")
+    (tmp_path / "scripts" / "evidence" / "cells").symlink_to(SCRIPTS / "evidence" / "cells")
+    (tmp_path / "configs").symlink_to(root / "configs")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    begin = readme.index("<!-- table: controls -->")
+    spoiled = readme[:begin] + readme[begin:].replace("0.", "1.", 1)
+    for text, code, said in ((readme, 0, ""), (spoiled, 1, "Not what the cells say: controls.\n")):
+        (tmp_path / "README.md").write_text(text, encoding="utf-8")
+        command = [sys.executable, str(tmp_path / "scripts" / "evidence_tables.py"), "--check"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
+def test_tiles_are_timed_one_by_one(tmp_path):
+    """In Triton's interpreter: the row that is in use and a candidate, of each of two kernels; others pass by."""
+    pytest.importorskip("triton")
+    command = [
+        sys.executable,
+        str(SCRIPTS / "tune_tiles.py"),
+        "--tokens",
+        "8",
+        "--most",
+        "1",
+        "--rounds",
+        "1",
+    ]
+    command += ["--shapes", "cross, 10 x 4096", "--kernels", "one tile", "dk", "--json", "tiles.json"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "tiles.json").read_text())
+    assert [row["kernel"] for row in rows] == ["one tile", "one tile", "dk", "dk"]
+    assert all(row["ms"] > 0 and not row["why"] for row in rows)
+    assert done.stdout.count(" * ") == 2

@@ -29,6 +29,7 @@ PARTS = {
 }
 PHOTOS = "the subject itself"
 SCORES = ("dino", "dino_masked", "clip_i", "clip_t", "place")
+SHOWN = {"dino_masked": "DINO, photos masked", "clip_t": "CLIP-T", "place": "place"}
 
 
 def main() -> int:
@@ -155,11 +156,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Means over subjects, seeds averaged first, with 95 % intervals of the differences to "as trained"."""
     from coeffdiff.evaluation.paired import interval
 
-    lines = ["| | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
+    lines = ["| | " + " | ".join(SHOWN.values()) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     subjects = sorted({row["subject"] for row in rows})
     for part in (*PARTS, PHOTOS):
         entries = []
-        for name in SCORES:
+        for name in SHOWN:
             of = {
                 (row["subject"], kind): [
                     other["scores"][name]
@@ -181,7 +182,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 entry += f" ({statistics.fmean(apart):+.3f} [{low:+.3f}, {high:+.3f}])"
             entries.append(entry)
         lines.append(f"| {part} | " + " | ".join(entries) + " |")
-    return "\n".join([*lines, "", f"{len(subjects)} subjects"])
+    return "\n".join([*lines, "", f"{len(subjects)} subjects; in brackets the difference to the first row."])
 
 
 if __name__ == "__main__":

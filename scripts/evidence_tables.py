@@ -3,12 +3,14 @@
 python scripts/evidence_tables.py            # after a comparison has put new cells into scripts/evidence/cells
 python scripts/evidence_tables.py --check    # changes nothing; exit code 1 if a table is not what the cells say
 
-A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare.
+A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare; `dissected` is
+what dissect_comparison.py found.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import tempfile
@@ -16,8 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import dissect_comparison
+
 ROOT = Path(__file__).parent.parent
 CELLS = ROOT / "scripts" / "evidence" / "cells"
+DISSECTED = ROOT / "scripts" / "evidence" / "dissected.json"
 README = ROOT / "README.md"
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 BROAD = ("dino", "dino_masked", "clip_i", "clip_t", "place", "drift", "drift_class", "drift_unrelated")
@@ -51,12 +56,12 @@ def tables(names: Any) -> dict[str, str]:
     from coeffdiff.evaluation.compare import Comparison, Studio
     from coeffdiff.evaluation.paired import summarize
 
-    made = {}
+    made = {"dissected": dissect_comparison.table(json.loads(DISSECTED.read_text()))}
     with tempfile.TemporaryDirectory() as folder, hushed():
         output = Path(folder)
         (output / "cells").symlink_to(CELLS, target_is_directory=True)
         studio = None
-        for name in names:
+        for name in set(names) - set(made):
             plan = load_section(Comparison, ROOT / "configs" / "compare" / f"{name}.yaml", {}, ())
             studio = studio or Studio(plan, output)
             studio.plan = plan

@@ -212,7 +212,8 @@ def test_the_readmes_tables_are_what_the_cells_say(tmp_path):
     """All of them as they are; with one digit changed, the table is named."""
     root = SCRIPTS.parent
     (tmp_path / "scripts" / "evidence").mkdir(parents=True)
-    shutil.copy(SCRIPTS / "evidence_tables.py", tmp_path / "scripts")
+    for name in ("evidence_tables.py", "dissect_comparison.py", "evidence/dissected.json"):
+        shutil.copy(SCRIPTS / name, tmp_path / "scripts" / name)
     (tmp_path / "scripts" / "evidence" / "cells").symlink_to(SCRIPTS / "evidence" / "cells")
     (tmp_path / "configs").symlink_to(root / "configs")
     readme = (root / "README.md").read_text(encoding="utf-8")

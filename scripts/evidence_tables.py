@@ -3,8 +3,8 @@
 python scripts/evidence_tables.py            # after a comparison has put new cells into scripts/evidence/cells
 python scripts/evidence_tables.py --check    # changes nothing; exit code 1 if a table is not what the cells say
 
-A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare; `dissected` is
-what dissect_comparison.py found.
+A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare;
+`dissected` is what dissect_comparison.py found.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from coeffdiff.console import (
     share_cores,
     visible,
 )
-from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, ModelError
+from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused, ModelError
 
 
 class _Commands(TyperGroup):
@@ -107,7 +107,7 @@ def main() -> None:
     if not sys.warnoptions:
         # Libraries' deprecations are no news to the person at the command line; what we warn of is
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"coeffdiff\.")
+        warnings.filterwarnings("default", category=KernelsUnused)
         warnings.showwarning = lambda message, *_, **__: say(f"warning  {message}")
     app()
 

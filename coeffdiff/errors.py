@@ -80,5 +80,9 @@ class ResumeError(TrainingError):
     pass
 
 
+class KernelsUnused(RuntimeWarning):
+    """The fused attention kernels were found to be wrong here, and slower chunks do their work."""
+
+
 class Interrupted(CoeffDiffError):  # noqa: N818
     exit_code = 130

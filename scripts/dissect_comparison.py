@@ -56,6 +56,9 @@ def main() -> int:
     except CoeffDiffError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    if not rows:
+        print(f"There is no adapter of {chosen.arm} in {chosen.comparison}.", file=sys.stderr)
+        return 2
     print(table(rows))
     return 0
 
@@ -71,13 +74,15 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
     rows: list[dict[str, Any]] = json.loads(output.read_text()) if output.exists() else []
     done = {(row["key"], row["part"]) for row in rows}
     jobs = [job for job in studio.jobs() if job.arm == arm]
+    keys = {job.key for job in jobs}
     with progress("adapters", len(jobs)) as bar:
         for number, job in enumerate(jobs):
             bar(number, job.label)
             job.sitter.write_photos()
             adapter = RunFolder(studio.work_folder(job) / "run").adapter
             for part in (*PARTS, PHOTOS):
-                if (job.key, part) in done or not adapter.is_dir():
+                unknown = part == PHOTOS and not job.sitter.made_up  # nobody can photograph it anew
+                if (job.key, part) in done or unknown or not adapter.is_dir():
                     continue
                 scores = (
                     itself(studio, job) if part == PHOTOS else as_parts(studio, job, adapter, *PARTS[part])
@@ -87,7 +92,7 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
                 with appearing(output) as unfinished:
                     unfinished.write_text(json.dumps(rows, indent=1) + "\n")
         bar(len(jobs))
-    return rows
+    return [row for row in rows if row["key"] in keys]
 
 
 def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> dict[str, float]:
@@ -125,7 +130,6 @@ def itself(studio: Any, job: Any) -> dict[str, float]:
     from coeffdiff.metrics import score_pictures
     from coeffdiff.pocket import WEIGHTS
     from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
-    from coeffdiff.pocket.subjects import SUBJECTS
     from coeffdiff.pocket.world import render
     from coeffdiff.seeding import stable_seed
 
@@ -136,7 +140,7 @@ def itself(studio: Any, job: Any) -> dict[str, float]:
     texts = [one.text for one in asked]
     places = [next(place for place in QUESTIONS["setting"] if text.endswith(place)) for text in texts]
     scenes = [
-        SUBJECTS[job.sitter.name].scene(stable_seed("itself", job.sitter.name, n), setting=place)
+        job.sitter.made_up.scene(stable_seed("itself", job.sitter.name, n), setting=place)
         for n, place in enumerate(places)
     ]
     images, _ = render(scenes)
@@ -158,7 +162,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     lines = ["| | " + " | ".join(SHOWN.values()) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     subjects = sorted({row["subject"] for row in rows})
-    for part in (*PARTS, PHOTOS):
+    for part in dict.fromkeys(row["part"] for row in rows):
         entries = []
         for name in SHOWN:
             of = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
@@ -34,6 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # the cells' precision is a part of their names
     before = README.read_text(encoding="utf-8")
     found = tables(match[1] for match in MARKED.finditer(before))
     after = MARKED.sub(lambda match: f"{match[1]}{match[2]}\n{found[match[1]]}\n", before)
@@ -129,7 +131,12 @@ def _curves(results: Mapping[str, Any], over: str, title: str) -> str:
     best = {(one["arm"], one["steps"], one["scale"]) for one in results["best"].values()}
     for arm, curve in results["curves"].items():
         entries = []
-        for point in curve:
+        at = {point[over]: point for point in curve}
+        for where in points:
+            if where not in at:
+                entries.append("")
+                continue
+            point = at[where]
             scores = point["scores"]
             entry = f"{scores['dino']:.2f} / {scores['clip_t']:.2f} / {100 * scores['place']:.0f} %"
             chosen = (arm, point["steps"], point["scale"]) in best
@@ -154,10 +161,11 @@ def difference(pairs: Mapping[str, Any], name: str) -> str:
 
 
 def how_many(results: Mapping[str, Any]) -> str:
-    subjects = sorted({found["subjects"] for found in results["arms"].values()})
+    counts = sorted({found["subjects"] for found in results["arms"].values()}) or [0]
     cells = sum(made["cells"] for made in results["made"])
     lacking = f"; {len(results['missing'])} more are missing" if results["missing"] else ""
-    return f"{' to '.join(str(n) for n in {subjects[0], subjects[-1]})} subjects, {cells} cells{lacking}."
+    subjects = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    return f"{subjects} subjects, {cells} cells{lacking}."
 
 
 if __name__ == "__main__":

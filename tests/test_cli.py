@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from coeffdiff import __version__, cli
 from coeffdiff.cli import _folder_and_scale, app
 from coeffdiff.config import documented_settings
-from coeffdiff.errors import AdapterError
+from coeffdiff.errors import AdapterError, KernelsUnused
 from coeffdiff.pocket.model import save_random
 
 QUICK = [
@@ -100,18 +100,21 @@ def test_threads_that_wait_sleep_unless_a_person_chose_otherwise():
 
 
 def test_warnings_of_ours_are_said_and_those_of_libraries_are_not(monkeypatch, capsys):
-    """Seen from a method's module, and from another one; as a line of the tool's own."""
+    """Whatever module they are laid to; as a line of the tool's own."""
 
     def warn_twice():
-        for module in ("coeffdiff.method.checked", "transformers.models"):
-            warnings.warn_explicit(f"from {module}", RuntimeWarning, "x.py", 1, module=module)
+        for category in (KernelsUnused, UserWarning, RuntimeWarning, DeprecationWarning):
+            for module in ("coeffdiff.method.checked", "transformers.models"):
+                warnings.warn_explicit(f"{category.__name__} in {module}", category, "x.py", 1, module=module)
 
     monkeypatch.setattr(cli, "app", warn_twice)
     with warnings.catch_warnings():
         warnings.resetwarnings()
         monkeypatch.setattr(sys, "warnoptions", [])
         cli.main()
-    assert capsys.readouterr().err == "warning  from coeffdiff.method.checked\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "warning  KernelsUnused in coeffdiff.method.checked", "warning  KernelsUnused in transformers.models",
+    ]  # fmt: skip
 
 
 def test_the_command_and_the_module_are_one():

@@ -83,7 +83,7 @@ def test_the_interval_of_few_values_holds_the_truth_as_often_as_it_says(count):
     """2,000 samples of normal values around 0; plain percentiles hold it 87 times in a hundred for 6 of them."""
     samples = np.random.default_rng(1).normal(size=(2000, count))
     hold = [low <= 0 <= high for low, high in (interval(list(values), resamples=1000) for values in samples)]
-    assert 0.935 <= np.mean(hold) <= 0.965
+    assert 0.92 <= np.mean(hold) <= 0.97
 
 
 def test_quantiles_are_students():

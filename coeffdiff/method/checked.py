@@ -13,6 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from coeffdiff.errors import KernelsUnused
 from coeffdiff.method import chunked, kernels
 
 # Of the largest number in a result: some four times the rounding of the type, which the kernels' second products see
@@ -56,7 +57,7 @@ def _trusted(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
             shape = f"{q.shape[1]} heads, {q.shape[2]} x {k.shape[2]} tokens, {q.dtype}"
             warnings.warn(
                 f"The fused attention kernels are not used here ({way}, {shape}), slower chunks are: {why}.",
-                RuntimeWarning,
+                KernelsUnused,
                 stacklevel=1,
             )
     return _verdicts[key]
@@ -66,7 +67,7 @@ def _trusted(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
 def _difference(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
     """What is wrong with the kernels for inputs like these, in plain words; empty if nothing is."""
     generator = torch.Generator(q.device).manual_seed(0)  # its own: nothing else may draw other numbers
-    q, k, v, grad = (torch.empty_like(one).normal_(generator=generator) for one in (q, k, v, q))
+    q, k, v, grad = (_room_like(one).normal_(generator=generator) for one in (q, k, v, q))
     heads = q.shape[1]
     coeff = torch.empty(heads, heads, device=q.device).normal_(0, 0.1, generator=generator)
     coeff.diagonal().add_(1)
@@ -79,6 +80,8 @@ def _difference(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) 
         else:
             got = kernels.backward(grad, q, k, v, coeff, mask, lse, scale)
             expected = chunked.backward(grad, q, k, v, coeff, mask, lse, scale, room=_ROOM)
+        if q.is_cuda:
+            torch.cuda.synchronize(q.device)  # what failed on the GPU fails here
     except torch.OutOfMemoryError:  # which the chunks would not cure
         raise
     except Exception as error:  # a compiler's errors are of its own kinds
@@ -90,3 +93,9 @@ def _difference(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) 
         if not off <= TOLERANCE[q.dtype]:  # NaN is no smaller than anything
             return f"their {name} differs by {off:.1e} of its largest number"
     return ""
+
+
+def _room_like(one: Tensor) -> Tensor:
+    """Of the same shape, type and strides, where those do not lay numbers on each other."""
+    strides = one.stride() if all(one.stride()) else torch.empty(one.shape, device="meta").stride()
+    return torch.empty_strided(one.shape, strides, dtype=one.dtype, device=one.device)

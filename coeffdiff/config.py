@@ -535,8 +535,8 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     effective batch of 4 are what the established SDXL recipes share. Alpha's rate is three times LoRA's: on pocket,
     two subjects, 300 steps, mean |alpha| came to 0.02 at LoRA's own rate, 0.05 at three times it (0.13 where alpha
     learned alone) and 0.27 at ten times it, where the places that prompts name began to go (setting accuracy 0.33 to
-    0.83). SDXL's ratio is taken over from there. On pocket LoRA at 1e-3 scores as well after 100 steps as after 300
-    (configs/compare/tuning.yaml), but its pictures are rougher.
+    0.83). SDXL's ratio is taken over from there. On pocket LoRA at 1e-3 is nearer to six subjects after
+    300 steps than after 100 (configs/compare/ablations.yaml beside controls.yaml), and its pictures are cleaner.
 
     A learned token's: on pocket (its UNet of 7,000 steps), the grey sloth, 200 steps of batch 4, the token alone:
     similarity 0.08 at 1e-3, 0.69 at 3e-3, 0.82 at 1e-2, 0.75 at 3e-2; base model 0.16, photos after a round trip

@@ -2,8 +2,8 @@
 
 Cards, drivers and compilers differ, and a kernel that is wrong on one of them would spoil an adapter without a word.
 So before the kernels first meet inputs of some shape and type, their results are compared with those of the chunks
-on random tensors like these: a fraction of a second, beside the seconds that Triton compiles for. Where they differ,
-or do not compile, the chunks do the work, and a warning says so, once for each.
+on random tensors like these. Where they differ, or do not compile, the chunks do the work, and a warning says so, once
+for each. What the comparison costs on a GPU has not been measured.
 """
 
 from __future__ import annotations

@@ -51,16 +51,17 @@ def appearing(final: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool | None]:
-    """Hold a folder until the block ends or the process does, however it ends, by a lock that leaves no file.
+def held(path: Path) -> Iterator[bool | None]:
+    """Hold a folder, or a file that is never replaced, until the block ends or the process does, however it ends, by
+    a lock that leaves no file.
 
     Yields True if this process has it now, False if another one does, None where there are no such locks (Windows,
-    some network disks) or no such folder.
+    some network disks) or no such path.
     """
     try:
         import fcntl
 
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
     except (ImportError, OSError):
         yield None
         return

@@ -67,6 +67,17 @@ def test_the_score_in_the_record_is_of_the_weights_that_ship():
     assert record["score"]["unet_steps"] == record["unet"]["steps"]
 
 
+def test_every_stage_shows_its_curve_to_the_last_step():
+    record = json.loads((WEIGHTS / "record.json").read_text())
+    curves = {
+        file.stem: [json.loads(line)["step"] for line in file.open()]
+        for file in (WEIGHTS / "curves").glob("*.jsonl")
+    }
+    assert curves.keys() == {stage for stage, facts in record.items() if "seconds" in facts}
+    for stage, steps in curves.items():
+        assert steps == sorted(set(steps)) and steps[-1] == record[stage]["steps"], stage
+
+
 def test_the_tokenizers_that_ship_are_those_that_the_code_makes(pipe):
     """Every token has the id under which the text encoders learned it, in every process."""
     for made, ships in zip(tokenizer_pair(vocabulary()), (pipe.tokenizer, pipe.tokenizer_2), strict=True):

@@ -38,7 +38,7 @@ from transformers import (
 
 from coeffdiff.console import progress, quiet_libraries
 from coeffdiff.errors import TrainingError
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, held
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, renders
 from coeffdiff.pocket.fitting import Losses, Plan, fit, mixed, read_average
 from coeffdiff.pocket.judges import QUESTIONS, Judges, judging_losses, load_judges, trusted_judges, truth
@@ -128,12 +128,19 @@ class Workshop:
     def fit(
         self, stage: str, network: nn.Module, loss: Callable[[int], Losses], **start: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Train to the end of the stage's plan; what it took is to be noted when the weights are stored."""
+        """Train to the end of the stage's plan; what it took is to be noted when the weights are stored.
+
+        Raises: TrainingError if another process is at this stage in this folder.
+        """
         plan, curve = self.plans[stage], self.folder / f"{stage}.jsonl"
-        before = self.weights / "curves" / curve.name
-        if start and before.exists() and not curve.exists():  # the rest of it is to follow
-            shutil.copy(before, curve)
-        result, seconds = fit(stage, self.folder, network, loss, plan, device=self.device, **start)
+        before, lock = self.weights / "curves" / curve.name, _made(self.folder) / f"{stage}.lock"
+        lock.touch()
+        with held(lock) as mine:
+            if mine is False:
+                raise TrainingError(f"Another process is training {stage} in {self.folder}.")
+            if start and before.exists() and not curve.exists():  # the rest of it is to follow
+                shutil.copy(before, curve)
+            result, seconds = fit(stage, self.folder, network, loss, plan, device=self.device, **start)
         return result, {"steps": plan.steps, "seconds": round(seconds), "rate": plan.rate, **self.machine()}
 
     def finished(self, stage: str) -> bool:

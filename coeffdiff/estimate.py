@@ -215,133 +215,167 @@ def predict(
         process_bytes: what this process holds now, libraries included; only a CPU's peak contains it.
         budget_seconds: for measuring how fast operations are here; 0: no time is predicted.
     """
-    training, dtype = settings.training, _DTYPES[settings.training.precision]
-    kind = "cuda" if device.type == "cuda" else "cpu"
-    narrow = None if training.precision == "no" else dtype
-    networks = {name: backbone.network_on_meta(base, name, dtype) for name in _NETWORKS}
-    weights = {name: dryrun.bytes_of(network) for name, network in networks.items()}
-    unet, vae, factor = networks["unet"], networks["vae"], backbone.vae_factor(base)
-    sizes = buckets(settings, base, photos)
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
-    rows, columns = height // factor, width // factor
-    side = int(training.resolution) // factor
-
-    batch, learns_token = int(training.batch_size), settings.learns_token
-    seen = 2 * batch if settings.prior.weight else batch  # each with a row of its class
-    encoders = [networks[name] for name in _NETWORKS[:2]]
-    parameters = dryrun.make_learnable(unet, learned(settings))
-    rows_learned = settings.method.token.vectors * sum(e.config.hidden_size for e in encoders)
-    trained = sum(parameter.numel() for parameter in parameters) + (rows_learned if learns_token else 0)
-    states = optimizer_bytes(settings, parameters) + (8 * rows_learned if learns_token else 0)
-    in_step = states  # what a step finds besides the UNet
-    if learns_token:
-        in_step += sum(dryrun.bytes_of(e) + text_activations(e, seen, narrow) for e in encoders)
-    step = dryrun.train_step(
-        unet,
-        parameters,
-        batch=seen,
-        rows=rows,
-        columns=columns,
-        device=kind,
-        narrow=narrow,
-        checkpointing=bool(training.gradient_checkpointing),
-        held=in_step,
-        through_text=learns_token,
-    )
-    teaching = None
-    if settings.prior.weight and settings.prior.images is None:
-        teaching = dryrun.denoise_step(unet, batch=batch, rows=rows, columns=columns, device=kind)
-    encoding = dryrun.encode_photo(vae, rows=rows, columns=columns, device=kind)
-    validation = settings.validation
-    drawing = decoding = None
-    if validation.prompts:
-        guided = 2 if validation.guidance > 1 else 1
-        drawing = dryrun.denoise_step(unet, batch=guided, rows=side, columns=side, device=kind)
-        decoding = dryrun.decode_picture(vae, rows=side, columns=side, device=kind)
-
-    text = weights["text_encoder"] + weights["text_encoder_2"]
-    held = dryrun.bytes_of(unet)  # with what is learned
-
-    def most(resident: int, ledger: dryrun.Ledger | None = None, own: int = 0) -> int:
-        """Resident weights and, on top of those that a ledger counted itself (own), what passed through them."""
-        passing = ledger.peak_bytes - own if ledger else 0
-        if kind == "cuda":
-            return resident + passing + (GPU_WORKSPACE if passing else 0)
-        scratch = ledger.scratch_bytes if ledger else 0
-        return (
-            process_bytes + LIBRARIES_BYTES + resident + round(HEAP_FACTOR * passing + HEAP_SCRATCH * scratch)
-        )
-
-    phases = {
-        "encoding": max(
-            most(text if kind == "cuda" else text + weights["vae"]),
-            most(weights["vae"], encoding, weights["vae"]),
-        ),
-        "training": most(held + in_step, step, held + in_step),
-    }
-    if kind == "cpu" and validation.prompts:
-        phases["training"] += weights["vae"]  # it waits for the pictures
-    if drawing and decoding:
-        phases["pictures"] = max(
-            most(held + states + weights["vae"], drawing, held),
-            most(held + states + weights["vae"], decoding, weights["vae"]),
-        )
-    ram = max(phases.values())
-    if kind == "cuda":  # every network is read into the machine's memory before it moves
-        ram = process_bytes + max(text + weights["vae"], weights["unet"] + weights["vae"])
-
-    seconds, seconds_a_step = {}, 0.0
+    run = _Run(settings, base, photos, device)
+    phases, ram = run.memory(process_bytes)
+    seconds: dict[str, float] = {}
+    seconds_a_step = 0.0
     if budget_seconds:
-        watch = dryrun.Stopwatch(device, budget_seconds)
-        watch.seconds_per_call = overhead_per_call(device, learned(settings))
+        own = phases["training"] - (process_bytes if run.kind == "cpu" else 0)
+        seconds, seconds_a_step = run.time(budget_seconds, may_be_tried=own < TRIED_BYTES)
+    return Prediction(device.type, run.trained, phases, ram, seconds, seconds_a_step, run.disk())
+
+
+class _Run:
+    """A run as it will be: its networks without numbers, and ledgers of what passes through them."""
+
+    def __init__(self, settings: Settings, base: Any, photos: Sequence[Photo], device: torch.device) -> None:
+        training, dtype = settings.training, _DTYPES[settings.training.precision]
+        self.settings, self.base, self.photos, self.device, self.dtype = settings, base, photos, device, dtype
+        self.kind = "cuda" if device.type == "cuda" else "cpu"
+        self.narrow = None if training.precision == "no" else dtype
+        networks = {name: backbone.network_on_meta(base, name, dtype) for name in _NETWORKS}
+        self.encoders, self.unet, vae = (
+            [networks[name] for name in _NETWORKS[:2]],
+            networks["unet"],
+            networks["vae"],
+        )
+        self.weights = {name: dryrun.bytes_of(network) for name, network in networks.items()}
+        self.text = self.weights["text_encoder"] + self.weights["text_encoder_2"]
+
+        factor, self.sizes = backbone.vae_factor(base), buckets(settings, base, photos)
+        self.width, self.height = max(self.sizes, key=lambda size: size[0] * size[1])
+        self.rows, self.columns = self.height // factor, self.width // factor
+        side, batch = int(training.resolution) // factor, int(training.batch_size)
+        self.seen = 2 * batch if settings.prior.weight else batch  # each with a row of its class
+
+        parameters = dryrun.make_learnable(self.unet, learned(settings))
+        self.held = dryrun.bytes_of(self.unet)  # with what is learned
+        self.trained = sum(parameter.numel() for parameter in parameters)
+        self.states = self.in_step = optimizer_bytes(
+            settings, parameters
+        )  # in_step: what a step finds besides the UNet
+        if settings.learns_token:
+            rows_learned = settings.method.token.vectors * sum(e.config.hidden_size for e in self.encoders)
+            self.trained += rows_learned
+            self.states += 8 * rows_learned
+            self.in_step += 8 * rows_learned + sum(
+                dryrun.bytes_of(e) + text_activations(e, self.seen, self.narrow) for e in self.encoders
+            )
+
+        def denoised(batch: int, rows: int, columns: int) -> dryrun.Ledger:
+            return dryrun.denoise_step(self.unet, batch=batch, rows=rows, columns=columns, device=self.kind)
+
+        self.step = dryrun.train_step(
+            self.unet, parameters, device=self.kind, held=self.in_step, **self.step_settings
+        )
+        taught = bool(settings.prior.weight) and settings.prior.images is None
+        self.teaching = denoised(batch, self.rows, self.columns) if taught else None
+        self.encoding = dryrun.encode_photo(vae, rows=self.rows, columns=self.columns, device=self.kind)
+        self.drawing = self.decoding = None
+        if settings.validation.prompts:
+            self.drawing = denoised(2 if settings.validation.guidance > 1 else 1, side, side)
+            self.decoding = dryrun.decode_picture(vae, rows=side, columns=side, device=self.kind)
+
+    @property
+    def step_settings(self) -> dict[str, Any]:
+        """Of a training step, for train_step and real_step."""
+        return {
+            "batch": self.seen,
+            "rows": self.rows,
+            "columns": self.columns,
+            "narrow": self.narrow,
+            "checkpointing": bool(self.settings.training.gradient_checkpointing),
+            "through_text": self.settings.learns_token,
+        }
+
+    def memory(self, process_bytes: int) -> tuple[dict[str, int], int]:
+        """Prediction.phases and ram_bytes."""
+        on_gpu, vae = self.kind == "cuda", self.weights["vae"]
+
+        def most(resident: int, ledger: dryrun.Ledger | None = None, own: int = 0) -> int:
+            """Resident weights and, on top of those that a ledger counted itself (own), what passed through them."""
+            passing = ledger.peak_bytes - own if ledger else 0
+            if on_gpu:
+                return resident + passing + (GPU_WORKSPACE if passing else 0)
+            scratch = ledger.scratch_bytes if ledger else 0
+            heap = round(HEAP_FACTOR * passing + HEAP_SCRATCH * scratch)
+            return process_bytes + LIBRARIES_BYTES + resident + heap
+
+        phases = {
+            "encoding": max(most(self.text if on_gpu else self.text + vae), most(vae, self.encoding, vae)),
+            "training": most(self.held + self.in_step, self.step, self.held + self.in_step),
+        }
+        if self.drawing and self.decoding:
+            phases["training"] += 0 if on_gpu else vae  # it waits for the pictures
+            resident = self.held + self.states + vae
+            phases["pictures"] = max(
+                most(resident, self.drawing, self.held), most(resident, self.decoding, vae)
+            )
+        if on_gpu:  # every network is read into the machine's memory before it moves
+            return phases, process_bytes + max(self.text + vae, self.weights["unet"] + vae)
+        return phases, max(phases.values())
+
+    def time(self, budget_seconds: float, *, may_be_tried: bool) -> tuple[dict[str, float], float]:
+        """Prediction.seconds and seconds_a_step."""
+        settings, training, validation = self.settings, self.settings.training, self.settings.validation
+        watch = dryrun.Stopwatch(self.device, budget_seconds)
+        watch.seconds_per_call = overhead_per_call(self.device, learned(settings))
         # Operators were timed one after the other, each with its weights in a cache. In a step they come from memory:
         # forward, backward, and as often again as something is computed again
-        cold = weights["unet"] * watch.seconds_to_fetch()
-        micro = watch.seconds(step) + (2 + bool(training.gradient_checkpointing)) * cold
-        tried = phases["training"] - (process_bytes if kind == "cpu" else 0)
-        if 5 * micro < budget_seconds and tried < TRIED_BYTES:
+        cold = self.weights["unet"] * watch.seconds_to_fetch()
+        micro = watch.seconds(self.step) + (2 + bool(training.gradient_checkpointing)) * cold
+        if may_be_tried and 5 * micro < budget_seconds:
             run, _ = dryrun.real_step(
-                unet.config,
+                self.unet.config,
                 learned(settings),
-                batch=seen,
-                rows=rows,
-                columns=columns,
-                device=device,
-                dtype=dtype,
-                narrow=narrow,
-                checkpointing=bool(training.gradient_checkpointing),
-                through_text=learns_token,
+                device=self.device,
+                dtype=self.dtype,
+                **self.step_settings,
             )
             micro = watch.best(run, 3 * micro)
-        micro += watch.seconds(teaching) + cold if teaching else 0.0
+        micro += watch.seconds(self.teaching) + cold if self.teaching else 0.0
         # AdamW and clipping pass over all that is learned some twenty times; their calls are in the overhead
-        seconds_a_step = int(training.accumulate) * micro + 20 * 4 * trained / watch.bytes_per_second
+        a_step = int(training.accumulate) * micro + 20 * 4 * self.trained / watch.bytes_per_second
+        text_flops = 2 * dryrun.TOKENS * sum(_numbers(encoder) for encoder in self.encoders)
+        if settings.learns_token:  # forward, and back through what is frozen
+            a_step += int(training.accumulate) * 2 * self.seen * text_flops / watch.flops_per_second
+
         captions = {
             text
-            for photo in photos
+            for photo in self.photos
             for text in captions_for(photo, settings.subject.templates, _TOKEN_BUT_NO_NAME, None)
         }
         texts = len(captions) + 2 * len(validation.prompts)
-        views = [size for size in sizes for _ in range(int(settings.photos.augmentations))]
-        area = sum(w * h for w, h in views) / (width * height)  # the work of a photo grows with its pixels
-        text_flops = 2 * dryrun.TOKENS * sum(_numbers(encoder) for encoder in encoders)
-        if learns_token:  # forward, and back through what is frozen
-            again = int(training.accumulate) * 2 * seen * text_flops
-            seconds_a_step += again / watch.flops_per_second
-        seconds["loading"] = LOADING_SECONDS + sum(weights.values()) / LOADING_BYTES_A_SECOND
-        seconds["encoding"] = area * watch.seconds(encoding) + texts * text_flops / watch.flops_per_second
-        seconds["training"] = int(training.steps) * seconds_a_step
-        if drawing and decoding:
-            one = validation.steps * watch.seconds(drawing) + watch.seconds(decoding)
+        views = [size for size in self.sizes for _ in range(int(settings.photos.augmentations))]
+        area = sum(w * h for w, h in views) / (
+            self.width * self.height
+        )  # a photo's work grows with its pixels
+        seconds = {
+            "loading": LOADING_SECONDS + sum(self.weights.values()) / LOADING_BYTES_A_SECOND,
+            "encoding": area * watch.seconds(self.encoding) + texts * text_flops / watch.flops_per_second,
+            "training": int(training.steps) * a_step,
+        }
+        if self.drawing and self.decoding:
+            one = validation.steps * watch.seconds(self.drawing) + watch.seconds(self.decoding)
             seconds["pictures"] = pictures_of(settings) * one
-    disk = {
-        "cache": len(sizes) * int(settings.photos.augmentations) * (8 * 4 * rows * columns + 500),
-        "checkpoints": (4 * trained + states) * (_checkpoints(settings) + 1),  # one more while it is written
-        "adapter": 4 * trained + 2**16,
-        "pictures": pictures_of(settings) * 3 * 2 * int(training.resolution) ** 2,  # beside the grid
-        "download": sum(weights[name] for name in backbone.missing_networks(base, dtype)),
-    }
-    return Prediction(device.type, trained, phases, ram, seconds, seconds_a_step, disk)
+        return seconds, a_step
+
+    def disk(self) -> dict[str, int]:
+        """Prediction.disk."""
+        settings, weights = self.settings, 4 * self.trained
+        views = len(self.sizes) * int(settings.photos.augmentations)
+        missing = backbone.missing_networks(self.base, self.dtype)
+        return {
+            "cache": views * (8 * 4 * self.rows * self.columns + 500),
+            "checkpoints": (weights + self.states)
+            * (_checkpoints(settings) + 1),  # one more while it is written
+            "adapter": weights + 2**16,
+            "pictures": pictures_of(settings)
+            * 3
+            * 2
+            * int(settings.training.resolution) ** 2,  # beside the grid
+            "download": sum(self.weights[name] for name in missing),
+        }
 
 
 # Measured on Linux with glibc, one thread, pocket at batch 1 to 16, 128 and 256 px (scripts/bench_check.py): how far

@@ -4,7 +4,7 @@ python scripts/evidence_tables.py            # after a comparison has put new ce
 python scripts/evidence_tables.py --check    # changes nothing; exit code 1 if a table is not what the cells say
 
 A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare;
-`dissected` is what dissect_comparison.py found.
+`dissected` is what dissect_comparison.py found, `customization` and `rates` what measure_customization.py did.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import dissect_comparison
+import measure_customization
 
 ROOT = Path(__file__).parent.parent
 CELLS = ROOT / "scripts" / "evidence" / "cells"
 DISSECTED = ROOT / "scripts" / "evidence" / "dissected.json"
+CUSTOMIZATION = ROOT / "scripts" / "evidence" / "customization" / "cells"
 README = ROOT / "README.md"
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 BROAD = ("dino", "dino_masked", "clip_i", "clip_t", "place", "drift", "drift_class", "drift_unrelated")
@@ -58,7 +60,12 @@ def tables(names: Any) -> dict[str, str]:
     from coeffdiff.evaluation.compare import Comparison, Studio
     from coeffdiff.evaluation.paired import summarize
 
-    made = {"dissected": dissect_comparison.table(json.loads(DISSECTED.read_text()))}
+    customized = [json.loads(file.read_text()) for file in sorted(CUSTOMIZATION.glob("*.json"))]
+    made = {
+        "dissected": dissect_comparison.table(json.loads(DISSECTED.read_text())),
+        "customization": measure_customization.by_subject(customized),
+        "rates": measure_customization.by_variant(customized),
+    }
     with tempfile.TemporaryDirectory() as folder, hushed():
         output = Path(folder)
         (output / "cells").symlink_to(CELLS, target_is_directory=True)
@@ -73,7 +80,10 @@ def tables(names: Any) -> dict[str, str]:
             ends = {job.arm: (job.end.steps, job.end.scale) for job in jobs}
             missing = [""] * (len(asked) - len(cells))
             results = summarize(cells, ends, plan.reference, missing)
-            of = {"core": transposed, "tuning": at_every_step, "scales": at_every_scale}
+            of = {
+                "core": transposed, "tuning": at_every_step, "tuning_controls": at_every_step,
+                "scales": at_every_scale,
+            }  # fmt: skip
             made[name] = of.get(name, by_arm)(results)
     return made
 

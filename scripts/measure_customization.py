@@ -27,6 +27,7 @@ from typing import Any
 TRAINED = ("lora", "coeff", "coeff+lora")
 ARMS = ("base", *TRAINED, "ceiling", "floor")
 TOKEN, SEEDS = "sks", (11, 12)
+USED = ("pocket", "pocket-dino", "judges")  # of the weights: what makes the pictures and what scores them
 
 
 def main() -> int:
@@ -76,7 +77,8 @@ def cell(chosen: Any, subject: str, arm: str, variant: str) -> dict[str, Any]:
     from coeffdiff.pocket.build import fingerprint
     from coeffdiff.seeding import stable_seed
 
-    weights = [fingerprint(file) for file in sorted(WEIGHTS.rglob("*.safetensors"))]
+    used = [file for part in USED for file in sorted((WEIGHTS / part).rglob("*.safetensors"))]
+    weights = [fingerprint(file) for file in used]
     content = stable_seed(subject, arm, variant, chosen.steps, chosen.denoising_steps, *weights)
     key = f"{subject}-{arm}-{content:016x}"
     file = chosen.folder / "cells" / f"{key}.json"
@@ -194,24 +196,15 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
 
     from coeffdiff.pocket import WEIGHTS
 
-    ends = {(one["subject"], one["arm"]): one["similarity"] for one in cells if one["arm"] not in TRAINED}
     arms: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in cells:
         arms.setdefault((one["arm"], one["variant"]), []).append(one)
-
-    def mean(found: Sequence[dict[str, Any]], name: str, digits: int) -> str:
-        values = [one[name] for one in found if name in one]
-        return f"{statistics.fmean(values):.{digits}f}" if values else ""
+    ways = ways_gone(cells)
 
     def gap(found: Sequence[dict[str, Any]]) -> str:
-        shares = []
-        for one in found:
-            low, high = (ends.get((one["subject"], end)) for end in ("base", "ceiling"))
-            if low is None or high is None:
-                return ""
-            shares.append((one["similarity"] - low) / (high - low))
-        spread = f" +- {statistics.stdev(shares):.0%}" if len(shares) > 1 else ""
-        return f"{statistics.fmean(shares):.0%}{spread}"
+        known = [ways[key] for one in found if (key := key_of(one)) in ways]
+        spread = f" +- {statistics.stdev(known):.0%}" if len(known) > 1 else ""
+        return f"{statistics.fmean(known):.0%}{spread}" if len(known) == len(found) else ""
 
     lines = [
         "| arm | subjects | similarity | of the gap | setting | mean abs alpha | training s |",
@@ -235,6 +228,71 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
         f"{torch.__version__}; pocket's UNet has {steps} steps; {' '.join(sys.argv)}",
     ]
     return "\n".join(lines)
+
+
+def by_subject(cells: Sequence[dict[str, Any]]) -> str:
+    """A row for each subject, the arms as they are by default beside each other, as Markdown."""
+    plain = [one for one in cells if not one["variant"]]
+    ways, at = ways_gone(plain), {key_of(one): one for one in plain}
+    lines = ["| subject | " + " | ".join(ARMS) + " |", "|---" * (len(ARMS) + 1) + "|"]
+    for subject in dict.fromkeys(one["subject"] for one in plain):
+        row = [subject.replace("_", " ")]
+        for key in [(subject, arm, "") for arm in ARMS]:
+            share = f" ({percent(ways[key])})" if key in ways else ""
+            row.append(f"{at[key]['similarity']:.2f}{share}")
+        lines.append("| " + " | ".join(row) + " |")
+    gone, places, alphas = ["**mean of the way**"], ["the place is right, mean (worst)"], ["mean abs alpha"]
+    for arm in ARMS:
+        found = [one for one in plain if one["arm"] == arm]
+        settings = [one["setting"] for one in found]
+        way = statistics.fmean(ways[key_of(one)] for one in found) if arm in TRAINED else None
+        gone.append("" if way is None else f"**{percent(way)}**")
+        places.append(f"{percent(statistics.fmean(settings))} ({percent(min(settings))})")
+        alphas.append(mean(found, "mean_abs_alpha", 3))
+    lines += ["| " + " | ".join(row) + " |" for row in (gone, places, alphas)]
+    return "\n".join(lines)
+
+
+def by_variant(cells: Sequence[dict[str, Any]]) -> str:
+    """A row for each arm and variant, on the subjects that have variants: the way gone / the place is right, as
+    Markdown."""
+    ways, at = ways_gone(cells), {key_of(one): one for one in cells}
+    subjects = list(dict.fromkeys(one["subject"] for one in cells if one["variant"]))
+    varied = dict.fromkeys(one["arm"] for one in cells if one["variant"])
+    heads = ["arm", *(subject.replace("_", " ") for subject in subjects), "mean abs alpha"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for arm in varied:
+        for variant in sorted({one["variant"] for one in cells if one["arm"] == arm}):
+            keys = [(subject, arm, variant) for subject in subjects]
+            row = [f"{arm}, {variant or 'the default'}"]
+            row += [f"{percent(ways[key])} / {percent(at[key]['setting'])}" for key in keys]
+            row.append(mean([at[key] for key in keys], "mean_abs_alpha", 3))
+            lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def ways_gone(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
+    """What share of the way from its subject's base to its ceiling each trained cell has come; without both, none."""
+    ends = {(one["subject"], one["arm"]): one["similarity"] for one in cells if one["arm"] not in TRAINED}
+    ways = {}
+    for one in cells:
+        low, high = (ends.get((one["subject"], end)) for end in ("base", "ceiling"))
+        if one["arm"] in TRAINED and low is not None and high is not None:
+            ways[key_of(one)] = (one["similarity"] - low) / (high - low)
+    return ways
+
+
+def key_of(one: dict[str, Any]) -> tuple[str, str, str]:
+    return one["subject"], one["arm"], one["variant"]
+
+
+def mean(cells: Sequence[dict[str, Any]], name: str, digits: int) -> str:
+    values = [one[name] for one in cells if name in one]
+    return f"{statistics.fmean(values):.{digits}f}" if values else ""
 
 
 if __name__ == "__main__":

@@ -212,9 +212,11 @@ def test_the_readmes_tables_are_what_the_cells_say(tmp_path):
     """All of them as they are; with one digit changed, the table is named."""
     root = SCRIPTS.parent
     (tmp_path / "scripts" / "evidence").mkdir(parents=True)
-    for name in ("evidence_tables.py", "dissect_comparison.py", "evidence/dissected.json"):
+    copied = ("evidence_tables.py", "dissect_comparison.py", "measure_customization.py")
+    for name in (*copied, "evidence/dissected.json"):
         shutil.copy(SCRIPTS / name, tmp_path / "scripts" / name)
-    (tmp_path / "scripts" / "evidence" / "cells").symlink_to(SCRIPTS / "evidence" / "cells")
+    for name in ("cells", "customization"):
+        (tmp_path / "scripts" / "evidence" / name).symlink_to(SCRIPTS / "evidence" / name)
     (tmp_path / "configs").symlink_to(root / "configs")
     readme = (root / "README.md").read_text(encoding="utf-8")
     begin = readme.index("<!-- table: controls -->")

@@ -234,11 +234,7 @@ class _Run:
         self.kind = "cuda" if device.type == "cuda" else "cpu"
         self.narrow = None if training.precision == "no" else dtype
         networks = {name: backbone.network_on_meta(base, name, dtype) for name in _NETWORKS}
-        self.encoders, self.unet, vae = (
-            [networks[name] for name in _NETWORKS[:2]],
-            networks["unet"],
-            networks["vae"],
-        )
+        self.encoders, self.unet = [networks[name] for name in _NETWORKS[:2]], networks["unet"]
         self.weights = {name: dryrun.bytes_of(network) for name, network in networks.items()}
         self.text = self.weights["text_encoder"] + self.weights["text_encoder_2"]
 
@@ -251,9 +247,8 @@ class _Run:
         parameters = dryrun.make_learnable(self.unet, learned(settings))
         self.held = dryrun.bytes_of(self.unet)  # with what is learned
         self.trained = sum(parameter.numel() for parameter in parameters)
-        self.states = self.in_step = optimizer_bytes(
-            settings, parameters
-        )  # in_step: what a step finds besides the UNet
+        self.states = optimizer_bytes(settings, parameters)
+        self.in_step = self.states  # what a step finds besides the UNet
         if settings.learns_token:
             rows_learned = settings.method.token.vectors * sum(e.config.hidden_size for e in self.encoders)
             self.trained += rows_learned
@@ -270,11 +265,13 @@ class _Run:
         )
         taught = bool(settings.prior.weight) and settings.prior.images is None
         self.teaching = denoised(batch, self.rows, self.columns) if taught else None
-        self.encoding = dryrun.encode_photo(vae, rows=self.rows, columns=self.columns, device=self.kind)
+        self.encoding = dryrun.encode_photo(
+            networks["vae"], rows=self.rows, columns=self.columns, device=self.kind
+        )
         self.drawing = self.decoding = None
         if settings.validation.prompts:
             self.drawing = denoised(2 if settings.validation.guidance > 1 else 1, side, side)
-            self.decoding = dryrun.decode_picture(vae, rows=side, columns=side, device=self.kind)
+            self.decoding = dryrun.decode_picture(networks["vae"], rows=side, columns=side, device=self.kind)
 
     @property
     def step_settings(self) -> dict[str, Any]:

@@ -468,12 +468,14 @@ def test_two_processes_make_one_set_of_pictures(tiny_folder, vit):
         ({"dino": 0.64}, 0.64),
         ({"dino": 0.64, "dino_masked": 0.36, "clip_i": 0.9, "clip_i_masked": 0.8, "clip_t": 0.25}, 0.3),
         ({"clip_i": 0.81, "clip_i_masked": 0.49, "clip_t": 0.25}, 0.35),
-        ({"dino": -0.2, "clip_t": 0.3}, 0.0),
+        ({"dino": 0.0, "clip_t": 0.3}, 0.0),
+        ({"dino": -0.2, "clip_t": 0.3}, -0.2),
+        ({"dino": -0.2, "clip_t": -0.3}, -0.3),
         ({}, 0.0),
     ],
 )
 def test_the_score_is_a_geometric_mean(scores, expected):
-    """sqrt(.64 * .25) = .4: DINO before CLIP-I, without background before whole, below zero is zero."""
+    """sqrt(.64 * .25) = .4: DINO before CLIP-I, without background before whole; below zero the lower one."""
     assert watch.selection_score(scores) == pytest.approx(expected)
 
 

@@ -100,12 +100,15 @@ def selection_score(scores: Mapping[str, float]) -> float:
     live on scales of their own (real photos have a DINO of some 0.8, good prompts a CLIP-T of some 0.3), and a
     sum would hear the larger one only; in a product a loss of one per cent in one is paid for by a gain of one
     per cent in the other, and dividing each by its value at the first validation, or any other, would change no
-    order. Negative cosines count as 0. With one encoder that has no partner the score is what there is.
+    order. Where a cosine is negative, as on the first steps, the lower one is the score, so that rising still
+    counts. With one encoder that has no partner the score is what there is.
     """
     fidelities = ("dino_masked", "dino", "clip_i_masked", "clip_i")
     subject = next((scores[name] for name in fidelities if name in scores), None)
-    parts = [max(0.0, part) for part in (subject, scores.get("clip_t")) if part is not None]
-    return math.prod(parts) ** (1 / len(parts)) if parts else 0.0
+    parts = [part for part in (subject, scores.get("clip_t")) if part is not None]
+    if not parts:
+        return 0.0
+    return min(parts) if min(parts) < 0 else math.prod(parts) ** (1 / len(parts))
 
 
 # --- trackers --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from coeffdiff import backbone, dryrun, estimate
 from coeffdiff.backbone import Backbone, Source
@@ -16,45 +17,40 @@ from coeffdiff.pocket.model import text_configs, unet_config, vae_config
 from coeffdiff.sampling import Options, set_scheduler
 
 
-def test_a_multiplication_and_an_addition_are_two_flops():
-    """[3, 5] @ [5, 7] is 3 * 5 * 7 of both; a sum is a call without any that count."""
-    with estimate._Work() as work:
-        (torch.ones(3, 5, device="meta") @ torch.ones(5, 7, device="meta")).sum()
-    assert work.flops == 2 * 3 * 5 * 7
-    assert work.seconds(estimate._Speed(flops_per_second=210, seconds_per_call=0)) == 1
-
-
-def test_work_grows_with_batch_and_size(built_pipeline):
-    """Twice the batch is twice the work; twice the height nearly, since the text's projections stay."""
-    unet, vae = built_pipeline.unet, built_pipeline.vae
-    one = estimate._unet_work(unet, 1, 8, 8).flops
-    assert estimate._unet_work(unet, 2, 8, 8).flops == 2 * one
-    assert 1.5 * one < estimate._unet_work(unet, 1, 16, 8).flops < 3 * one
-    assert estimate._vae_work(vae, 16, 8).flops > 1.9 * estimate._vae_work(vae, 8, 8).flops
-    assert estimate._calls_of_the_unet(built_pipeline.scheduler, 7) == 7
-
-
 def test_expected_time_grows_with_the_work(tiny_pipeline, monkeypatch):
-    """At a speed of one flop a second and free calls, the time is the work."""
-    monkeypatch.setattr(estimate, "_speed", lambda device, dtype: estimate._Speed(1.0, 0.0))
-    unet, vae = (
-        estimate._unet_work(tiny_pipeline.unet, 1, 8, 12).flops,
-        estimate._vae_work(tiny_pipeline.vae, 8, 12).flops,
-    )
-    options = Options(steps=5, guidance=1, width=96, height=64)
-    assert estimate.expected_seconds(tiny_pipeline, options, 3, "cpu") == 3 * (5 * unet + vae)
-    guided = Options(steps=5, width=96, height=64, batch_size=3)
-    assert estimate.expected_seconds(tiny_pipeline, guided, 3, "cpu") == 3 * (5 * 2 * unet + vae)
+    """At a speed of one flop a second the time is the work: of every call of the UNet, and of every picture's VAE."""
+    monkeypatch.setattr(dryrun.Stopwatch, "seconds", lambda self, ledger: ledger.flops)
+    monkeypatch.setattr(dryrun.Stopwatch, "seconds_to_fetch", lambda self: 0)
+    with torch.device("meta"):  # where torch counts attention too
+        unet = type(tiny_pipeline.unet).from_config(tiny_pipeline.unet.config)
+        vae = type(tiny_pipeline.vae).from_config(tiny_pipeline.vae.config)
+
+    def flops(run):
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+            run()
+        return counter.get_total_flops()
+
+    def drawing(batch):
+        return flops(lambda: unet(**dryrun.unet_inputs(unet, batch, 8, 12, torch.float32)))
+
+    def expected(pictures, **options):
+        options = Options(steps=5, width=96, height=64, **options)
+        return estimate.expected_seconds(tiny_pipeline, options, pictures, "cpu")
+
+    one, decoding = drawing(1), flops(lambda: vae.decode(torch.zeros(1, 4, 8, 12)))
+    assert one > decoding / 10 > 0
+    assert expected(3, guidance=1) == 3 * (5 * one + decoding)
+    assert expected(3, batch_size=3) == 5 * drawing(6) + 3 * decoding
     set_scheduler(tiny_pipeline, "heun")  # calls the UNet 2 * 5 - 1 times
-    assert estimate.expected_seconds(tiny_pipeline, options, 3, "cpu") == 3 * (9 * unet + vae)
-    assert estimate.expected_seconds(tiny_pipeline, options, 0, "cpu") == 0
+    assert expected(3, guidance=1) == 3 * (9 * one + decoding)
+    assert expected(0, guidance=1) == 0
 
 
-def test_the_speed_of_this_machine_is_measured_without_touching_its_generator():
-    """Positive, finite, below a second, and torch's global generator is where it was."""
+def test_a_sampling_run_takes_about_as_long_as_expected(tiny_pipeline):
+    """Positive and far from absurd, and torch's global generator is where it was."""
     state = torch.get_rng_state()
-    speed = estimate._speed(torch.device("cpu"), torch.float32)
-    assert 1e8 < speed.flops_per_second < 1e15 and 1e-8 < speed.seconds_per_call < 1e-2
+    seconds = estimate.expected_seconds(tiny_pipeline, Options(steps=5, width=96, height=64), 3, "cpu")
+    assert 1e-3 < seconds < 60
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -226,6 +227,16 @@ def test_the_readmes_tables_are_what_the_cells_say(tmp_path):
         command = [sys.executable, str(tmp_path / "scripts" / "evidence_tables.py"), "--check"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures for minutes where there is a GPU")
+def test_without_a_gpu_its_figures_are_not_begun(tmp_path):
+    command = ["bash", str(SCRIPTS / "measure_gpu.sh"), str(tmp_path / "out")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "There is no CUDA GPU here.\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_tiles_are_timed_one_by_one(tmp_path):

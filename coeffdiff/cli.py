@@ -442,7 +442,8 @@ def sample(
             say(f"adapter  {path} at {at} ({what})")
         with explained(left):
             sampling.prepare_device(pipe, device, offload, compiled=compile_)
-        seconds = estimate.expected_seconds(pipe, options, math.ceil(len(requests) / team.size), device)
+        with explained(left):
+            seconds = estimate.expected_seconds(pipe, options, math.ceil(len(requests) / team.size), device)
         if seconds > 60:
             say(f"expect   about {duration(seconds)} on this {device.type}")
         folder = team.from_main(lambda: output or _next_folder(Path("samples")))

@@ -26,10 +26,10 @@ from coeffdiff.sampling import Options, needs_upcast, picture_size
 
 def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.device | str) -> float:
     """How long so many pictures will take where nothing else runs: the operations of UNet and VAE, as they take here
-    (measured in 0.3 s, or as long as the longest of them).
+    (measured in 0.4 s of work, or as long as the longest of them).
 
-    Left out: the text encoders, offloading, what alpha adds to attention, and what Python adds to operators, which
-    shows where a step takes milliseconds.
+    Left out: the text encoders, offloading, what alpha and LoRA add, and what Python adds to operators, which shows
+    where a step takes milliseconds.
     """
     if not pictures:
         return 0.0
@@ -41,11 +41,14 @@ def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.d
     on = {"rows": rows, "columns": columns, "device": "cuda" if device.type == "cuda" else "cpu"}
     drawing = dryrun.denoise_step(unet, batch=batch * (2 if options.guidance > 1 else 1), **on)
     decoding = dryrun.decode_picture(vae, **on)
-    watch = dryrun.Stopwatch(device, 0.3)
+    watch, other = (
+        dryrun.Stopwatch(device, 0.3),
+        dryrun.Stopwatch(device, 0.1),
+    )  # the VAE may have another dtype
     # Operators are timed with their weights in a cache
     cold = dryrun.bytes_of(unet) * watch.seconds_to_fetch()
     calls = math.ceil(pictures / batch) * _calls_of_the_unet(pipe.scheduler, options.steps)
-    return calls * (watch.seconds(drawing) + cold) + pictures * watch.seconds(decoding)
+    return calls * (watch.seconds(drawing) + cold) + pictures * other.seconds(decoding)
 
 
 def _outline(network: Any, dtype: torch.dtype) -> Any:
@@ -241,9 +244,8 @@ class _Run:
         }
         texts = len(captions) + 2 * len(validation.prompts)
         views = [size for size in self.sizes for _ in range(int(settings.photos.augmentations))]
-        area = sum(w * h for w, h in views) / (
-            self.width * self.height
-        )  # a photo's work grows with its pixels
+        # A photo's work grows with its pixels
+        area = sum(w * h for w, h in views) / (self.width * self.height)
         seconds = {
             "loading": LOADING_SECONDS + sum(self.weights.values()) / LOADING_BYTES_A_SECOND,
             "encoding": area * watch.seconds(self.encoding) + texts * text_flops / watch.flops_per_second,
@@ -258,16 +260,14 @@ class _Run:
         """Prediction.disk."""
         settings, weights = self.settings, 4 * self.trained
         views = len(self.sizes) * int(settings.photos.augmentations)
+        kept = _checkpoints(settings) + 1  # one more while it is written
+        picture = 2 * 3 * int(settings.training.resolution) ** 2  # alone, and in the grid
         missing = backbone.missing_networks(self.base, self.dtype)
         return {
             "cache": views * (8 * 4 * self.rows * self.columns + 500),
-            "checkpoints": (weights + self.states)
-            * (_checkpoints(settings) + 1),  # one more while it is written
+            "checkpoints": kept * (weights + self.states),
             "adapter": weights + 2**16,
-            "pictures": pictures_of(settings)
-            * 3
-            * 2
-            * int(settings.training.resolution) ** 2,  # beside the grid
+            "pictures": pictures_of(settings) * picture,
             "download": sum(self.weights[name] for name in missing),
         }
 

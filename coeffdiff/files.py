@@ -53,7 +53,7 @@ def appearing(final: Path, *, durable: bool = False) -> Iterator[Path]:
 @contextmanager
 def held(path: Path) -> Iterator[bool | None]:
     """Hold a folder, or a file that is never replaced, until the block ends or the process does, however it ends, by
-    a lock that leaves no file.
+    a lock that leaves nothing of its own.
 
     Yields True if this process has it now, False if another one does, None where there are no such locks (Windows,
     some network disks) or no such path.

@@ -59,7 +59,8 @@ def main() -> int:
                 print(f"{stage}: finished before")
                 continue
             shop.require(stage)
-            STAGES[stage](shop)
+            with shop.alone(stage):
+                STAGES[stage](shop)
             print(f"{stage}: {shop.record()[stage]}", flush=True)
     except CoeffDiffError as error:
         print(error, file=sys.stderr)

@@ -25,7 +25,7 @@ import measure_customization
 ROOT = Path(__file__).parent.parent
 CELLS = ROOT / "scripts" / "evidence" / "cells"
 DISSECTED = ROOT / "scripts" / "evidence" / "dissected.json"
-CUSTOMIZATION = ROOT / "scripts" / "evidence" / "customization" / "cells"
+CUSTOMIZATION = ROOT / "scripts" / "evidence" / "customization"
 README = ROOT / "README.md"
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 BROAD = ("dino", "dino_masked", "clip_i", "clip_t", "place", "drift", "drift_class", "drift_unrelated")
@@ -60,7 +60,7 @@ def tables(names: Any) -> dict[str, str]:
     from coeffdiff.evaluation.compare import Comparison, Studio
     from coeffdiff.evaluation.paired import summarize
 
-    customized = [json.loads(file.read_text()) for file in sorted(CUSTOMIZATION.glob("*.json"))]
+    customized = measure_customization.kept(CUSTOMIZATION)
     made = {
         "dissected": dissect_comparison.table(json.loads(DISSECTED.read_text())),
         "customization": measure_customization.by_subject(customized),

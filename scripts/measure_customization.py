@@ -1,8 +1,8 @@
 """What an adapter learns of a subject that pocket does not know, and what it costs: every arm on the dev subjects.
 
 python scripts/measure_customization.py --folder build/customization
-python scripts/measure_customization.py --folder build/sweep --arms coeff --subjects grey_sloth_plushie wooden_pot \\
-    --set method.coeff.learning_rate=0.003 method.coeff.learning_rate=0.01 method.coeff.learning_rate=0.03
+python scripts/measure_customization.py --folder build/customization --arms coeff --subjects wooden_pot \\
+    --set method.coeff.learning_rate=0.01 method.coeff.learning_rate=0.02
 
 Similarity: mean pairwise cosine of pocket-dino's features of pictures and of the five photos that were trained on,
 in six places that no photo shows, two pictures a place, of the same seeds in every arm. Setting: how often the judge
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import platform
 import shutil
@@ -27,7 +28,8 @@ from typing import Any
 TRAINED = ("lora", "coeff", "coeff+lora")
 ARMS = ("base", *TRAINED, "ceiling", "floor")
 TOKEN, SEEDS = "sks", (11, 12)
-USED = ("pocket", "pocket-dino", "judges")  # of the weights: what makes the pictures and what scores them
+USED = ("pocket", "pocket-dino", "judges")  # of the weights
+DENOISING_STEPS = 25
 
 
 def main() -> int:
@@ -46,7 +48,10 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--steps", type=int, help="of training; default: by model")
     parser.add_argument(
-        "--denoising-steps", type=int, default=25, help="of every picture; fewer only to try things out"
+        "--denoising-steps",
+        type=int,
+        default=DENOISING_STEPS,
+        help="of every picture; fewer only to try things out",
     )
     parser.add_argument(
         "--set",
@@ -73,14 +78,8 @@ def main() -> int:
 def cell(chosen: Any, subject: str, arm: str, variant: str) -> dict[str, Any]:
     """One subject under one arm, from its file if that is there."""
     from coeffdiff.files import appearing
-    from coeffdiff.pocket import WEIGHTS
-    from coeffdiff.pocket.build import fingerprint
-    from coeffdiff.seeding import stable_seed
 
-    used = [file for part in USED for file in sorted((WEIGHTS / part).rglob("*.safetensors"))]
-    weights = [fingerprint(file) for file in used]
-    content = stable_seed(subject, arm, variant, chosen.steps, chosen.denoising_steps, *weights)
-    key = f"{subject}-{arm}-{content:016x}"
+    key = named(subject, arm, variant, chosen.steps, chosen.denoising_steps)
     file = chosen.folder / "cells" / f"{key}.json"
     if not file.exists():
         print(f"{subject}  {arm}  {variant}", file=sys.stderr)
@@ -88,6 +87,34 @@ def cell(chosen: Any, subject: str, arm: str, variant: str) -> dict[str, Any]:
         with appearing(file) as unfinished:
             unfinished.write_text(json.dumps(facts, indent=1) + "\n")
     return json.loads(file.read_text())
+
+
+def named(subject: str, arm: str, variant: str, steps: int | None, denoising_steps: int) -> str:
+    """A cell's file, without its suffix: of these weights too."""
+    from coeffdiff.seeding import stable_seed
+
+    return f"{subject}-{arm}-{stable_seed(subject, arm, variant, steps, denoising_steps, *weights()):016x}"
+
+
+@functools.cache
+def weights() -> tuple[str, ...]:
+    """Fingerprints of what makes the pictures and of what scores them."""
+    from coeffdiff.pocket import WEIGHTS
+    from coeffdiff.pocket.build import fingerprint
+
+    return tuple(
+        fingerprint(file) for part in USED for file in sorted((WEIGHTS / part).rglob("*.safetensors"))
+    )
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The cells of a folder that are of the weights that ship, and of default lengths."""
+    cells = [(file.stem, json.loads(file.read_text())) for file in sorted((folder / "cells").glob("*.json"))]
+    return [
+        one
+        for name, one in cells
+        if name == named(one["subject"], one["arm"], one["variant"], None, DENOISING_STEPS)
+    ]
 
 
 def measure(chosen: Any, folder: Path, name: str, arm: str, variant: str) -> dict[str, Any]:
@@ -119,6 +146,23 @@ def measure(chosen: Any, folder: Path, name: str, arm: str, variant: str) -> dic
         "similarity": round(mean_pairwise_cosine(dino.features(pictures), dino.features(photos)), 4),
         "setting": round(statistics.fmean(a == b for a, b in zip(answers, places, strict=True)), 4),
         **learned,
+        "made": made(),
+    }
+
+
+def made() -> dict[str, str]:
+    """On what, with what and when a cell is computed."""
+    import torch
+
+    from coeffdiff import sampling
+
+    device, dtype = sampling.choose_device()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    return {
+        "device": name,
+        "precision": str(dtype).removeprefix("torch."),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "date": datetime.date.today().isoformat(),
     }
 
 
@@ -239,15 +283,15 @@ def by_subject(cells: Sequence[dict[str, Any]]) -> str:
         row = [subject.replace("_", " ")]
         for key in [(subject, arm, "") for arm in ARMS]:
             share = f" ({percent(ways[key])})" if key in ways else ""
-            row.append(f"{at[key]['similarity']:.2f}{share}")
+            row.append(f"{at[key]['similarity']:.2f}{share}" if key in at else "")
         lines.append("| " + " | ".join(row) + " |")
     gone, places, alphas = ["**mean of the way**"], ["the place is right, mean (worst)"], ["mean abs alpha"]
     for arm in ARMS:
         found = [one for one in plain if one["arm"] == arm]
         settings = [one["setting"] for one in found]
-        way = statistics.fmean(ways[key_of(one)] for one in found) if arm in TRAINED else None
-        gone.append("" if way is None else f"**{percent(way)}**")
-        places.append(f"{percent(statistics.fmean(settings))} ({percent(min(settings))})")
+        known = [ways[key] for one in found if (key := key_of(one)) in ways]
+        gone.append(f"**{percent(statistics.fmean(known))}**" if known else "")
+        places.append(f"{percent(statistics.fmean(settings))} ({percent(min(settings))})" if settings else "")
         alphas.append(mean(found, "mean_abs_alpha", 3))
     lines += ["| " + " | ".join(row) + " |" for row in (gone, places, alphas)]
     return "\n".join(lines)
@@ -258,15 +302,17 @@ def by_variant(cells: Sequence[dict[str, Any]]) -> str:
     Markdown."""
     ways, at = ways_gone(cells), {key_of(one): one for one in cells}
     subjects = list(dict.fromkeys(one["subject"] for one in cells if one["variant"]))
-    varied = dict.fromkeys(one["arm"] for one in cells if one["variant"])
+    varied = [arm for arm in TRAINED if any(one["variant"] and one["arm"] == arm for one in cells)]
     heads = ["arm", *(subject.replace("_", " ") for subject in subjects), "mean abs alpha"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for arm in varied:
         for variant in sorted({one["variant"] for one in cells if one["arm"] == arm}):
             keys = [(subject, arm, variant) for subject in subjects]
             row = [f"{arm}, {variant or 'the default'}"]
-            row += [f"{percent(ways[key])} / {percent(at[key]['setting'])}" for key in keys]
-            row.append(mean([at[key] for key in keys], "mean_abs_alpha", 3))
+            row += [
+                f"{percent(ways[key])} / {percent(at[key]['setting'])}" if key in ways else "" for key in keys
+            ]
+            row.append(mean([at[key] for key in keys if key in at], "mean_abs_alpha", 3))
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, ViTModel
 
 from coeffdiff.errors import ModelError, TrainingError
-from coeffdiff.files import held
 from coeffdiff.pocket import build, judges, renders
 from coeffdiff.pocket.build import PLANS, STAGES, Workshop, spoken, store_unfinished, varied
 from coeffdiff.pocket.fitting import Plan, fit, read_average
@@ -116,23 +115,16 @@ def test_a_unet_cut_short_is_stored_and_continued_where_there_is_no_checkpoint(b
         store_unfinished(here)
 
 
-def test_two_processes_do_not_train_the_same_network_in_one_folder(built, tmp_path):
-    """They would write over each other's checkpoints and curves; another network may be trained there meanwhile."""
-    shop = dataclasses.replace(built, folder=tmp_path)
-    network = torch.nn.Linear(2, 2)
-
-    def loss(step):
-        return {"size": network.weight.square().sum()}
-
-    (tmp_path / "vae.lock").touch()
-    with held(tmp_path / "vae.lock") as mine:
-        assert mine
-        with pytest.raises(TrainingError, match="Another process is training vae in"):
-            shop.fit("vae", network, loss)
-        assert not (tmp_path / "vae.jsonl").exists()
-        shop.fit("clip", network, loss)
-    shop.fit("vae", network, loss)
-    assert json.loads((tmp_path / "vae.jsonl").read_text())["step"] == 2
+def test_two_processes_are_not_at_one_stage_in_one_folder(built, tmp_path):
+    """They would write over each other's checkpoints and curves; another stage may be worked at meanwhile."""
+    shop = dataclasses.replace(built, folder=tmp_path / "new")
+    with shop.alone("vae"):
+        with pytest.raises(TrainingError, match="Another process is at the stage vae in"), shop.alone("vae"):
+            pytest.fail("both have it")
+        with shop.alone("clip"):
+            pass
+    with shop.alone("vae"):
+        pass
 
 
 def test_a_stage_waits_for_those_it_builds_on(built, tmp_path):

@@ -236,7 +236,8 @@ def test_without_a_gpu_its_figures_are_not_begun(tmp_path):
         command, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable}
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "There is no CUDA GPU here.\n")
-    assert not (tmp_path / "out").exists()
+    done = subprocess.run([*command, "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2 and "There is no part called nonsense." in done.stderr
 
 
 def test_tiles_are_timed_one_by_one(tmp_path):

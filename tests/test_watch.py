@@ -471,6 +471,7 @@ def test_two_processes_make_one_set_of_pictures(tiny_folder, vit):
         ({"dino": 0.0, "clip_t": 0.3}, 0.0),
         ({"dino": -0.2, "clip_t": 0.3}, -0.2),
         ({"dino": -0.2, "clip_t": -0.3}, -0.3),
+        ({"dino": 0.5, "clip_t": float("nan")}, -1.0),
         ({}, 0.0),
     ],
 )

@@ -14,7 +14,8 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,20 +129,26 @@ class Workshop:
     def fit(
         self, stage: str, network: nn.Module, loss: Callable[[int], Losses], **start: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Train to the end of the stage's plan; what it took is to be noted when the weights are stored.
-
-        Raises: TrainingError if another process is at this stage in this folder.
-        """
+        """Train to the end of the stage's plan; what it took is to be noted when the weights are stored."""
         plan, curve = self.plans[stage], self.folder / f"{stage}.jsonl"
-        before, lock = self.weights / "curves" / curve.name, _made(self.folder) / f"{stage}.lock"
+        before = self.weights / "curves" / curve.name
+        if start and before.exists() and not curve.exists():  # the rest of it is to follow
+            shutil.copy(before, curve)
+        result, seconds = fit(stage, self.folder, network, loss, plan, device=self.device, **start)
+        return result, {"steps": plan.steps, "seconds": round(seconds), "rate": plan.rate, **self.machine()}
+
+    @contextmanager
+    def alone(self, stage: str) -> Iterator[None]:
+        """Hold a stage from its first step to its weights, so that no other process writes over it in this folder.
+
+        Raises: TrainingError if another one is at it.
+        """
+        lock = _made(self.folder) / f"{stage}.lock"
         lock.touch()
         with held(lock) as mine:
             if mine is False:
-                raise TrainingError(f"Another process is training {stage} in {self.folder}.")
-            if start and before.exists() and not curve.exists():  # the rest of it is to follow
-                shutil.copy(before, curve)
-            result, seconds = fit(stage, self.folder, network, loss, plan, device=self.device, **start)
-        return result, {"steps": plan.steps, "seconds": round(seconds), "rate": plan.rate, **self.machine()}
+                raise TrainingError(f"Another process is at the stage {stage} in {self.folder}.")
+            yield
 
     def finished(self, stage: str) -> bool:
         """Whether a stage has all steps of its plan; for the score, whether it is of the weights that are there."""

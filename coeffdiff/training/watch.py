@@ -108,6 +108,8 @@ def selection_score(scores: Mapping[str, float]) -> float:
     parts = [part for part in (subject, scores.get("clip_t")) if part is not None]
     if not parts:
         return 0.0
+    if any(math.isnan(part) for part in parts):
+        return -1.0  # pictures that are none are the worst
     return min(parts) if min(parts) < 0 else math.prod(parts) ** (1 / len(parts))
 
 

@@ -442,7 +442,6 @@ def sample(
             say(f"adapter  {path} at {at} ({what})")
         with explained(left):
             sampling.prepare_device(pipe, device, offload, compiled=compile_)
-        with explained(left):
             seconds = estimate.expected_seconds(pipe, options, math.ceil(len(requests) / team.size), device)
         if seconds > 60:
             say(f"expect   about {duration(seconds)} on this {device.type}")

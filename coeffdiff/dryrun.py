@@ -452,11 +452,11 @@ class Stopwatch:
         unknown = _UNKNOWN_BYTES if self.device.type == "cpu" else 1 / self.seconds_to_fetch()
         return self._reached(lambda cost: 0 if cost.flops else cost.bytes) or unknown
 
-    def seconds_to_fetch(self, size: int = 2**26) -> float:
-        """Of a byte that no cache holds, by passing over `size` bytes, which are more than one holds."""
+    def seconds_to_fetch(self) -> float:
+        """Of a byte that no cache holds, by passing over 64 MiB, which are more than one holds; measured once."""
         if self._fetching is None:
-            values = torch.zeros(size // 4, device=self.device)
-            self._fetching = self.best(values.sum, 0.05) / size
+            values = torch.zeros(2**24, device=self.device)
+            self._fetching = self.best(values.sum, 0.05) / values.nbytes
         return self._fetching
 
     def _guess(self, operation: Operation) -> float:

@@ -41,10 +41,8 @@ def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.d
     on = {"rows": rows, "columns": columns, "device": "cuda" if device.type == "cuda" else "cpu"}
     drawing = dryrun.denoise_step(unet, batch=batch * (2 if options.guidance > 1 else 1), **on)
     decoding = dryrun.decode_picture(vae, **on)
-    watch, other = (
-        dryrun.Stopwatch(device, 0.3),
-        dryrun.Stopwatch(device, 0.1),
-    )  # the VAE may have another dtype
+    # Two, since the VAE may compute in another dtype
+    watch, other = dryrun.Stopwatch(device, 0.3), dryrun.Stopwatch(device, 0.1)
     # Operators are timed with their weights in a cache
     cold = dryrun.bytes_of(unet) * watch.seconds_to_fetch()
     calls = math.ceil(pictures / batch) * _calls_of_the_unet(pipe.scheduler, options.steps)

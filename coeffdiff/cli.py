@@ -242,9 +242,11 @@ def train(
 
         run = run_to_resume(settings.output, settings.subject.token)
         settings = settings_to_resume(run, config, flags, set_ or ())
+    from coeffdiff.training.launch import end_processes
     from coeffdiff.training.loop import train as run_training
 
     result = run_training(settings, resume=run)
+    end_processes()
     if not is_main_process():
         return
     if as_json:

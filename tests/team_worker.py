@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
+
+import torch.distributed
 
 from coeffdiff.errors import AdapterError, ConfigError, Interrupted
 from coeffdiff.processes import Team, together
@@ -46,7 +49,13 @@ def fail(error: Exception) -> None:
     raise error
 
 
+def tell(name: str, left: object) -> None:
+    print(json.dumps([name, left]), flush=True)
+
+
 if __name__ == "__main__":
+    # Registered first, so called last
+    atexit.register(lambda: tell("group_at_exit", torch.distributed.is_initialized()))
     scenarios = {f.__name__: f for f in (first_fails, second_fails, both_fail, second_has_a_defect)}
     scenarios |= {"work_together": work_together, "second_is_killed": second_is_killed}
     for name in sys.argv[1:]:
@@ -58,4 +67,4 @@ if __name__ == "__main__":
             left = f"exit {end.code}"
         except Exception as error:
             left = f"{type(error).__name__}: {error}"
-        print(json.dumps([name, left]), flush=True)
+        tell(name, left)

@@ -143,6 +143,13 @@ def test_processes_end_together_whatever_happens():
     assert "second_is_killed" not in told[1]
 
 
+def test_each_takes_leave_of_the_group_however_it_ends():
+    """Left to the interpreter's end, gloo's threads now and then abort the process, finished or not."""
+    ended = pair(str(WORKER), "second_fails")
+    assert [code for code, _, _ in ended] == [0, 0]
+    assert [dict(map(json.loads, out.splitlines()))["group_at_exit"] for _, out, _ in ended] == [False, False]
+
+
 def test_one_process_alone_starts_no_group_before_it_must(monkeypatch):
     """Nothing is started for gather, from_main or an error; the device is asked of what start returns, once."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)

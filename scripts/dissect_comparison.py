@@ -5,7 +5,7 @@ python scripts/dissect_comparison.py configs/compare/controls.yaml --comparison 
 Each adapter of one arm (coeff+lora) is scored as it is, with its alpha switched off, twice and four times as strong,
 and with its LoRA switched off: same prompts, seeds and initial noise. Beside it stand the subject's own renders in the
 places that the prompts name, after a round trip through the VAE: what a perfect adapter would score. The adapters are
-those in the comparison's work folder; of one that is not there, nothing is said.
+those in the comparison's work folder; of one that is not there, only the renders are looked at.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def main() -> int:
         print(f"There is no adapter of {chosen.arm} in {chosen.comparison}.", file=sys.stderr)
         return 2
     print(table(rows))
+    print("\n" + moved(rows))
     return 0
 
 
@@ -72,32 +73,51 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
 
     studio = Studio(plan, comparison)
     rows: list[dict[str, Any]] = json.loads(output.read_text()) if output.exists() else []
-    done = {(row["key"], row["part"]) for row in rows}
     jobs = [job for job in studio.jobs() if job.arm == arm]
-    keys = {job.key for job in jobs}
+    done = {(row["cell"], row["part"]) for row in rows}
     with progress("adapters", len(jobs)) as bar:
         for number, job in enumerate(jobs):
             bar(number, job.label)
             job.sitter.write_photos()
             adapter = RunFolder(studio.work_folder(job) / "run").adapter
             for part in (*PARTS, PHOTOS):
-                unknown = part == PHOTOS and not job.sitter.made_up  # nobody can photograph it anew
-                if (job.key, part) in done or unknown or not adapter.is_dir():
+                lacks = not job.sitter.made_up if part == PHOTOS else not adapter.is_dir()
+                if lacks or (cell_of(studio, job), part) in done:
                     continue
                 scores = (
                     itself(studio, job) if part == PHOTOS else as_parts(studio, job, adapter, *PARTS[part])
                 )
-                facts = {"subject": job.sitter.name, "seed": job.seed, "arm": arm, "part": part}
-                rows.append(facts | {"key": job.key, "scores": scores})
+                facts = {"cell": cell_of(studio, job), "subject": job.sitter.name, "seed": job.seed}
+                facts |= {"arm": arm, "part": part, "scores": scores}
+                rows.append(facts | ({"moved": by_place(adapter)} if part == "as trained" else {}))
                 with appearing(output) as unfinished:
                     unfinished.write_text(json.dumps(rows, indent=1) + "\n")
         bar(len(jobs))
-    return [row for row in rows if row["key"] in keys]
+    return kept(studio, arm, rows)
+
+
+def cell_of(studio: Any, job: Any) -> str:
+    """What a job's row is of: its adapter, prompts, seeds and encoders, as the comparison names its cell."""
+    return str(studio.cell(job, job.end).stem.rpartition("-")[2])
+
+
+def kept(studio: Any, arm: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that are of an arm of this plan as it now is."""
+    cells = {cell_of(studio, job) for job in studio.jobs() if job.arm == arm}
+    return [row for row in rows if row["cell"] in cells]
+
+
+def by_place(adapter: Path) -> dict[str, float]:
+    """Mean |alpha| by block and kind of layer: "mid_block self", ..."""
+    from coeffdiff.inspection import inspect_adapter
+
+    blocks = inspect_adapter(adapter).alpha_blocks
+    return {f"{one.block} {one.attention}": round(one.norms["mean"], 4) for one in blocks[:-1]}
 
 
 def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> dict[str, float]:
     """The scores of an adapter with its two parts at strengths of their own."""
-    from coeffdiff.evaluation.compare import _subject
+    from coeffdiff.evaluation.compare import subject_of
     from coeffdiff.evaluation.evaluate import score_adapter
     from coeffdiff.method.adapter import load_adapter
     from coeffdiff.method.injection import set_scale
@@ -112,9 +132,9 @@ def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> di
         protocol = replace(job.protocol, drift_pictures=0)
         with tempfile.TemporaryDirectory() as folder:
             pictures = Path(folder) / "pictures"
-            subject = _subject(job.sitter, studio.plan.token)
+            subject = subject_of(job.sitter, studio.plan.token)
             scored = score_adapter(studio.pipe, subject, protocol, studio.encoders, folder=pictures)
-            found = scored.data["scores"] | studio._places(job, pictures)
+            found = scored.data["scores"] | studio.places(job, pictures)
     finally:
         adapter.remove()
     return {name: round(found[name], 6) for name in SCORES}
@@ -122,18 +142,15 @@ def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> di
 
 def itself(studio: Any, job: Any) -> dict[str, float]:
     """The scores of the subject's own renders in the places of the prompts, through the VAE."""
-    import torch
-    from PIL import Image
-
-    from coeffdiff.evaluation.compare import _subject
+    from coeffdiff.evaluation.compare import subject_of
     from coeffdiff.evaluation.evaluate import asked_for, see_photos
     from coeffdiff.metrics import score_pictures
     from coeffdiff.pocket import WEIGHTS
     from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
-    from coeffdiff.pocket.world import render
+    from coeffdiff.pocket.renders import seen_through
     from coeffdiff.seeding import stable_seed
 
-    subject = _subject(job.sitter, studio.plan.token)
+    subject = subject_of(job.sitter, studio.plan.token)
     asked = asked_for(
         replace(job.protocol, drift_pictures=0), studio.plan.token, job.sitter.class_word, known=False
     )
@@ -143,13 +160,7 @@ def itself(studio: Any, job: Any) -> dict[str, float]:
         job.sitter.made_up.scene(stable_seed("itself", job.sitter.name, n), setting=place)
         for n, place in enumerate(places)
     ]
-    images, _ = render(scenes)
-    vae = studio.pipe.vae
-    with torch.no_grad():
-        latents = vae.encode((images * 2.0 - 1.0).to(vae.device, vae.dtype)).latent_dist.mode()
-        seen = vae.decode(latents).sample.float().cpu()
-    values = (seen.clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    pictures = [Image.fromarray(picture) for picture in values]
+    pictures = seen_through(studio.pipe.vae, scenes)
     found = score_pictures(studio.encoders, see_photos(studio.encoders, subject), pictures, texts)
     answers = trusted_judges(WEIGHTS).see("setting", pictures)
     found["place"] = statistics.fmean(a == b for a, b in zip(answers, places, strict=True))
@@ -187,6 +198,17 @@ def table(rows: list[dict[str, Any]]) -> str:
             entries.append(entry)
         lines.append(f"| {part} | " + " | ".join(entries) + " |")
     return "\n".join([*lines, "", f"{len(subjects)} subjects; in brackets the difference to the first row."])
+
+
+def moved(rows: list[dict[str, Any]]) -> str:
+    """Mean |alpha| over adapters: a row for each block, self- and cross-attention beside each other."""
+    found = [row["moved"] for row in rows if "moved" in row]
+    blocks = list(dict.fromkeys(place.split()[0] for one in found for place in one))
+    lines = ["| mean abs alpha | self | cross |", "|---|---|---|"]
+    for block in blocks:
+        means = [statistics.fmean(one[f"{block} {kind}"] for one in found) for kind in ("self", "cross")]
+        lines.append(f"| {block} | " + " | ".join(f"{value:.3f}" for value in means) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -90,10 +90,35 @@ def cell(chosen: Any, subject: str, arm: str, variant: str) -> dict[str, Any]:
 
 
 def named(subject: str, arm: str, variant: str, steps: int | None, denoising_steps: int) -> str:
-    """A cell's file, without its suffix: of these weights too."""
+    """A cell's file, without its suffix: of these weights, and of what the settings come to, defaults among them."""
     from coeffdiff.seeding import stable_seed
 
-    return f"{subject}-{arm}-{stable_seed(subject, arm, variant, steps, denoising_steps, *weights()):016x}"
+    trained = resolved(arm, variant, steps) if arm in TRAINED else ""
+    return f"{subject}-{arm}-{stable_seed(subject, arm, trained, denoising_steps, *weights()):016x}"
+
+
+@functools.cache
+def resolved(arm: str, variant: str, steps: int | None) -> str:
+    """All settings that decide a training, as JSON."""
+    from coeffdiff import backbone
+    from coeffdiff.config import load_settings
+    from coeffdiff.evaluation.compare import deciding
+    from coeffdiff.training.launch import start_processes
+    from coeffdiff.training.prepare import resolve
+
+    settings = load_settings(None, values_of(arm, steps), variant.split(",") if variant else [])
+    settings, _ = resolve(settings, backbone.find_backbone(settings.model), start_processes())
+    return json.dumps(deciding(settings) | {"steps": settings.training.steps}, sort_keys=True)
+
+
+def values_of(arm: str, steps: int | None) -> dict[str, Any]:
+    """What every training of an arm is given."""
+    from coeffdiff.pocket import POCKET
+
+    return {
+        "model.name": POCKET, "subject.token": TOKEN, "method.kind": arm, "training.steps": steps,
+        "validation.prompts": [],
+    }  # fmt: skip
 
 
 @functools.cache
@@ -185,10 +210,8 @@ def adapted(
     if arm in TRAINED:
         run = folder / "run"
         shutil.rmtree(run, ignore_errors=True)  # of a try that was interrupted; a minute is lost at most
-        values = {
-            "model.name": POCKET, "subject.images": str(folder / "photos"), "subject.token": TOKEN,
-            "subject.class_word": subject.class_word, "method.kind": arm, "training.steps": chosen.steps,
-            "validation.prompts": [], "output": str(run),
+        values = values_of(arm, chosen.steps) | {
+            "subject.images": str(folder / "photos"), "subject.class_word": subject.class_word, "output": str(run),
         }  # fmt: skip
         result = loop.train(load_settings(None, values, variant.split(",") if variant else []))
         load_adapter(pipe, result.adapter)
@@ -211,10 +234,10 @@ def round_trips(subject: Any, arm: str, places: Sequence[str]) -> list[Any]:
     """The subject, or another of its class, in each place, through the VAE."""
     import torch
     from diffusers import AutoencoderKL
-    from PIL import Image
 
     from coeffdiff.pocket import POCKET, shipped
-    from coeffdiff.pocket.world import render, sample_scene
+    from coeffdiff.pocket.renders import seen_through
+    from coeffdiff.pocket.world import sample_scene
     from coeffdiff.seeding import stable_seed
 
     seeds = [stable_seed(arm, subject.name, i) for i in range(len(places))]
@@ -225,12 +248,8 @@ def round_trips(subject: Any, arm: str, places: Sequence[str]) -> list[Any]:
             sample_scene(seed, kind=subject.kind, setting=place)
             for seed, place in zip(seeds, places, strict=True)
         ]
-    images, _ = render(scenes)
     vae = AutoencoderKL.from_pretrained(shipped(POCKET) / "vae", torch_dtype=torch.float32).eval()
-    with torch.no_grad():
-        seen = vae.decode(vae.encode(images * 2.0 - 1.0).latent_dist.mode()).sample
-    values = (seen.clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in values]
+    return seen_through(vae, scenes)
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:

@@ -398,7 +398,7 @@ def test_on_pocket_the_judges_say_where_a_picture_is(tmp_path):
     for order, share in (((0, 1, 2), 1.0), ((1, 0, 2), 1 / 3)):
         for number, index in enumerate(order):
             Image.fromarray(pixels[index]).save(tmp_path / f"{number}.png")
-        assert studio._places(job, tmp_path) == {"place": pytest.approx(share)}
+        assert studio.places(job, tmp_path) == {"place": pytest.approx(share)}
 
 
 def test_pictures_that_are_no_numbers_are_a_finding_of_their_scale(plan, tmp_path, monkeypatch):

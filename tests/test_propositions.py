@@ -1,8 +1,7 @@
 """The paper's propositions 4.2 and 4.3, put to mixed_attention itself and decided by linear programming.
 
 Whether a point is in H^1 + ... + H^heads, the sum of the convex hulls of the heads' projected values, is a linear
-program: weights w[h, k] >= 0, sum_k w[h, k] = 1 for every head, sum_hk w[h, k] p[h, k] = the point. Its infeasibility
-margin is the smallest t for which the point, moved by at most t in every coordinate, is inside.
+program, which scripts/measure_hull.py puts to trained adapters as well.
 
 Source: Miao, Chen and Qiu 2025, arXiv 2503.18337, section 4.
 """
@@ -16,30 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
+from measure_hull import distance_to_sum_of_hulls
 
 from coeffdiff.method.attention import BACKENDS, mixed_attention
 
 ON_CPU = [name for name in BACKENDS if name != "fused"]
-
-
-def distance_to_sum_of_hulls(point, values):
-    """Largest coordinate, in the best case, by which `point` [C] lies outside the sum of hulls of values [H, K, C]."""
-    heads, keys, width = values.shape
-    columns = values.transpose(2, 0, 1).reshape(width, heads * keys)
-    # minimise t over (w, t) with  -t <= columns w - point <= t
-    slack = -np.ones((width, 1))
-    found = linprog(
-        c=[0.0] * (heads * keys) + [1.0],
-        A_ub=np.block([[columns, slack], [-columns, slack]]),
-        b_ub=np.concatenate([point, -point]),
-        A_eq=np.hstack([np.kron(np.eye(heads), np.ones((1, keys))), np.zeros((heads, 1))]),
-        b_eq=np.ones(heads),
-        bounds=(0, None),
-        method="highs",
-    )
-    assert found.status == 0, found.message
-    return float(found.fun)
 
 
 def layer_and_parts(q, k, v, project, coeff, backend):

@@ -214,7 +214,7 @@ def test_the_readmes_tables_are_what_the_cells_say(tmp_path):
     root = SCRIPTS.parent
     (tmp_path / "scripts" / "evidence").mkdir(parents=True)
     copied = ("evidence_tables.py", "dissect_comparison.py", "measure_customization.py")
-    for name in (*copied, "evidence/dissected.json"):
+    for name in (*copied, "evidence/dissected.json", "evidence/README.md", "evidence/core.png"):
         shutil.copy(SCRIPTS / name, tmp_path / "scripts" / name)
     for name in ("cells", "customization"):
         (tmp_path / "scripts" / "evidence" / name).symlink_to(SCRIPTS / "evidence" / name)

@@ -409,7 +409,7 @@ class Studio:
 
     def _look(self, job: Job, path: Path | None, points: Sequence[Point]) -> None:
         """Score an adapter at some scales, or the bare model."""
-        subject = _subject(job.sitter, self.plan.token)
+        subject = subject_of(job.sitter, self.plan.token)
         adapter = load_adapter(self.pipe, path) if path else None
         sampling.prepare_device(self.pipe, self.device)
         try:
@@ -426,7 +426,7 @@ class Studio:
                     self._store(job, point, _failed(error))
                     continue
                 self._keep_strip(job, point, pictures)
-                scores = scored.data["scores"] | self._places(job, pictures)
+                scores = scored.data["scores"] | self.places(job, pictures)
                 self._store(job, point, {"scores": scores} | _facts(scored) | self._cost(job, path))
         finally:
             if adapter:
@@ -474,7 +474,7 @@ class Studio:
             cost["mean_abs_alpha"] = round(float(entries.mean()), 5)
         return {"cost": cost}
 
-    def _places(self, job: Job, pictures: Path) -> dict[str, float]:
+    def places(self, job: Job, pictures: Path) -> dict[str, float]:
         """On pocket: in how many of the pictures its judges see the place that the prompt names."""
         if self.base.name != POCKET or job.protocol.prompts.name != "pocket":
             return {}
@@ -531,12 +531,12 @@ class Studio:
                 f"The arm {arm!r} cannot be looked at after {early[0]} steps: its rate follows a schedule over all "
                 f"{last} of them. Drop the checkpoints, or its training.lr_schedule."
             )
-        key = _hash(FORMAT, self.weights, *identity, sorted(_deciding(settings).items()))
+        key = _hash(FORMAT, self.weights, *identity, sorted(deciding(settings).items()))
         points = tuple(Point(steps, scale) for steps in (*early, last) for scale in self.plan.scales)
         return Job(arm, sitter, seed, settings, protocol, points, key)
 
 
-def _deciding(settings: Settings) -> dict[str, Any]:
+def deciding(settings: Settings) -> dict[str, Any]:
     """The resolved settings that decide what a training comes to; those of methods that take no part are left out."""
     kind = settings.method.kind
     learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
@@ -596,7 +596,7 @@ def _made_up(wanted: str) -> list[subjects.Subject]:
     return [subjects.SUBJECTS[name] for name in names] if set(names) <= set(subjects.SUBJECTS) else []
 
 
-def _subject(sitter: Sitter, token: str) -> Subject:
+def subject_of(sitter: Sitter, token: str) -> Subject:
     photos = read_photos(sitter.folder).photos
     return Subject(sitter.name, photos, [photo.open_mask() for photo in photos], token, sitter.class_word)
 

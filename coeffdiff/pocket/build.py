@@ -44,7 +44,7 @@ from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, renders
 from coeffdiff.pocket.fitting import Losses, Plan, fit, mixed, read_average
 from coeffdiff.pocket.judges import QUESTIONS, Judges, judging_losses, load_judges, trusted_judges, truth
 from coeffdiff.pocket.model import euler_scheduler, text_configs, tokenizer_pair, unet_config, vae_config
-from coeffdiff.pocket.renders import RESOLUTION, VIEWS, Renders, as_float, draw
+from coeffdiff.pocket.renders import RESOLUTION, VIEWS, Renders, as_float, draw, round_trip
 from coeffdiff.pocket.world import Scene, caption, mentioned, sample_scene, vocabulary
 from coeffdiff.seeding import generator_for, stable_seed
 
@@ -353,7 +353,7 @@ def measure_vae(shop: Workshop, count: int = 480) -> dict[str, float]:
     """PSNR in dB of held-out pictures after a round trip through the stored weights: mean, and 5 % quantile."""
     vae, found = shop.vae(), []
     for part in as_float(shop.heldout.images(range(min(count, len(shop.heldout))))).split(32):
-        seen = (_round_trip(vae, part.to(shop.device)) * 255.0).round() / 255.0
+        seen = (round_trip(vae, part.to(shop.device)) * 255.0).round() / 255.0
         error = (seen.cpu() - (part + 1.0) / 2.0).square().mean((1, 2, 3))
         found.append(-10.0 * error.log10())
     values = torch.cat(found)
@@ -361,11 +361,6 @@ def measure_vae(shop: Workshop, count: int = 480) -> dict[str, float]:
         "psnr_db": round(float(values.mean()), 2),
         "psnr_db_5_percent": round(float(values.quantile(0.05)), 2),
     }
-
-
-def _round_trip(vae: Any, images: Tensor) -> Tensor:
-    """-1..1 through the VAE, to 0..1."""
-    return vae.decode(vae.encode(images).latent_dist.mode()).sample.float().clamp(-1.0, 1.0) / 2.0 + 0.5
 
 
 # --- latents ----------------------------------------------------------------------------------------
@@ -597,7 +592,7 @@ def through_vae(shop: Workshop, source: Renders, pictures: int) -> Renders:
                 for begin in range(shard * renders.SHARD, (shard + 1) * renders.SHARD, 32):
                     images = as_float(source.images(range(begin, begin + 32))).to(shop.device)
                     with torch.no_grad(), mixed(shop.device, shop.dtype):
-                        seen = _round_trip(vae, images)
+                        seen = round_trip(vae, images)
                     values.append(seen.mul(255.0).add(0.5).to(torch.uint8).cpu())
                 with appearing(file) as unfinished, unfinished.open("wb") as handle:
                     np.save(handle, torch.cat(values).numpy())
@@ -865,7 +860,7 @@ def score(shop: Workshop, captions: int = 500, steps: int = 25, guidance: float 
         guidance=guidance,
         unet_steps=shop.record()["unet"]["steps"],
         of=fingerprint(shop.unet_file),
-        **shop.machine(),
+        **shop.machine() | {"precision": "float32"},  # the pipeline's, whatever the stages are trained in
     )
     return found
 

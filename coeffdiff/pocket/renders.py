@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from coeffdiff.files import appearing
 from coeffdiff.pocket.render import Scene, render
-from coeffdiff.pocket.subjects import fresh_subject
+from coeffdiff.pocket.subjects import fresh_subject, picture_of
 from coeffdiff.pocket.world import sample_scene
 from coeffdiff.seeding import stable_seed
 
@@ -90,6 +92,19 @@ def _opened(file: Path) -> np.ndarray:
 def as_float(images: Tensor) -> Tensor:
     """Bytes -> float32 in -1..1, as the VAE wants them."""
     return images.float().div_(127.5).sub_(1.0)
+
+
+@torch.no_grad()
+def round_trip(vae: Any, images: Tensor) -> Tensor:
+    """[N, 3, R, R] in -1..1 through the VAE, to 0..1."""
+    return vae.decode(vae.encode(images).latent_dist.mode()).sample.float().clamp(-1.0, 1.0) / 2.0 + 0.5
+
+
+def seen_through(vae: Any, scenes: Sequence[Scene]) -> list[Image.Image]:
+    """Scenes after a round trip through the VAE: what a model that draws in its latents could show at best."""
+    images, _ = render(scenes)
+    seen = round_trip(vae, (images * 2.0 - 1.0).to(vae.device, vae.dtype))
+    return [picture_of(image) for image in seen.cpu()]
 
 
 def draw(

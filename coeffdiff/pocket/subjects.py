@@ -526,14 +526,14 @@ def write_photos(
     paths = []
     for i in range(count):
         path = folder / f"{i:02d}.jpg"
-        _picture(images[i]).save(path, quality=95)
+        picture_of(images[i]).save(path, quality=95)
         if masks:
-            _picture(shares[i]).save(folder / f"{i:02d}.mask.png")
+            picture_of(shares[i]).save(folder / f"{i:02d}.mask.png")
         paths.append(path)
     return paths
 
 
-def _picture(values: Tensor) -> Image.Image:
+def picture_of(values: Tensor) -> Image.Image:
     """[C, R, R] in 0..1 -> 8 bits; one channel becomes grey."""
     bytes_ = (values.clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(bytes_.squeeze(-1) if bytes_.shape[-1] == 1 else bytes_)

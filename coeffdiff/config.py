@@ -535,14 +535,13 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     effective batch of 4 are what the established SDXL recipes share. Alpha's rate is three times LoRA's: on pocket,
     two subjects, 300 steps, mean |alpha| came to 0.02 at LoRA's own rate, 0.05 at three times it (0.13 where alpha
     learned alone) and 0.27 at ten times it, where the places that prompts name began to go (setting accuracy 0.33 to
-    0.83). SDXL's ratio is taken over from there. On pocket LoRA at 1e-3 is nearer to six subjects after
-    300 steps than after 100 (configs/compare/ablations.yaml beside controls.yaml), and its pictures are cleaner.
+    0.83). SDXL's ratio is taken over from there. On pocket LoRA at 1e-3 looks nearer to six subjects after 300 steps
+    than after 100 (DINO, photos masked: +0.107 [-0.002, +0.218], undecided; configs/compare/ablations.yaml beside
+    controls.yaml), with cleaner pictures, at a cost: prompts of other things drift 0.10 farther.
 
-    A learned token's: on pocket (its UNet of 7,000 steps), the grey sloth, 200 steps of batch 4, the token alone:
-    similarity 0.08 at 1e-3, 0.69 at 3e-3, 0.82 at 1e-2, 0.75 at 3e-2; base model 0.16, photos after a round trip
-    through the VAE 0.82. The figure flatters: at 1e-2 the pictures have the subject's colours, not its face. For SDXL
-    nothing was measured; 2e-3 is what the example of diffusers' textual inversion for
-    SDXL comes to (5e-4, scaled by its 4 samples a step).
+    A learned token's: on pocket 3e-3 was the best of 3e-3, 1e-2 and 3e-2 (configs/compare/tuning_controls.yaml). For
+    SDXL nothing was measured; 2e-3 is what the example of diffusers' textual inversion for SDXL comes to (5e-4, scaled
+    by its 4 samples a step).
     """
     large = facts.is_large
     half = ("bf16" if facts.bf16 else "fp16") if facts.device_type == "cuda" else "no"
@@ -556,7 +555,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         "method.lora.alpha": settings.method.lora.rank,
         # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
         "method.coeff.learning_rate": float(f"{min(3 * lora_rate, 1e30):g}"),
-        "method.token.learning_rate": 2e-3 if large else 1e-2,
+        "method.token.learning_rate": 2e-3 if large else 3e-3,
         "training.steps": 500 if large else 300,
         "training.batch_size": 1 if large else 4,
         "training.accumulate": 4 if large else 1,

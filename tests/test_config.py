@@ -200,7 +200,12 @@ def test_every_plan_is_valid_down_to_the_settings_of_its_arms(file):
     assert plan.settings["training.masked_loss"] is False
     for own in filter(None, plan.arms.values()):
         settings = load_settings(None, {**plan.settings, **own})
-        assert settings.training.steps != "auto"  # a plan stays the same when a default moves
+        # A plan stays the same when a default moves
+        assert settings.training.steps != "auto"
+        method = settings.method
+        for part in ("coeff", "lora"):
+            assert part not in method.kind or getattr(method, part).learning_rate != "auto", own
+        assert not settings.learns_token or method.token.learning_rate != "auto", own
 
 
 def test_the_three_recipes_are_there():

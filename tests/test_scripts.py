@@ -206,7 +206,9 @@ def test_a_comparisons_adapters_are_taken_apart(tmp_path):
     )
     assert len({of["dino"] for of in scores.values()}) == len(scores) == 6
     assert max(scores, key=lambda part: scores[part]["dino"]) == "the subject itself"
-    assert done.stdout.count("\n| ") == 6
+    assert done.stdout.count("\n| ") == 6 + 1 + 5  # parts; then a head and pocket's blocks
+    (moved,) = (row["moved"] for row in rows if "moved" in row)
+    assert len(moved) == 2 * 5 and 0.0 < min(moved.values()) < max(moved.values()) < 0.02
 
 
 def test_the_readmes_tables_are_what_the_cells_say(tmp_path):

@@ -66,7 +66,9 @@ from coeffdiff.pictures import fitted, save_png
 from coeffdiff.processes import Team
 from coeffdiff.training.state import RunFolder
 
-DRIFT_PROMPTS = 6  # of the class, and as many as there are of the unrelated
+# Of the class: every k-th, so the first six of fewer than twelve (to spread them better would be another FORMAT of
+# comparisons' cells); of the unrelated all
+DRIFT_PROMPTS = 6
 THUMBNAIL = 288  # pixels; pages are for phones
 
 ONE_PROCESS = Team()
@@ -89,7 +91,7 @@ class Protocol:
     """What is asked for: `pictures` of each prompt for the subject, `drift_pictures` of each without the token.
 
     The p-th picture of the n-th prompt has the seed first_seed + n * pictures + p, whoever makes it, so that arms
-    share their noise and no two prompts do.
+    share their noise and no two prompts of a group do (the subject's, its class's, the unrelated).
     """
 
     prompts: Prompts

@@ -32,7 +32,7 @@ from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import unwrapped, verify
 from coeffdiff.pictures import fitted, free_name, labelled_grid, save_png
 from coeffdiff.processes import Team
-from coeffdiff.speed import compile_blocks, prepare_kernels
+from coeffdiff.speed import compile_blocks, has_bf16, prepare_kernels
 from coeffdiff.tokens import holds
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -122,7 +122,7 @@ def choose_device(
         device = torch.device("cuda" if torch.cuda.is_available() else mps)
     half = torch.float32
     if device.type == "cuda":
-        half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        half = torch.bfloat16 if has_bf16() else torch.float16
     return device, half if precision == "auto" else DTYPES[precision]
 
 

@@ -60,6 +60,11 @@ def copied(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def has_bf16() -> bool:
+    """Whether this GPU computes in bfloat16 by itself. Older ones (T4, V100) imitate it, slower than float32."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def _can_compile(device: torch.device) -> bool:
     if device.type == "cuda":
         from torch.utils._triton import has_triton

@@ -448,6 +448,15 @@ def test_the_device_is_chosen_with_its_precision():
     assert sampling.choose_device("bf16")[1] == torch.bfloat16
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_draws_in_bfloat16_only_where_it_does_not_imitate_it(native, dtype, monkeypatch):
+    """A T4 or a V100 says that it can, unless it is asked without imitation."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
+    )
+    assert sampling.choose_device(device=torch.device("cuda"))[1] == dtype
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("offload", ["none", "model", "sequential"])

@@ -33,7 +33,7 @@ from coeffdiff.method.coefficients import Coefficients, Mixes
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
-from coeffdiff.speed import prepare_kernels
+from coeffdiff.speed import has_bf16, prepare_kernels
 from coeffdiff.training.optimizer import check_optimizer
 from coeffdiff.training.prior import class_captions, counting_photos, encode_prior, introduce_prior
 from coeffdiff.training.state import RunFolder
@@ -89,7 +89,7 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
         unet_parameters=backbone.unet_parameters(base),
         native_resolution=backbone.native_resolution(base),
         device_type=state.device.type,
-        bf16=state.device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        bf16=state.device.type == "cuda" and has_bf16(),
     )
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # by accelerate launch or its config
     if settings.training.precision == "auto" and launched in ("fp16", "bf16"):

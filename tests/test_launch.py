@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from coeffdiff.errors import LaunchError
-from coeffdiff.training.launch import refuse_lonely_processes, start_processes
+from coeffdiff.training import launch
+from coeffdiff.training.launch import refuse_lonely_processes, refuse_shared_gpus, start_processes
 
 
 def test_copies_that_believe_to_be_alone_are_refused():
@@ -42,3 +44,31 @@ def test_honest_launches_pass(processes, environ):
 def test_sharding_is_refused_before_anything_is_loaded(variable, name):
     with pytest.raises(LaunchError, match=f"{name} shards the UNet.*plain data parallelism"):
         start_processes({variable: "true"})
+
+
+def test_more_processes_than_gpus_are_refused_before_any_of_them_starts(monkeypatch):
+    """Three processes, one GPU; PartialState would end in CUDA's "invalid device ordinal"."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(launch, "PartialState", None)
+    with pytest.raises(LaunchError, match=r"3 processes on this machine.*CUDA sees 1 GPU here.*Start 1"):
+        start_processes({"LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "6"})
+
+
+@pytest.mark.parametrize("environ", [{}, {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}])
+def test_a_gpu_for_each_process_is_enough(environ):
+    """Two GPUs here: one process or two here, and others on another machine."""
+    refuse_shared_gpus(2, environ)
+
+
+def test_processes_on_the_cpu_are_not_counted_against_gpus(monkeypatch):
+    """Two processes beside one GPU that they leave alone go on to Accelerate."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def partial_state(**_):
+        raise RuntimeError("Accelerate was reached")
+
+    monkeypatch.setattr(launch, "PartialState", partial_state)
+    with pytest.raises(RuntimeError, match="Accelerate was reached"):
+        start_processes({"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"})

@@ -36,7 +36,10 @@ def start_processes(environ: Mapping[str, str] = os.environ) -> PartialState:
                 f"{name} shards the UNet, and coeffdiff's adapters are too small to need it: "
                 "use plain data parallelism (accelerate launch --multi_gpu, or configs/accelerate/)."
             )
-    state = PartialState(cpu=_is_on(environ, "ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    on_cpu = _is_on(environ, "ACCELERATE_USE_CPU")
+    if torch.cuda.is_available() and not on_cpu:
+        refuse_shared_gpus(torch.cuda.device_count(), environ)
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     refuse_lonely_processes(state.num_processes, environ)
     if state.distributed_type not in _SUPPORTED:
         raise LaunchError(
@@ -58,6 +61,17 @@ def end_processes() -> None:
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def refuse_shared_gpus(gpus: int, environ: Mapping[str, str]) -> None:
+    """Raise LaunchError if this machine was given more processes than it has GPUs: CUDA's own error names neither."""
+    processes = int(environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > gpus:
+        raise LaunchError(
+            f"The launcher started {processes} processes on this machine, and CUDA sees {gpus} GPU"
+            f"{'' if gpus == 1 else 's'} here; each process needs one of its own. Start {gpus} a machine with "
+            "--num_processes (which counts those of all machines), or check CUDA_VISIBLE_DEVICES."
+        )
 
 
 def refuse_lonely_processes(processes: int, environ: Mapping[str, str]) -> None:

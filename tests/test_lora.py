@@ -166,6 +166,35 @@ def test_what_was_saved_is_what_arrives(tiny_pipeline, unet_call, tmp_path, dora
     assert torch.equal(unet_call(loaded), trained)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_in_half_precision_too_what_is_loaded_is_what_was_trained(
+    tiny_pipeline, unet_call, tmp_path, dora, dtype
+):
+    """Training holds LoRA in float32 beside a half-precision UNet: so does loading, number for number, and the
+    outputs, in the UNet's own type, are equal bit for bit. Without it the UNet is what it was."""
+    loaded, unet = (copy.deepcopy(tiny_pipeline.unet).to(dtype) for _ in range(2))
+    base = unet_call(loaded)
+    parameters = add_lora(unet, rank=3, alpha=7, dora=dora)
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+    scattered(parameters)
+    trained = unet_call(unet)
+    save_lora(unet, tmp_path)
+    tensors = load_file(tmp_path / LORA_FILE)
+    load_lora(loaded, tensors, "x", rank=3, alpha=7, dora=dora, origin="f")
+    arrived = lora_parameters(loaded, "x")
+    assert len(arrived) == len(parameters)
+    for key, parameter in parameters.items():
+        assert torch.equal(arrived[key.replace(".default.", ".x.")], parameter)
+    assert trained.dtype == base.dtype == dtype and not torch.equal(trained, base)
+    assert torch.equal(unet_call(loaded), trained)
+    set_lora_scale(loaded, "x", 0.0)
+    assert torch.equal(unet_call(loaded), base)
+    remove_lora(loaded, "x")
+    assert torch.equal(unet_call(loaded), base) and not wrapped(loaded)
+
+
 def test_two_loras_add_up_and_come_off_one_by_one(unet, saved, unet_call):
     """PEFT activates a new one alone, and an inactive one when the active one goes; neither may happen here."""
     base = unet_call(unet)

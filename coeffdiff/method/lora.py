@@ -107,7 +107,7 @@ def load_lora(
     dora: bool,
     origin: str,
 ) -> None:
-    """Put the tensors of a LORA_FILE on the UNet as adapter `name`, and see that every one arrived.
+    """Put the tensors of a LORA_FILE on the UNet as adapter `name`, in float32, and see that every one arrived.
 
     The rank, alpha and dora that the adapter's header promises are used, never free text out of the file.
     Raises: AdapterError for tensors that are no LoRA of this shape, AdapterMismatch for another UNet's.
@@ -131,6 +131,10 @@ def load_lora(
         if there is None or not torch.equal(there.cpu(), tensor.to(there.dtype)):
             remove_lora(bare, name)
             raise AdapterError(f"{origin}: {key} did not reach the UNet; diffusers or PEFT left it out.")
+    for key, parameter in lora_parameters(bare, name).items():
+        # PEFT rounds to the UNet's type. Training and its previews hold float32, and so does the file
+        plain = key.replace(f".{name}.weight", "" if "lora_magnitude_vector" in key else ".weight")
+        parameter.data = tensors[f"unet.{plain}"].to(parameter.device, torch.float32, copy=True)
 
 
 def lora_pairs(tensors: dict[str, Tensor], origin: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -50,7 +50,10 @@ def compile_blocks(unet: Any, device: torch.device, *, backend: str = "inductor"
     # Blocks of 640 and 1280 channels, with and without gradients, at several sizes of pictures: SDXL needs more
     # variants of one block than dynamo's default of 8 leaves room for.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    unet.compile_repeated_blocks(fullgraph=True, backend=backend)
+    # PEFT's DoRA looks at its weight's type by name, which dynamo cannot trace (torch 2.13, PEFT 0.21): such a block
+    # becomes several graphs, as often as it has DoRA layers
+    whole = not any("lora_magnitude_vector" in name for name, _ in unet.named_parameters())
+    unet.compile_repeated_blocks(fullgraph=whole, backend=backend)
 
 
 def copied(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -11,6 +11,7 @@ from coeffdiff.errors import ConfigError
 from coeffdiff.method.attention import mixed_attention
 from coeffdiff.method.coefficients import draw_dropout
 from coeffdiff.method.injection import inject, set_scale
+from coeffdiff.method.lora import add_lora
 from coeffdiff.speed import compile_blocks, copied, prepare_kernels
 
 CPU = torch.device("cpu")
@@ -67,6 +68,30 @@ def test_compiled_blocks_train_and_sample_alike_and_are_compiled_once(
             graphs = graphs if len(pictures) > 1 else counters["stats"]["unique_graphs"]
     assert counters["stats"]["unique_graphs"] == graphs
     assert not torch.allclose(pictures[0], pictures[1])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_dora_is_compiled_in_parts(tiny_pipeline, unet_inputs, fresh_compiler):
+    """PEFT's code for it cannot be one graph: the same loss and gradients all the same, and nothing anew for a
+    second step."""
+    unet = tiny_pipeline.unet.requires_grad_(False)
+    learned = list(add_lora(unet, rank=2, alpha=2, targets=["to_q"], dora=True).values())
+    unet.enable_gradient_checkpointing()
+    unet.train()
+    inputs = unet_inputs(unet)
+
+    def step():
+        loss = unet(**inputs).sample.square().mean()
+        return loss, *torch.autograd.grad(loss, learned)
+
+    expected = step()
+    compile_blocks(unet, CPU, backend="aot_eager")
+    compiled = step()
+    graphs = counters["stats"]["unique_graphs"]
+    step()
+    assert graphs and counters["stats"]["unique_graphs"] == graphs
+    for one, two in zip(expected, compiled, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-6)
 
 
 def test_where_nothing_can_be_compiled_it_is_said(tiny_pipeline, monkeypatch):

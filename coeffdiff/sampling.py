@@ -135,7 +135,7 @@ def prepare_device(
 
     Args:
         compiled: torch.compile the UNet's blocks, which happens at the first picture (see speed.compile_blocks).
-    Raises: ConfigError for offload without a GPU, or for what cannot be compiled.
+    Raises: ConfigError for offload without a GPU, a DoRA under sequential offload, or for what cannot be compiled.
     """
     device = torch.device(device)
     refuse_offload(device, offload)
@@ -165,6 +165,12 @@ def refuse_offload(device: torch.device, offload: Offload) -> None:
 
 
 def _offload_sequentially(pipe: Any, device: torch.device) -> None:
+    for adapter in loaded_adapters(pipe):
+        if adapter.header.lora and adapter.header.lora.dora:
+            # A hook brings a module's weights for its own forward, and DoRA's magnitudes read those of others
+            raise ConfigError(
+                f"{adapter.path} is a DoRA, which --offload sequential cannot run; use --offload model."
+            )
     if needs_upcast(pipe.vae):  # once offloaded it cannot be cast any more
         _cast(pipe.vae, torch.float32)
     pipe.enable_sequential_cpu_offload(device=device)

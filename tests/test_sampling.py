@@ -16,7 +16,7 @@ from PIL import Image
 
 from coeffdiff import sampling
 from coeffdiff.errors import AdapterError, ConfigError, InjectionError, ModelError
-from coeffdiff.method.adapter import AdapterHeader, load_adapter, save_adapter
+from coeffdiff.method.adapter import AdapterHeader, LoraHeader, load_adapter, save_adapter
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
@@ -421,6 +421,29 @@ def test_alpha_survives_sequential_offload(pipe, adapter_folder, sequential):
     sequential(pipe)
     assert pipe.unet.conv_in.weight.is_meta
     np.testing.assert_array_equal(draw(pipe)[0], expected)
+
+
+def test_a_dora_is_not_offloaded_sequentially(pipe, sequential, tmp_path):
+    """Its forward reads weights that no hook has brought; nothing has been moved when this is said."""
+    lora = LoraHeader(rank=3, alpha=3.0, dora=True)
+    header = AdapterHeader(
+        format_version=1,
+        kind="lora",
+        base_model="tiny",
+        token="sks",
+        heads={},
+        lora=lora,
+        trained_steps=7,
+        resolution=64,
+    )
+    unet = build_pipeline("tiny").unet
+    add_lora(unet, rank=3, alpha=3.0, dora=True)
+    save_adapter(tmp_path / "adapter", unet, header)
+    load_adapter(pipe, tmp_path)
+    with pytest.raises(ConfigError, match=r"adapter is a DoRA, which --offload sequential.*--offload model"):
+        sequential(pipe)
+    assert not pipe.unet.conv_in.weight.is_meta
+    assert draw(pipe)[0].std() > 1
 
 
 def test_an_adapter_that_came_after_sequential_offload_is_refused(pipe, sequential):

@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -394,6 +395,32 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(studio, vit, clip, tmp
     result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "nowhere")])
     assert result.exit_code == 2 and "AdapterError: There is no adapter" in result.output
     assert not free.exists()
+
+
+def test_adapters_follow_each_other_under_sequential_offload(studio, vit, clip, tmp_path, monkeypatch):
+    """With the CPU as its GPU: two adapters one after the other have the scores that they have without offload."""
+    real = accelerate.cpu_offload
+    monkeypatch.setattr(
+        accelerate, "cpu_offload", lambda m, _device, **more: real(m, torch.device("cpu"), **more)
+    )
+    monkeypatch.setattr(sampling, "refuse_offload", lambda device, offload: None)
+    (tmp_path / "prompts.txt").write_text("a {token} ball at sea\n")
+    run = str(studio / "runs" / "ball")
+    found = []
+    for offload in ("none", "sequential"):
+        results = evaluate(
+            [(run, 1.0), (run, 0.5)],
+            tmp_path / offload,
+            prompts=str(tmp_path / "prompts.txt"),
+            pictures=2,
+            drift_pictures=1,
+            options=sampling.Options(steps=2),
+            offload=offload,
+            dino=vit,
+            clip=clip,
+        ).results
+        found.append([one["scores"] for one in results["runs"]])
+    assert found[0] == found[1] and found[0][0] != found[0][1]
 
 
 def test_a_mask_that_cannot_be_read_is_named(tmp_path):

@@ -549,6 +549,8 @@ def evaluate(
                 facts | scored.data, scored.thumbnails, candidate.run, candidate.adapter, photos
             )
             adapter.remove()
+            if offload == "sequential":  # or the next adapter would find a UNet without weights
+                pipe.remove_all_hooks()
     in_order = [pages[number] for number in sorted(pages)]
 
     # 3. Files

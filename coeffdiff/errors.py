@@ -81,7 +81,7 @@ class ResumeError(TrainingError):
 
 
 class KernelsUnused(RuntimeWarning):
-    """The fused attention kernels were found to be wrong here, and slower chunks do their work."""
+    """The fused attention kernels cannot be imported or were found to be wrong, and slower chunks do their work."""
 
 
 class Interrupted(CoeffDiffError):  # noqa: N818

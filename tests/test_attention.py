@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from coeffdiff.errors import ConfigError, ShapeError
+from coeffdiff.errors import ConfigError, KernelsUnused, ShapeError
 from coeffdiff.method import attention, chunked
 from coeffdiff.method.attention import BACKENDS, choose_backend, mixed_attention, mixed_values, unusable
 
@@ -417,6 +419,28 @@ def test_the_fused_backend_says_where_it_cannot_run(monkeypatch):
     monkeypatch.setattr(attention, "_INTERPRETED", False)
     with pytest.raises(ConfigError, match=r"The fused backend runs on CUDA GPUs, not on cpu\."):
         mixed_attention(q, k, v, coeff, backend="fused")
+
+
+def test_a_triton_that_fails_at_its_import_leaves_the_chunks_and_its_reason(monkeypatch):
+    """As one that does not fit this torch: said once and not tried again; q and k only look like those of a GPU."""
+    tried = []
+
+    def fails(name, *rest):
+        if name == "coeffdiff.method" and "kernels" in (rest[2] or ()):
+            tried.append(name)
+            raise AttributeError("module 'triton' has no attribute 'knobs'\nand more")
+        return imported(name, *rest)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(attention, "_TRITON", True)
+    monkeypatch.setattr(attention, "_unimportable", "")
+    monkeypatch.setattr(builtins, "__import__", fails)
+    q = SimpleNamespace(device=torch.device("cuda"), shape=(1, 3, 5, 2))
+    with pytest.warns(KernelsUnused, match=r"Slower chunks do the attention\. .* whose import failed with"):
+        name, reason = choose_backend(q, q)
+    assert name == "chunked"
+    assert "import failed with AttributeError: module 'triton' has no attribute 'knobs'." in reason
+    assert choose_backend(q, q) == (name, reason) and len(tried) == 1
 
 
 def test_a_chunk_is_half_of_the_last_cache(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -203,6 +204,16 @@ def test_what_goes_elsewhere_is_said_in_plain_words():
     many = torch.zeros(1, 33, 5, 4, device=DEVICE)
     assert "up to 32 heads, not 33" in unsupported(many, many, None)
     assert "nothing to attend to" in unsupported(q, k[:, :, :0], None)
+
+
+def test_a_triton_without_knobs_is_asked_through_the_environment(monkeypatch):
+    """Triton 3.2 and 3.3 (torch 2.6 and 2.7) have no triton.knobs; the module imports there all the same."""
+    monkeypatch.delattr(triton, "knobs")
+    for value, interpreted in (("1", True), ("0", False)):
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+        copy = importlib.util.module_from_spec(kernels.__spec__)
+        kernels.__spec__.loader.exec_module(copy)
+        assert copy.INTERPRETED.value == interpreted
 
 
 def test_the_operator_runs_the_kernels():

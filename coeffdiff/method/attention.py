@@ -20,6 +20,7 @@ import importlib
 import importlib.util
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -27,11 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coeffdiff.errors import ConfigError, ShapeError
+from coeffdiff.errors import ConfigError, KernelsUnused, ShapeError
 
 _TRITON = importlib.util.find_spec("triton") is not None
 # Triton's interpreter runs the kernels on a CPU: for tests, thousands of times too slow for anything else.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_unimportable = ""  # the sentence, once the kernels could not be imported
 
 
 def mixed_attention(
@@ -123,10 +125,25 @@ def unusable(backend: str, q: Tensor, k: Tensor, mask: Tensor | None = None) -> 
         return "The fused backend needs Triton, which is not installed."
     if q.device.type != "cuda" and not (q.device.type == "cpu" and _INTERPRETED):
         return f"The fused backend runs on CUDA GPUs, not on {q.device.type}."
-    from coeffdiff.method import kernels
-
+    if _unimportable:
+        return _unimportable
+    try:
+        from coeffdiff.method import kernels
+    except Exception as error:  # of any kind: Triton may not fit Python, compiler, driver or torch
+        return _remember(error)
     reason = kernels.unsupported(q, k, mask)
     return reason and f"The fused backend cannot take this: {reason}."
+
+
+def _remember(error: Exception) -> str:
+    """Why the kernels could not be imported: said once, and never tried again, since a failing import is slow."""
+    global _unimportable
+    first = (str(error).strip().splitlines() or [""])[0]
+    _unimportable = (
+        f"The fused backend needs Triton, whose import failed with {type(error).__name__}: {first[:200]}."
+    )
+    warnings.warn(f"Slower chunks do the attention. {_unimportable}", KernelsUnused, stacklevel=1)
+    return _unimportable
 
 
 def reference_attention(

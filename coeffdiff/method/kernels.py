@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,8 @@ MAX_BATCH = 65535  # of a CUDA grid's third dimension
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
 # TRITON_INTERPRET=1 at the first import of triton: kernels run on the CPU, slowly
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+_knobs = getattr(triton, "knobs", None)  # Triton up to 3.3 has none, and reads the variable alone
+INTERPRETED = tl.constexpr(_knobs.runtime.interpret if _knobs else os.environ.get("TRITON_INTERPRET") == "1")
 
 # Kernels. "Rows" is the side that a program keeps, "columns" the side that it walks along: queries and keys, or
 # keys and queries where ROWS_ARE_KEYS. A program owns JOINT heads (first, first + 1, ...); where JOINT does not

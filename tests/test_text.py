@@ -158,6 +158,21 @@ def test_captions_without_the_token_keep_their_embeddings(tiny_pipeline):
     assert all((rows.grad == 0).all() for rows in token.rows.values())
 
 
+def test_which_captions_hold_the_token_is_copied_without_waiting(tiny_pipeline, monkeypatch):
+    """Through speed.copied, as all that a micro-batch needs of ours on its device."""
+    seen = []
+
+    def spy(tensor, device):
+        seen.append((tensor.tolist(), device))
+        return tensor
+
+    monkeypatch.setattr("coeffdiff.training.text.copied", spy)
+    empty, device = torch.zeros(2), torch.device("cpu")
+    batch = Batch(empty, empty, empty, torch.zeros(2, 77, 48), torch.zeros(2, 36), empty, ("a sks", "a dog"))
+    learned(tiny_pipeline).conditions(batch)
+    assert seen == [([True, False], device)]
+
+
 def test_a_token_begins_as_the_class_word_unless_told(tiny_pipeline):
     """init, else the class word, else the token itself."""
     texts = (({"subject.class_word": "mug"}, "mug"), ({}, "sks"), ({"method.token.init": "a"}, "a"))

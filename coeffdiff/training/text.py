@@ -15,6 +15,7 @@ from coeffdiff.console import quiet_libraries
 from coeffdiff.data.latents import Batch
 from coeffdiff.errors import AdapterError, ConfigError
 from coeffdiff.method.token import add_token, initial_rows, pull_norms
+from coeffdiff.speed import copied
 from coeffdiff.tokens import holds
 
 
@@ -56,7 +57,7 @@ class LearnedToken:
             embeds, _, pooled, _ = self._pipe.encode_prompt(
                 list(batch.captions), device=device, do_classifier_free_guidance=False
             )
-        live = torch.tensor([holds(caption, self.word) for caption in batch.captions], device=device)
+        live = copied(torch.tensor([holds(caption, self.word) for caption in batch.captions]), device)
         return (
             torch.where(live[:, None, None], embeds.float(), batch.embeds),
             torch.where(live[:, None], pooled.float(), batch.pooled),

@@ -253,6 +253,29 @@ def test_ctrl_c_saves_says_where_and_exits_130(tiny_folder):
     assert result.steps == step + 1
 
 
+def test_several_processes_look_every_ten_seconds_at_least():
+    """Every tenth step as asked at half a second each, every fifth at two; steps longer than that each have a look."""
+    assert [loop._next_look(seconds, 10) for seconds in (0.0, 0.5, 2.0, 9.0, 60.0)] == [10, 10, 5, 1, 1]
+
+
+def test_two_processes_that_were_to_look_seldom_stop_in_time(tiny_folder):
+    """After every millionth step, say the settings; SIGTERM to their launcher, which kills them 30 seconds later,
+    leaves a checkpoint all the same."""
+    seldom = ("--set", "training.log_every=1000000", "--set", "training.checkpoint_every=0")
+    more = ("--steps", "1000000", *seldom)
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    line += ["--main_process_port", "0", "-m", "coeffdiff", *command_line(tiny_folder, "run", *more)]
+    env = environment() | {"ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_step(process, "run", 1)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    (checkpoint,) = RunFolder(Path("run")).checkpoints()
+    assert f"Stopped after step {logged('run')[-1]['step']}, saved in {checkpoint}" in said
+
+
 @pytest.mark.parametrize("extras", [{}, TAUGHT, PICTURES], ids=["plain", "taught", "pictures"])
 def test_batch_size_and_accumulation_only_partition_the_work(tiny_folder, extras):
     """4 at once, 2 x 2 and 1 x 4 train the same adapter up to rounding."""

@@ -63,6 +63,9 @@ from coeffdiff.training.state import (
 )
 from coeffdiff.training.watch import Made, Watch, check_watching, judge_for, start_trackers, trackers_for
 
+# Seconds. Several processes hear of Ctrl-C at looks alone, and torchrun kills them 30 seconds after it
+_BETWEEN_LOOKS = 10.0
+
 
 @dataclass(frozen=True)
 class Result:
@@ -208,7 +211,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     # 6. The loop: draw, predict, loss, backward, step; once in a while look, log, preview, save. Between two looks
     # nothing waits for a GPU (but for fp16, whose scaler has to know whether a gradient overflowed)
     reset_peak(state.device)
-    looks = int(training.log_every)
+    alone = state.num_processes == 1
+    looks = int(training.log_every) if alone else 1  # several decide at a look when the next one is
     unseen: list[Unseen] = []
     with (
         StepLog(run.log, step, state.is_main_process) as log,
@@ -271,13 +275,14 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
 
             saves = step == steps or (training.checkpoint_every and step % training.checkpoint_every == 0)
             shows = watch.due(step) and step < steps
-            alone = state.num_processes == 1
             if not (saves or shows or len(unseen) >= looks or (alone and interrupted())):
                 continue
             lines, stop = _look(unseen, interrupted(), state)
             unseen = []
             now = time.perf_counter()
             seconds, peak, looked = (now - looked) / len(lines), peak_gib(state.device), now
+            if not alone:
+                looks = _from_main(state, functools.partial(_next_look, seconds, int(training.log_every)))
             for line in lines:
                 _check_finite(line, run, training.precision)
                 line |= {"seconds": round(seconds, 4), "peak_gib": round(peak, 3)}
@@ -429,6 +434,11 @@ def _look(unseen: list[Unseen], stop: bool, state: PartialState) -> tuple[list[d
             | {"grad_norm": dict(zip(norms, rest, strict=False)), "skipped": one.skipped}
         )
     return lines, stop
+
+
+def _next_look(seconds: float, most: int) -> int:
+    """After how many steps, each of so many seconds, several processes look again: `most`, or fewer slow ones."""
+    return max(1, min(most, int(_BETWEEN_LOOKS / max(seconds, 1e-6))))
 
 
 def _check_finite(line: dict[str, Any], run: RunFolder, precision: str) -> None:

@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs where the package is not installed
 
 ARMS = ("frozen", "coeff", "lora", "coeff+lora")
+CONTROLS = ("values", "values+lora")  # values mixed in place of maps
 Figures = dict[str, Any]
 
 
@@ -44,14 +45,14 @@ def main() -> None:
     parser.add_argument("--checkpointing", nargs="+", choices=("off", "on"), default=["off"])
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=(*ARMS, *CONTROLS), default=list(ARMS))
     parser.add_argument("--steps", type=int, default=5, help="timed, after two to warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backend", default="auto", help="how mixed attention is computed")
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet's blocks")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)  # one process's share
+    parser.add_argument("--arm", choices=(*ARMS, *CONTROLS), help=argparse.SUPPRESS)  # one process's share
     options = parser.parse_args()
     if options.arm:
         print(json.dumps(measure(options)))
@@ -141,8 +142,9 @@ def trainables(unet: Any, options: Any) -> tuple[dict[str, Any], list[Any]]:
     lora, coefficients = [], {}
     if "lora" in options.arm:
         lora = list(add_lora(unet, rank=options.rank, alpha=options.rank).values())
-    if "coeff" in options.arm:
-        coefficients = inject(unet, backend=options.backend)
+    if "coeff" in options.arm or options.arm in CONTROLS:
+        mixes = "values" if options.arm in CONTROLS else "maps"
+        coefficients = inject(unet, mixes=mixes, backend=options.backend)
     for parameter in [*lora, *(c.alpha for c in coefficients.values())]:
         parameter.requires_grad_(True)
         parameter.data = parameter.data.float()

@@ -60,7 +60,8 @@ def main() -> int:
         print(f"There is no adapter of {chosen.arm} in {chosen.comparison}.", file=sys.stderr)
         return 2
     print(table(rows))
-    print("\n" + moved(rows))
+    if any("moved" in row for row in rows):
+        print("\n" + moved(rows))
     return 0
 
 

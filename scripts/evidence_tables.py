@@ -141,7 +141,7 @@ def gathered(plans: Iterable[str]) -> dict[str, Gathered]:
         (output / "cells").symlink_to(CELLS, target_is_directory=True)
         studio = None
         for name in set(plans):
-            plan = load_section(Comparison, ROOT / "configs" / "compare" / f"{name}.yaml", {}, ())
+            plan = load_section(Comparison, plan_file(name))
             studio = studio or Studio(plan, output)
             studio.plan = plan
             jobs = studio.jobs()
@@ -156,6 +156,10 @@ def gathered(plans: Iterable[str]) -> dict[str, Gathered]:
             rows = dissect_comparison.kept(studio, "coeff+lora", dissected) if "coeff+lora" in ends else []
             found[name] = Gathered(cells, ends, results, rows)
     return found
+
+
+def plan_file(name: str) -> Path:
+    return ROOT / "configs" / "compare" / f"{name}.yaml"
 
 
 def by_arm(gathered: Gathered) -> str:

@@ -245,7 +245,9 @@ def test_the_bare_model_is_asked_without_the_token(studio, encoders, tiny_pipeli
 def test_a_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
     assert device_name(torch.device("cuda", 1)) == "card 1"
-    assert device_name(torch.device("cpu")).startswith("CPU, ")
+    monkeypatch.setattr(Path, "read_text", lambda self: "processor\t: 0\nmodel name\t: Some CPU 7\n")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert device_name(torch.device("cpu")) == "CPU (Some CPU 7), 3 threads"
 
 
 def test_the_folder_holds_pictures_numbers_a_table_and_a_page(evaluated):

@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evidence_tables
 import pytest
 import torch
+
+from coeffdiff.config import load_section
+from coeffdiff.evaluation.compare import Comparison
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -229,6 +233,23 @@ def test_the_readmes_tables_are_what_the_cells_say(tmp_path):
         command = [sys.executable, str(tmp_path / "scripts" / "evidence_tables.py"), "--check"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
+def test_what_is_compared_stands_where_tuning_found_it_best(monkeypatch):
+    """Each trained arm of the core comparison and of the controls has the settings and steps of its best try."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    plans = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in ("core", "controls")}
+    tuned = evidence_tables.gathered(("tuning", "tuning_controls"))
+    tries = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in tuned}
+    called = {"lora, rank 17": "rank17"}
+    for name, plan in plans.items():
+        for arm, own in plan.arms.items():
+            found = [
+                tries[tuning].arms[best["arm"]] | {"training.steps": best["steps"]}
+                for tuning, there in tuned.items()
+                if (best := there.results["best"].get(called.get(arm, arm)))
+            ]
+            assert arm == "base" or found == [own], (name, arm)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures for minutes where there is a GPU")

@@ -13,12 +13,14 @@ import csv
 import datetime
 import io
 import json
+import platform
+import re
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -622,7 +624,17 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
+    model = _processor() if device.type == "cpu" else ""
+    return f"{device.type.upper()}{model and f' ({model})'}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _processor() -> str:
+    """The CPU's model; where Python does not know it, as on Linux, from the kernel's own list."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor()
 
 
 def _write(evaluation: Evaluation, pages: Sequence[RunPage]) -> None:

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from coeffdiff.console import progress
 from coeffdiff.errors import TrainingError
 from coeffdiff.files import appearing
+from coeffdiff.speed import has_bf16
 
 Losses = Mapping[str, Tensor]
 SAVE_SECONDS = 120.0
@@ -49,7 +50,7 @@ class Plan:
 def faster_precision(device: str) -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, else float32."""
     if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if has_bf16() else torch.float32
     native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if device == "cpu" and native else torch.float32
 

@@ -218,7 +218,7 @@ def encode(
         training.seed,
         outside_mask=training.outside_mask,
         noise_offset=training.noise_offset,
-        caption_dropout=subject.caption_dropout,
+        caption_dropout=float(subject.caption_dropout),
         unconditional=unconditional,
         prior=prior,
     )

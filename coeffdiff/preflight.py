@@ -28,7 +28,7 @@ from coeffdiff.console import duration, visible
 from coeffdiff.data.latents import cache_folder
 from coeffdiff.data.photos import MASK_SUFFIX, Photo, PhotoSet, captions_for, view_of
 from coeffdiff.errors import ConfigError, PhotoError
-from coeffdiff.speed import has_bf16
+from coeffdiff.speed import half_precision
 from coeffdiff.tokens import caption_findings, holds, token_findings
 
 Severity = Literal["note", "hint", "problem"]
@@ -365,8 +365,9 @@ def _candidates(settings: Settings, base: Any, device: torch.device) -> dict[str
     if batch > 1:
         values = {"training.batch_size": 1, "training.accumulate": batch * accumulate}
         found[" ".join(f"{name}={value}" for name, value in values.items())] = values
-    if precision == "no" and (device.type != "cuda" or has_bf16()):
-        found["training.precision=bf16"] = {"training.precision": "bf16"}
+    if precision == "no":
+        half = half_precision(device.type)
+        found[f"training.precision={half}"] = {"training.precision": half}
     if settings.validation.prompts:
         found[_NO_PICTURES] = {"validation.prompts": []}
     lower = max(

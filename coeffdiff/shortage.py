@@ -79,7 +79,7 @@ def training_switches(settings: Settings, device_type: str, *, resumed: bool = F
     if "coeff" in method.kind and method.coeff.backend != "auto":
         found.append("--set method.coeff.backend=auto")
     if training.precision == "no":
-        found.append("--set training.precision=bf16")
+        found.append(f"--set training.precision={_half(device_type)}")
     if (smaller := _smaller(resolution)) < resolution:
         found.append(f"--resolution {smaller}")
     if "lora" in method.kind and method.lora.rank > 4:
@@ -97,13 +97,19 @@ def sampling_switches(
     if batch_size > 1:
         found.append("--batch-size 1")
     if precision == "fp32":
-        found.append("--precision bf16")
+        found.append(f"--precision {_half(device_type)}")
     if device_type != "cpu" and offload != "sequential":
         found.append("--offload model" if offload == "none" else "--offload sequential")
     smaller = tuple(_smaller(side) for side in size)
     if smaller != size:
         found.append(f"--width {smaller[0]} --height {smaller[1]}")
     return found
+
+
+def _half(device_type: str) -> str:
+    from coeffdiff.speed import half_precision  # loads torch
+
+    return half_precision(device_type)
 
 
 def _smaller(side: int) -> int:

@@ -3,7 +3,7 @@ torch.compile, copies that nobody waits for."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,6 +66,11 @@ def copied(tensor: Tensor, device: torch.device | str) -> Tensor:
 def has_bf16() -> bool:
     """Whether this GPU computes in bfloat16 by itself. Older ones (T4, V100) imitate it, slower than float32."""
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def half_precision(device_type: str) -> Literal["bf16", "fp16"]:
+    """The 16 bits that a device computes in by itself."""
+    return "fp16" if device_type == "cuda" and not has_bf16() else "bf16"
 
 
 def _can_compile(device: torch.device) -> bool:

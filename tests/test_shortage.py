@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from coeffdiff import speed
 from coeffdiff.config import load_settings
 from coeffdiff.errors import OutOfMemory
 from coeffdiff.shortage import explained, is_shortage, sampling_switches, too_little, training_switches
@@ -26,6 +27,21 @@ SMALL = {
     "training.resolution": 64,
     "method.lora.rank": 4,
 }
+
+
+@pytest.fixture(autouse=True)
+def gpu_with_bf16(monkeypatch):
+    monkeypatch.setattr(speed, "has_bf16", lambda: True)
+
+
+def test_an_older_gpu_is_offered_what_it_computes_in(monkeypatch):
+    """One that only imitates bfloat16: float16; a CPU still has bfloat16."""
+    monkeypatch.setattr(speed, "has_bf16", lambda: False)
+    plain = settings(**{"training.precision": "no"})
+    assert training_switches(plain, "cuda") == ["--set training.precision=fp16"]
+    assert training_switches(plain, "cpu") == ["--set training.precision=bf16"]
+    drawing = {"batch_size": 1, "offload": "sequential", "precision": "fp32", "size": (64, 64)}
+    assert sampling_switches(**drawing, device_type="cuda") == ["--precision fp16"]
 
 
 def settings(**values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -228,12 +229,17 @@ def unet_config(backbone: Backbone) -> dict[str, Any]:
 
 def unet_on_meta(backbone: Backbone) -> Any:
     """The UNet's shapes without its weights, from its config alone, to count and to check against."""
-    with quiet_libraries(), _said(f"{backbone.name}: its UNet's config"):
+    with _said(f"{backbone.name}: its UNet's config"):
+        return _shapes(unet_config(backbone))
+
+
+def _shapes(config: dict[str, Any]) -> Any:
+    with quiet_libraries():
         import torch
         from diffusers import UNet2DConditionModel
 
         with torch.device("meta"):
-            return UNet2DConditionModel.from_config(unet_config(backbone))
+            return UNet2DConditionModel.from_config(config)
 
 
 def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
@@ -272,7 +278,13 @@ def bucket_step(backbone: Backbone, resolution: int) -> int:
 
 def unet_parameters(backbone: Backbone) -> int:
     """How many numbers the UNet holds; no weights are read. SDXL: 2,567,463,684."""
-    return sum(weight.numel() for weight in unet_on_meta(backbone).parameters())
+    with _said(f"{backbone.name}: its UNet's config"):
+        return _numbers(json.dumps(unet_config(backbone)))
+
+
+@functools.cache  # a comparison asks for every cell
+def _numbers(config: str) -> int:
+    return sum(weight.numel() for weight in _shapes(json.loads(config)).parameters())
 
 
 def vae_factor(backbone: Backbone) -> int:

@@ -226,9 +226,9 @@ def test_the_readmes_tables_are_what_the_cells_say(tmp_path):
         (tmp_path / "scripts" / "evidence" / name).symlink_to(SCRIPTS / "evidence" / name)
     (tmp_path / "configs").symlink_to(root / "configs")
     readme = (root / "README.md").read_text(encoding="utf-8")
-    begin = readme.index("<!-- table: controls -->")
+    begin = readme.index("<!-- table: core -->")
     spoiled = readme[:begin] + readme[begin:].replace("0.", "1.", 1)
-    for text, code, said in ((readme, 0, ""), (spoiled, 1, "Not what the cells say: controls.\n")):
+    for text, code, said in ((readme, 0, ""), (spoiled, 1, "Not what the cells say: core.\n")):
         (tmp_path / "README.md").write_text(text, encoding="utf-8")
         command = [sys.executable, str(tmp_path / "scripts" / "evidence_tables.py"), "--check"]
         done = subprocess.run(command, capture_output=True, text=True)

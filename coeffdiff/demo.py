@@ -38,9 +38,7 @@ from coeffdiff.training.launch import start_processes
 FOLDER = Path("demo")  # or demo-2, demo-3, ... where there is one already
 TOKEN = "sks"
 PLACES = 6
-GUIDANCE = (
-    3.0  # pocket's pictures of a learned subject are cleaner, and nearer to it, than at sampling's own 5
-)
+GUIDANCE = 3.0  # nearer to a learned subject, and cleaner, than pocket's pictures at sampling's own 5
 
 
 @dataclass(frozen=True)

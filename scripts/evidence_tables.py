@@ -4,8 +4,8 @@ python scripts/evidence_tables.py            # after a comparison has put new ce
 python scripts/evidence_tables.py --check    # changes nothing; exit code 1 if something is not what the cells say
 
 A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare;
-`dissected`, `moved` and `ceiling` are what dissect_comparison.py found, `customization` and `rates` what
-measure_customization.py did.
+`dropped` is of two of them; `dissected`, `moved` and `ceiling` are what dissect_comparison.py found, `customization`
+and `rates` what measure_customization.py did.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ DISSECTED_FROM = {
     "moved": "controls",
     "ceiling": "core",
 }  # table -> the plan it is of
+DROPPED_IN = {"dev": ("recipes",), "fresh": ("fresh",), "both": ("recipes", "fresh")}  # subjects -> plans
 BROAD = ("dino", "dino_masked", "clip_i", "clip_t", "place", "drift", "drift_class", "drift_unrelated")
 
 
@@ -54,7 +55,9 @@ def main() -> int:
     os.environ["ACCELERATE_USE_CPU"] = "true"  # the cells' precision is a part of their names
     pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
     asked = [match[1] for text in pages.values() for match in MARKED.finditer(text)]
-    plans = gathered(name for name in [*asked, *DISSECTED_FROM.values()] if name in PLANS)
+    plans = gathered(
+        name for name in [*asked, *DISSECTED_FROM.values(), *DROPPED_IN["both"]] if name in PLANS
+    )
     found = tables(plans)
     core = plans["core"].results
     wrong = ["core.png"] if Image.open(PLOT).info.get("results") != digest(core) else []
@@ -103,6 +106,7 @@ def tables(found: Mapping[str, Gathered]) -> dict[str, str]:
     made["dissected"] = dissect_comparison.table(kept["dissected"])
     made["moved"] = dissect_comparison.moved(kept["moved"])
     made["ceiling"] = ceiling(kept["ceiling"], found["core"].cells)
+    made["dropped"] = dropped(found)
     forms = {
         "core": transposed, "tuning": at_every_step, "tuning_controls": at_every_step, "edges": at_every_step,
         "scales": at_every_scale, "ranks": by_rank,
@@ -243,6 +247,26 @@ def ceiling(rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"{len({one['subject'] for one in renders})} subjects."])
 
 
+def dropped(found: Mapping[str, Gathered]) -> str:
+    """What a tenth of the captions dropped changes, and what alpha changes then: dev, fresh and all subjects."""
+    from coeffdiff.evaluation.paired import SCORES, paired
+
+    shown = ("dino_masked", "clip_t", "drift_unrelated")
+    lines = ["| subjects | | " + " | ".join(" ".join(SCORES[name]) for name in shown) + " |"]
+    lines.append("|---" * (len(shown) + 2) + "|")
+    without = ", captions dropped"
+    for less, arm in (("lora", f"lora{without}"), ("coeff+lora", f"coeff+lora{without}"),
+                      (f"lora{without}", f"coeff+lora{without}")):  # fmt: skip
+        for subjects, plans in DROPPED_IN.items():
+            cells = [cell for plan in plans for cell in found[plan].cells]
+            one, other = ([cell for cell in cells if cell["arm"] == name] for name in (arm, less))
+            pairs = paired(one, other)["scores"]
+            entries = [f"{pairs['dino_masked']['of']} {subjects}", f"{arm} - {less}"]
+            entries += [f"{difference(pairs, name)}, {pairs[name]['says']}" for name in shown]
+            lines.append("| " + " | ".join(entries) + " |")
+    return "\n".join(lines)
+
+
 def at_every_step(gathered: Gathered) -> str:
     return _curves(gathered.results, "steps", "{} steps")
 
@@ -298,7 +322,7 @@ def how_many(results: Mapping[str, Any]) -> str:
     made = results["made"]
     dates = sorted({date for way in made for date in way["dates"]})
     between = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else ""
-    devices = ", ".join(dict.fromkeys(way["device"] for way in made))
+    devices = " and ".join(dict.fromkeys(way["device"] for way in made))
     return f"{subjects} subjects, {cells} cells{lacking}; {between}, {devices}."
 
 

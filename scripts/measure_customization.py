@@ -117,7 +117,7 @@ def values_of(arm: str, steps: int | None) -> dict[str, Any]:
 
     return {
         "model.name": POCKET, "subject.token": TOKEN, "method.kind": arm, "training.steps": steps,
-        "subject.caption_dropout": 0.0, "validation.prompts": [],
+        "validation.prompts": [],
     }  # fmt: skip
 
 

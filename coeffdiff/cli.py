@@ -550,8 +550,8 @@ def demo(
     as_json: ResultAsJson = False,
 ) -> None:
     """Photos, training and pictures on a small model that comes along: no network, no GPU, a few minutes."""
+    from coeffdiff.demo import GUIDANCE, readable_size
     from coeffdiff.demo import demo as run_demo
-    from coeffdiff.demo import readable_size
 
     result = run_demo(output, subject=subject, method=method, steps=steps, seed=seed)
     if as_json:
@@ -566,9 +566,9 @@ def demo(
     say(
         *f"""
 More of these:
-    coeffdiff sample --adapter {result.run} --prompt "a photo of <V> {word} at night" -n 4
+    coeffdiff sample --adapter {result.run} --prompt "a photo of <V> {word} at night" --guidance {GUIDANCE:g} -n 4
 With your own photos, and SDXL in place of the small model (a download of 7 GB, and a GPU to be quick):
-    coeffdiff train --images YOUR_PHOTOS/ --token sks --class-word "stuffed animal"
+    coeffdiff train --images YOUR_PHOTOS/ --token ohwx --class-word "stuffed animal"
     coeffdiff sample --prompt "a photo of <V> stuffed animal in the snow" -n 4""".split("\n")
     )
 

@@ -170,7 +170,7 @@ def _sheet(
         f"{duration(result.training_seconds)} on {where}; an adapter of {readable_size(result.adapter_bytes)}\n"
         f"Base model: {POCKET}, SDXL's architecture with {unet:,} numbers in its UNet",
         footer=f"coeffdiff demo --subject {result.subject} --method {result.method} --steps {result.steps} "
-        f"--seed {seed}\n"
+        f"--seed {seed} (guidance {GUIDANCE:g})\n"
         f"coeffdiff {__version__}, torch {torch.__version__}, {datetime.date.today().isoformat()}",
     )
 

@@ -1,6 +1,6 @@
 """What `coeffdiff check` predicts for runs of a model, beside what those runs then take.
 
-python scripts/bench_check.py                                         # pocket, eight ways
+python scripts/bench_check.py                                         # pocket, twelve ways
 python scripts/bench_check.py --model models/random-sdxl --resolution 256 --batch 1 --precision bf16 --steps 2
 
 Every run is a process of its own on the same five made-up photos. Memory is the peak of the process (of its tensors

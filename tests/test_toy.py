@@ -149,6 +149,7 @@ def test_alpha_reaches_what_values_provably_cannot_and_the_other_way_round():
     for problem, winner, loser in ((fold, "alpha", "qkv"), (unread, "qkv", "alpha")):
         bounds = lower_bounds(problem)
         assert bounds["qk"] > 3 * REACHED and bounds[loser] > 5 * REACHED
+        assert bounds["qk"] >= bounds[loser]  # whose weights contain those of W_q and W_k
         assert float(tune([problem], winner, **effort).errors.min()) < REACHED
         assert float(tune([problem], loser, **effort).errors.min()) >= bounds[loser] - 1e-9
 

@@ -316,6 +316,7 @@ def lower_bounds(problem: Problem) -> dict[str, float]:
         elif float((read - read.mean()).abs().max()) < 1e-12:
             fitted[:, head] = coordinates[:, head].mean()
     bounds["alpha"] = float(error_of(fitted @ basis, o))
+    bounds["qk"] = max(bounds.values())  # either of the others can do all that W_q and W_k alone can
     return bounds
 
 

@@ -2,8 +2,8 @@
 
 config.yaml                     everything resolved
 log.jsonl                       one line a step
-checkpoints/step-000250/        trainables.safetensors, optimizer.pt, state.json (and best-*.safetensors)
-samples/step-000250/*.png       validation pictures
+checkpoints/step-000500/        trainables.safetensors, optimizer.pt, state.json (and best-*.safetensors)
+samples/step-000500/*.png       validation pictures
 curves.png                      the log as a picture
 tensorboard/, wandb/            if they were asked for
 adapter/                        the result

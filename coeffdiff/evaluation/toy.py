@@ -12,7 +12,8 @@ have four numbers.
 
 What cannot be reached is proved, not concluded from a failure (`lower_bounds`):
 
-    W_q, W_k          a node's output lies in the sum of the hulls of the heads' projected values (Proposition 4.2)
+    W_q, W_k          a node's output lies in the sum of the hulls of the heads' projected values (Proposition 4.2);
+                      and what either of the others cannot reach, these alone cannot
     W_q, W_k, W_v     real heads, nodes on a line: head h alone writes coordinate h, and it is monotone along the line
     W_q, W_k, alpha   real heads: where a head reads the same value from every node, its coordinate is the same for all
 

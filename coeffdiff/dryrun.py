@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from coeffdiff.console import quiet_libraries
-from coeffdiff.method.chunked import chunk_bytes
+from coeffdiff.method.chunked import chunk_bytes, chunk_shape
 from coeffdiff.method.coefficients import Mixes
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
@@ -179,12 +179,13 @@ def scratch_bytes(operator: Any, args: Any, device: str) -> int:
     if operator in (_MIXED, _MIXED_BACKWARD):
         q, k = args[:2] if operator is _MIXED else args[1:3]
         wide = 8 if q.dtype == torch.float64 else 4
-        a_row = q.shape[0] * q.shape[1] * k.shape[2] * wide
-        rows = max(1, min(q.shape[2], chunk_bytes(torch.device(device)) // a_row))
+        room = chunk_bytes(torch.device(device), q.shape[1] * k.shape[2] * 4)
+        entries, rows = chunk_shape(q, k, room)
+        chunk = entries * rows * q.shape[1] * k.shape[2] * wide
         inputs = (q.numel() + 2 * k.numel()) * wide  # contiguous copies in float32
         if operator is _MIXED:
-            return int(inputs + 2 * rows * a_row)
-        return int(inputs + 2 * k.numel() * wide + 3 * rows * a_row)
+            return int(inputs + 2 * chunk)
+        return int(inputs + 2 * k.numel() * wide + 3 * chunk)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -133,8 +134,11 @@ def test_backends_agree_with_the_definition(backend, sizes, mask, rows, monkeypa
     batch, heads, queries, keys, _ = SIZES[sizes]
     tensors, mask = inputs(*SIZES[sizes]), MASKS[mask](batch, heads, queries, keys)
     if rows:
-        monkeypatch.setattr(chunked, "chunk_bytes", lambda device: rows * batch * heads * keys * 4)
-        assert len(list(chunked._chunks(tensors[0], tensors[1]))) == math.ceil(queries / rows)
+        monkeypatch.setattr(chunked, "chunk_bytes", lambda device, a_row: rows * a_row)
+        chunks = list(chunked._chunks(tensors[0], tensors[1]))
+        assert len(chunks) == (
+            batch * math.ceil(queries / rows) if rows < queries else math.ceil(batch / rows)
+        )
 
     got = with_gradients(lambda *t: mixed_attention(*t, mask=mask, scale=0.7, backend=backend), tensors)
     want = with_gradients(lambda *t: definition(*t, mask=mask, scale=0.7), tensors)
@@ -153,7 +157,7 @@ def test_the_identity_is_ordinary_attention(backend):
 def test_the_backward_equations_pass_gradcheck(monkeypatch):
     """Finite differences, without autograd's help: the chunked backward, several chunks, with and without mask."""
     tensors = inputs(2, 3, 5, 4, 2, requires_grad=True)
-    monkeypatch.setattr(chunked, "chunk_bytes", lambda device: 2 * 2 * 3 * 4 * 4)
+    monkeypatch.setattr(chunked, "chunk_bytes", lambda device, a_row: 2 * a_row)
     for mask in (None, MASKS["added, full"](2, 3, 5, 4)):
         assert torch.autograd.gradcheck(
             lambda *t, m=mask: mixed_attention(*t, mask=m, backend="chunked"), tensors
@@ -289,7 +293,7 @@ def test_it_compiles_into_one_graph(backend, masked, monkeypatch, fresh_compiler
     """fullgraph, through autograd: equal output and gradients."""
     sizes = (2, 3, 7, 5, 4)
     tensors, mask = inputs(*sizes), MASKS["added, per batch"](2, 3, 7, 5).double() if masked else None
-    monkeypatch.setattr(chunked, "chunk_bytes", lambda device: 2 * 2 * 3 * 5 * 4)
+    monkeypatch.setattr(chunked, "chunk_bytes", lambda device, a_row: 2 * a_row)
 
     def function(*t):
         return mixed_attention(*t, mask=mask, backend=backend)
@@ -351,14 +355,15 @@ def test_training_stores_no_map():
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "forward and backward"])
 def test_the_largest_temporary_is_a_chunk(training, monkeypatch):
-    """With chunks of 2 rows nothing inside, forward or backward, is larger than 3 x 2 x 60 maps or than k."""
-    monkeypatch.setattr(chunked, "chunk_bytes", lambda device: 2 * 3 * 60 * 4)
+    """With chunks of 2 rows nothing inside, forward or backward, is larger than three chunks of 3 x 2 x 60 maps."""
+    monkeypatch.setattr(chunked, "chunk_bytes", lambda device, a_row: 2 * a_row)
+    monkeypatch.setattr(chunked, "_scratch", threading.local())
     sizes = []
 
     class Watching(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
-            sizes.extend(tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor))
+            sizes.extend(tensor.nbytes for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor))
             return out
 
     q, k, v, coeff = inputs(1, 3, 50, 60, 2)
@@ -366,8 +371,17 @@ def test_the_largest_temporary_is_a_chunk(training, monkeypatch):
         out, kept = chunked.forward(q, k, v, coeff, None, 0.5)
         if training:
             chunked.backward(torch.ones_like(out), q, k, v, coeff, None, kept, 0.5)
-    assert max(sizes) == max(3 * 2 * 60, k.numel())
+    assert max(sizes) == 3 * (3 * 2 * 60) * 8
     assert len(sizes) > 25
+
+
+def test_buffers_are_kept_from_call_to_call_and_change_no_result():
+    """A larger layer in between, and another dtype, leave the smaller one's output as it was."""
+    small, large = inputs(1, 2, 5, 7, 3), inputs(2, 4, 40, 60, 8, dtype=torch.float32)
+    first = with_gradients(mixed_attention, small)
+    with_gradients(mixed_attention, large)
+    for one, other in zip(with_gradients(mixed_attention, small), first, strict=True):
+        assert torch.equal(one, other)
 
 
 # What is refused, and what is chosen
@@ -443,13 +457,19 @@ def test_a_triton_that_fails_at_its_import_leaves_the_chunks_and_its_reason(monk
     assert choose_backend(q, q) == (name, reason) and len(tried) == 1
 
 
-def test_a_chunk_is_half_of_the_last_cache(monkeypatch):
-    """Half of 8 MiB holds the maps of 2**20 / (3 * 1024) = 341 queries; of an enormous one no more than 32 MiB is used."""
-    q, k, _, _ = inputs(1, 3, 512, 1024, 4, dtype=torch.float32)
+def test_a_chunk_fits_a_cache_and_has_rows_enough(monkeypatch):
+    """Maps of 3 heads and 1,024 keys take 12 KiB a query, so a MiB holds 85 and 64 take less; of 30,000 keys 64 take
+    23 MB, which half of 64 MiB holds and half of 8 MiB does not: that has room for 4 MiB / 360,000 = 11."""
+    q, few, many = (torch.empty(2, 3, tokens, 4) for tokens in (512, 1024, 30_000))
+    monkeypatch.setattr(chunked, "cache_bytes", lambda: 64 * 2**20)
+    assert chunked.chunk_shape(q, few) == (1, 85)
+    assert chunked.chunk_shape(q, many) == (1, 64)
     monkeypatch.setattr(chunked, "cache_bytes", lambda: 8 * 2**20)
-    assert chunked.rows_of_a_chunk(q, k) == 341
-    monkeypatch.setattr(chunked, "cache_bytes", lambda: 2**30)
-    assert chunked.chunk_bytes(q.device) == 32 * 2**20
+    assert chunked.chunk_shape(q, many) == (1, 11)
+    assert chunked.chunk_shape(torch.empty(9, 3, 8, 4), torch.empty(9, 3, 1365, 4)) == (
+        8,
+        8,
+    )  # of all but 32 bytes
 
 
 @pytest.mark.parametrize(

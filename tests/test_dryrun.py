@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from coeffdiff import dryrun
 from coeffdiff.dryrun import Learned, Ledger, Stopwatch, ledger_for
 from coeffdiff.method.attention import mixed_attention
-from coeffdiff.method.chunked import rows_of_a_chunk
+from coeffdiff.method.chunked import chunk_shape
 
 META = torch.device("meta")
 
@@ -141,7 +141,7 @@ def test_attention_stores_no_maps():
 def test_the_buffers_of_mixed_attention_are_those_of_a_chunk():
     """Forward two, backward three of H x rows x K, and the copies in float32; never all the maps where they are many."""
     q = torch.empty(1, 10, 4096, 64)
-    rows = rows_of_a_chunk(q, q)
+    _, rows = chunk_shape(q, q)
     assert rows < 4096
     with ledger_for("cpu") as ledger:
         fake = torch.empty(1, 10, 4096, 64, requires_grad=True)

@@ -1,10 +1,11 @@
-"""Mixed attention in rows of queries whose maps fit into a cache: the backend that runs anywhere.
+"""Mixed attention in chunks of rows whose maps fit into a cache: the backend that runs anywhere.
 
-Letters as in attention.py. Forward and backward go through the rows once, and backward computes the maps anew, so
-that nothing of size H x Q x K is ever stored; what is, are a few buffers of H x rows x K, used over and over.
+Letters as in attention.py. A chunk is some batch entries with all their queries, or some queries of one entry.
+Forward and backward go through the chunks once, and backward computes the maps again, so that nothing of size
+H x Q x K is ever stored; what is, are a few buffers of one chunk, used over and over.
 
 What did not help on a CPU: keeping the log-sum-exp of the scores for backward, which takes twice as long to compute
-as the whole in-place softmax.
+as the whole in-place softmax; keeping the maps of small layers, since fresh memory costs what it saves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import functools
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,11 +24,14 @@ from torch import Tensor
 
 # On a GPU every chunk costs a dozen kernel launches: few large ones, as memory allows.
 GPU_CHUNK_BYTES = 256 * 2**20
-# Products of few rows are slow, so a chunk is half of the last cache, not what the second holds: with 10 heads and
-# 4,096 keys a mebibyte is 6 rows, and took three times as long as 16 MiB on one core of an AMD EPYC.
+# On a CPU two buffers should stay in the cache of a core. Products of few rows are slow, though: a chunk has so many
+# rows at least, as long as its maps fit into half of the last cache.
+CPU_CHUNK_BYTES = 2**20
+CPU_CHUNK_ROWS = 64
 MOST_CHUNK_BYTES = 32 * 2**20
 UNKNOWN_CACHE_BYTES = 8 * 2**20
 _LINUX_CACHES = "/sys/devices/system/cpu/cpu0/cache"
+_scratch = threading.local()
 
 
 def forward(
@@ -44,14 +49,17 @@ def forward(
     The softmax and the mixing run in float32, or float64 for float64 inputs.
 
     Args:
-        room: bytes of one chunk's maps; chunk_bytes by default.
+        room: bytes of one chunk's maps; see chunk_shape.
     """
-    queries, keys, values, coeff = _prepared(q, k, v, coeff)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    maps_buffer, mixed_buffer = _buffers(2, q, k, queries.dtype, room)
-    for rows in _chunks(q, k, room):
-        maps = _maps(queries[:, :, rows] * scale, keys, mask, rows, maps_buffer)
-        out[:, :, rows] = _mix(coeff, maps, mixed_buffer) @ values
+    heads, width = q.shape[1], q.shape[3]
+    queries, keys, values = _wide(q), _wide(k) * scale, _wide(v)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    outs, buffers = out.view(-1, q.shape[2], width), _buffers(2, q, k, room)
+    for entries, rows in _chunks(q, k, room):
+        maps, mixed = _cut(buffers, entries, rows, k.shape[2])
+        _fill_maps(maps, queries[entries, rows], keys[entries], mask, heads, entries, rows)
+        _mix(coeff, maps, mixed)
+        outs[entries, rows] = torch.bmm(mixed, values[entries])
     return out, q.new_empty(0, dtype=queries.dtype)
 
 
@@ -68,77 +76,112 @@ def backward(
     room: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and coeff, in their dtypes, contiguous; room as in forward. Equations: attention.py."""
-    queries, keys, values, c = _prepared(q, k, v, coeff)
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    dk, dv, dcoeff = torch.zeros_like(keys), torch.zeros_like(values), torch.zeros_like(c)
-    maps_buffer, mixed_buffer, grad_buffer = _buffers(3, q, k, queries.dtype, room)
-    for rows in _chunks(q, k, room):
-        some, d_out = queries[:, :, rows] * scale, grad[:, :, rows].to(queries.dtype)
-        maps = _maps(some, keys, mask, rows, maps_buffer)
-        _add_product(dv, _mix(c, maps, mixed_buffer).transpose(2, 3), d_out)
-        d_mixed = _room(mixed_buffer, *maps.shape)
-        torch.matmul(d_out, values.transpose(2, 3), out=d_mixed)
-        dcoeff += (d_mixed.flatten(2) @ maps.flatten(2).transpose(1, 2)).sum(0)
-        d_maps = _mix(c.T, d_mixed, grad_buffer)
+    heads = q.shape[1]
+    queries, keys, values, grads = _wide(q), _wide(k) * scale, _wide(v), _wide(grad)
+    dq, dk, dv = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
+    dcoeff = torch.zeros(coeff.shape, dtype=coeff.dtype, device=coeff.device)
+    buffers = _buffers(3, q, k, room)
+    for entries, rows in _chunks(q, k, room):
+        maps, mixed, d_maps = _cut(buffers, entries, rows, k.shape[2])
+        some, d_out, first = queries[entries, rows], grads[entries, rows], rows.start == 0
+        _fill_maps(maps, some, keys[entries], mask, heads, entries, rows)
+        _mix(coeff, maps, mixed)
+        _add_product(dv[entries], mixed.mT, d_out, first)
+        d_mixed = torch.bmm(d_out, values[entries].mT, out=mixed)
+        dcoeff += torch.bmm(_by_head(d_mixed, heads), _by_head(maps, heads).mT).sum(0)
+        _mix(coeff.T, d_mixed, d_maps)
         # dS = A * (dA - rowsum(dA * A)) in one pass
         torch.ops.aten._softmax_backward_data.out(d_maps, maps, -1, maps.dtype, grad_input=d_maps)
-        dq[:, :, rows] = (d_maps @ keys).mul_(scale)
-        _add_product(dk, d_maps.transpose(2, 3), some)
-    return dq, dk.to(k.dtype), dv.to(v.dtype), dcoeff.to(coeff.dtype)
+        dq[entries, rows] = torch.bmm(d_maps, keys[entries])
+        _add_product(dk[entries], d_maps.mT, some, first)
+    dk *= scale
+    return (*(d.view(x.shape).to(x.dtype) for d, x in ((dq, q), (dk, k), (dv, v))), dcoeff)
 
 
-def _prepared(q: Tensor, k: Tensor, v: Tensor, coeff: Tensor) -> list[Tensor]:
-    """All four wide, and contiguous, since a batched product would copy other strides again for every chunk."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return [tensor.detach().to(wide).contiguous() for tensor in (q, k, v, coeff)]
+def _wide(tensor: Tensor) -> Tensor:
+    """[B, H, T, D] -> [B * H, T, D], float32 at least, contiguous: one copy here for one in every batched product."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.detach().to(wide).reshape(-1, *tensor.shape[2:])
 
 
-def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """total += one @ other, all [B, H, ...], without a copy."""
-    total.flatten(0, 1).baddbmm_(one.flatten(0, 1), other.flatten(0, 1))
+def _buffers(count: int, q: Tensor, k: Tensor, room: int | None) -> tuple[Tensor, ...]:
+    """Room for the maps of one chunk, `count` times.
+
+    A CPU keeps it from call to call, a few MiB for each thread that calls: memory that the system has just handed out
+    is slower to write to than the mixing takes.
+    """
+    entries, rows = chunk_shape(q, k, room)
+    size, dtype = entries * q.shape[1] * rows * k.shape[2], torch.promote_types(q.dtype, torch.float32)
+    if q.device.type != "cpu":
+        return torch.empty(count, size, dtype=dtype, device=q.device).unbind()
+    kept = getattr(_scratch, "buffer", None)
+    if kept is None or kept.numel() < count * size * dtype.itemsize:
+        kept = _scratch.buffer = torch.empty(3 * size * dtype.itemsize, dtype=torch.uint8)
+    return kept[: count * size * dtype.itemsize].view(dtype).view(count, size).unbind()
 
 
-def _buffers(count: int, q: Tensor, k: Tensor, dtype: torch.dtype, room: int | None) -> list[Tensor]:
-    """Room for the maps of one chunk, `count` times."""
-    size = q.shape[0] * q.shape[1] * rows_of_a_chunk(q, k, room) * k.shape[2]
-    return [q.new_empty(size, dtype=dtype) for _ in range(count)]
+def _cut(buffers: tuple[Tensor, ...], entries: slice, rows: slice, keys: int) -> tuple[Tensor, ...]:
+    """The part of each buffer that a chunk needs, [entries * H, rows, K]."""
+    shape = entries.stop - entries.start, rows.stop - rows.start, keys
+    return tuple(buffer[: math.prod(shape)].view(shape) for buffer in buffers)
 
 
-def _maps(some: Tensor, keys: Tensor, mask: Tensor | None, rows: slice, buffer: Tensor) -> Tensor:
-    """Attention maps [B, H, rows, K] of scaled queries [B, H, rows, D]; mask as mixed_attention has it, with 4 axes."""
-    maps = _room(buffer, *some.shape[:3], keys.shape[2])
-    torch.bmm(some.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), out=maps.flatten(0, 1))
+def _fill_maps(
+    maps: Tensor, queries: Tensor, keys: Tensor, mask: Tensor | None, heads: int, entries: slice, rows: slice
+) -> None:
+    """Softmax of queries x keys, which are scaled already; mask [1 or B, 1 or H, 1 or Q, 1 or K], added."""
+    torch.bmm(queries, keys.mT, out=maps)
     if mask is not None:
-        maps += mask if mask.shape[2] == 1 else mask[:, :, rows]
-    return torch.softmax(maps, -1, out=maps)
+        scores = maps.view(-1, heads, *maps.shape[1:])
+        own = mask if mask.shape[0] == 1 else mask[entries.start // heads : entries.stop // heads]
+        scores += own if own.shape[2] == 1 else own[:, :, rows]
+    torch.softmax(maps, -1, out=maps)
 
 
-def _mix(coeff: Tensor, maps: Tensor, buffer: Tensor) -> Tensor:
-    """[H, H] x [B, H, rows, K] -> [B, H, rows, K]: one matrix product over the flattened maps."""
-    mixed = _room(buffer, *maps.shape)
-    torch.bmm(coeff.expand(len(maps), -1, -1), maps.flatten(2), out=mixed.flatten(2))
-    return mixed
+def _mix(coeff: Tensor, maps: Tensor, mixed: Tensor) -> None:
+    """mixed = coeff x maps, [H, H] x [B, H, rows * K]: one matrix product over the flattened maps of an entry."""
+    heads = len(coeff)
+    flat = _by_head(maps, heads)
+    torch.bmm(coeff.expand(len(flat), heads, heads), flat, out=_by_head(mixed, heads))
 
 
-def _room(buffer: Tensor, *shape: int) -> Tensor:
-    return buffer[: math.prod(shape)].view(shape)
+def _by_head(maps: Tensor, heads: int) -> Tensor:
+    """[B * H, rows, K] -> [B, H, rows * K]."""
+    return maps.view(-1, heads, maps.shape[1] * maps.shape[2])
 
 
-def _chunks(q: Tensor, k: Tensor, room: int | None = None) -> Iterator[slice]:
-    rows = rows_of_a_chunk(q, k, room)
-    for start in range(0, q.shape[2], rows):
-        yield slice(start, min(start + rows, q.shape[2]))
+def _add_product(total: Tensor, one: Tensor, other: Tensor, first: bool) -> None:
+    """total += one @ other; `first` into its place instead, since an addition is taken apart into many products."""
+    if first:
+        torch.bmm(one, other, out=total)
+    else:
+        total.baddbmm_(one, other)
 
 
-def rows_of_a_chunk(q: Tensor, k: Tensor, room: int | None = None) -> int:
-    """How many queries, with the maps of all heads and batch entries, fit into `room`; at least one."""
-    a_row = q.shape[0] * q.shape[1] * k.shape[2] * 4
-    return max(1, min(q.shape[2], (room or chunk_bytes(q.device)) // max(a_row, 1)))
+def _chunks(q: Tensor, k: Tensor, room: int | None = None) -> Iterator[tuple[slice, slice]]:
+    """Of each chunk the maps of its batch entries, as a slice of B * H, and its queries; entry by entry."""
+    heads, (entries, rows) = q.shape[1], chunk_shape(q, k, room)
+    for entry in range(0, q.shape[0], entries):
+        for row in range(0, q.shape[2], rows):
+            stop = min(entry + entries, q.shape[0])
+            yield slice(entry * heads, stop * heads), slice(row, min(row + rows, q.shape[2]))
 
 
-def chunk_bytes(device: torch.device) -> int:
-    """Room for one chunk's maps: on a CPU half of its last cache, so that two buffers fit."""
-    return min(cache_bytes() // 2, MOST_CHUNK_BYTES) if device.type == "cpu" else GPU_CHUNK_BYTES
+def chunk_shape(q: Tensor, k: Tensor, room: int | None = None) -> tuple[int, int]:
+    """Batch entries and queries whose maps of all heads fit into `room` bytes (chunk_bytes); at least one of each."""
+    batch, heads, queries, _ = q.shape
+    a_row = max(1, heads * k.shape[2] * 4)
+    room = chunk_bytes(q.device, a_row) if room is None else room
+    rows = max(1, min(queries, room // a_row))
+    entries = max(1, min(batch, room // (a_row * rows))) if rows == queries else 1
+    return entries, rows
+
+
+def chunk_bytes(device: torch.device, a_row: int) -> int:
+    """Room for one chunk's maps, where those of one query in all heads take a_row bytes."""
+    if device.type != "cpu":
+        return GPU_CHUNK_BYTES
+    return max(CPU_CHUNK_BYTES, min(CPU_CHUNK_ROWS * a_row, cache_bytes() // 2, MOST_CHUNK_BYTES))
 
 
 @functools.cache

@@ -27,10 +27,10 @@ from coeffdiff.console import (
     is_main_process,
     progress,
     say,
-    share_cores,
     visible,
 )
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused, ModelError
+from coeffdiff.threads import choose_waiting
 
 
 class _Commands(TyperGroup):
@@ -100,7 +100,6 @@ NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers a
 
 def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
-    share_cores()
     hush_bitsandbytes()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
@@ -117,6 +116,7 @@ def _answers(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        choose_waiting()  # no command loads torch before it runs
         try:
             command(*args, **kwargs)
         except CoeffDiffError as error:

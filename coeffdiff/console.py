@@ -23,15 +23,6 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def share_cores() -> None:
-    """Let threads that wait for each other sleep; to be called before torch is loaded, a person's own choice stays.
-
-    OpenMP's threads spin while they wait, and where another program wants a core they keep it from the very thread
-    that they wait for: a training step of the pocket model then took 10 to 20 times as long on two cores.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def hush_bitsandbytes() -> None:
     """Where it is installed, diffusers imports it, and on some CPUs it then recommends kernels; none is needed."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

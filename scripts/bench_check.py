@@ -94,9 +94,9 @@ def run_apart(values: dict[str, Any], folder: Path, threads: int) -> list[list[f
 
 
 def predict_and_run(values: dict[str, Any], threads: int) -> list[tuple[float, float]]:
-    from coeffdiff.console import share_cores
+    from coeffdiff.threads import choose_waiting
 
-    share_cores()
+    choose_waiting()
     import torch
 
     torch.set_num_threads(threads)

@@ -79,9 +79,9 @@ def run_apart(arm: str) -> Figures:
 
 def measure(options: Any) -> Figures:
     """Every batch size with and without checkpointing for one arm, then sampling."""
-    from coeffdiff.console import share_cores
+    from coeffdiff.threads import choose_waiting
 
-    share_cores()
+    choose_waiting()
     import torch
     from accelerate import Accelerator
 

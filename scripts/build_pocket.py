@@ -16,9 +16,9 @@ from pathlib import Path
 
 
 def main() -> int:
-    from coeffdiff.console import share_cores
+    from coeffdiff.threads import choose_waiting
 
-    share_cores()
+    choose_waiting()
     import torch
 
     from coeffdiff.errors import CoeffDiffError

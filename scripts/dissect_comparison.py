@@ -33,9 +33,9 @@ SHOWN = {"dino_masked": "DINO, photos masked", "clip_t": "CLIP-T", "place": "pla
 
 
 def main() -> int:
-    from coeffdiff.console import share_cores
+    from coeffdiff.threads import choose_waiting
 
-    share_cores()
+    choose_waiting()
     from coeffdiff.config import load_section
     from coeffdiff.errors import CoeffDiffError
     from coeffdiff.evaluation.compare import Comparison

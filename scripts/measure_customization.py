@@ -33,9 +33,9 @@ DENOISING_STEPS = 25
 
 
 def main() -> int:
-    from coeffdiff.console import share_cores
+    from coeffdiff.threads import choose_waiting
 
-    share_cores()
+    choose_waiting()
     from coeffdiff.errors import CoeffDiffError
     from coeffdiff.pocket.subjects import DEV
 

@@ -29,9 +29,9 @@ TOLERANCE = 1e-4  # of the values' spread
 
 
 def main() -> int:
-    from coeffdiff.console import share_cores
+    from coeffdiff.threads import choose_waiting
 
-    share_cores()
+    choose_waiting()
     from coeffdiff.errors import CoeffDiffError
 
     parser = argparse.ArgumentParser(

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from coeffdiff.console import share_cores
+from coeffdiff.threads import choose_waiting
 
-share_cores()  # processes that tests start inherit it
+choose_waiting()  # processes that tests start inherit it
 
 import torch  # noqa: E402
 

@@ -13,7 +13,7 @@ ORDER = [
     {"errors", "seeding", "files"},
     {"speed"},
     {"method"},
-    {"config", "console", "pictures", "processes", "tokens"},
+    {"config", "console", "pictures", "processes", "threads", "tokens"},
     {"shortage"},
     {"pocket"},
     {"backbone"},

@@ -34,6 +34,7 @@ from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
 from coeffdiff.speed import has_bf16, prepare_kernels
+from coeffdiff.threads import waiting
 from coeffdiff.training.optimizer import check_optimizer
 from coeffdiff.training.prior import class_captions, counting_photos, encode_prior, introduce_prior
 from coeffdiff.training.state import RunFolder
@@ -147,6 +148,8 @@ def introduce(
     if chosen:
         say("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
     say(f"run      {run.path} on {state.device.type}, precision {training.precision}")
+    if state.device.type == "cpu":
+        say(f"threads  {torch.get_num_threads()}, {waiting()}")
     if state.is_main_process:
         report = preflight.check(settings, photos, base, state.device, budget_seconds=_TIMING_SECONDS)
         for line in preflight.lines(report.findings):

@@ -5,6 +5,7 @@ Reading and merging happen here; what "auto" means for a given model and device 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -501,7 +502,10 @@ def _merged(
     tree, lines = _read_yaml(file) if file else ({}, {})
     flat: dict[str, Any] = {}
     for name, value in sorted(_leaves(kind, tree), key=lambda leaf: leaf[0].count(".")):
-        _lay(flat, name, value)
+        try:
+            _lay(flat, name, value)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
     said = [(name, value) for name, value in (flags or {}).items() if value is not None]
     for assignment in assignments:
         name, separator, text = (part.strip() for part in assignment.partition("="))
@@ -593,15 +597,20 @@ def _checked(kind: type[S], flat: dict[str, Any], lines: dict[str, str]) -> S:
 
 
 def _where(problem: Any, lines: dict[str, str]) -> str:
-    """The line that says it, or the first in that section."""
+    """The line of a file that says what is wrong; of several settings that do not go together, one that is named."""
     place = [str(part) for part in problem["loc"]]
-    while place:
-        dotted = ".".join(place)
-        for name in lines:
-            if name == dotted or name.startswith(f"{dotted}."):
-                return lines[name]
+    below = [name for name in lines if name.startswith("".join(f"{part}." for part in place))]
+    if problem["type"] == "extra_forbidden" and below:
+        return lines[below[0]]
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict | BaseModel):
+        words = re.findall(r"\w+", str(problem["ctx"]["error"]))
+        return next((lines[name] for name in below if name.rpartition(".")[2] in words), "the settings")
+    while place and ".".join(place) not in lines:
+        inside = [name for name in lines if name.startswith(".".join([*place, ""]))]
+        if isinstance(problem["input"], dict) and inside:  # a mapping where a value is wanted
+            return lines[inside[0]]
         place.pop()
-    return "the settings"
+    return lines.get(".".join(place), "the settings")
 
 
 def _names_in(kind: type[BaseModel]) -> list[str]:

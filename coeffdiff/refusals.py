@@ -17,8 +17,6 @@ from pydantic.fields import FieldInfo
 
 from coeffdiff.synonyms import nearest
 
-NEEDS_QUOTES = "in YAML quotes make it text"
-
 
 def fields_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every setting of a tree of sections by dotted name, depth first."""
@@ -64,16 +62,17 @@ def sentence(kind: type[BaseModel], problem: Mapping[str, Any], source: str, mor
     name = f"{dotted}{shown}: " if dotted else ""
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
-        example = f", such as {_example(field)}" if field and not isinstance(given, list | dict) else ""
-        return f"{source}: {name}{reason}{example}."
+        asks = re.match(r"(it |each )?must ", reason) and field
+        return f"{source}: {name}{reason}{f', such as {_example(field)}' if field and asks else ''}."
     if field is None:
         inside = next(fields_of(section or kind), ("steps", None))[0]
         return f"{source}: {name}it is a section, with settings in it, such as {dotted}.{inside}."
-    hint = ""
-    if "text" in _wanted(field) and type(given) in (int, float, bool):
-        hint = f" ({NEEDS_QUOTES})"
-    finite = "a finite number, " if problem["type"] == "finite_number" else ""
-    return f"{source}: {name}it must be {finite}{_wanted(field)}{hint}, such as {dotted}: {_example(field)}."
+    wanted = " or ".join(_words(field.annotation, field.metadata))
+    if "text" in wanted and type(given) in (int, float, bool):
+        quoted = json.dumps(_example(field)).replace('\\"', '"')
+        return f"{source}: {name}it must be {wanted}; quotes make it text, such as {dotted}: {quoted}."
+    finite = "finite, and " if problem["type"] == "finite_number" else ""
+    return f"{source}: {name}it must be {finite}{wanted}, such as {dotted}: {_example(field)}."
 
 
 def said(value: Any) -> str:
@@ -82,6 +81,8 @@ def said(value: Any) -> str:
         text = {None: "nothing", True: "true", False: "false"}[value]
     elif isinstance(value, dict | BaseModel):
         text = "a section"
+    elif isinstance(value, list):
+        text = json.dumps(value, ensure_ascii=False, default=str)
     else:
         text = repr(str(value) if isinstance(value, Path) else value)
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -92,8 +93,16 @@ def listed(names: list[str], last: str = "or") -> str:
 
 
 def _unknown(dotted: str, kind: type[BaseModel], known: list[str], source: str) -> str:
-    near = nearest(dotted, known)
-    hint = f"Did you mean {listed(near)}?" if near else f"The sections are {', '.join(kind.model_fields)}."
+    near, above = nearest(dotted, known), dotted.rpartition(".")[0]
+    inside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == above]
+    if near:
+        hint = f"Did you mean {listed(near)}?"
+        if "epoch" in dotted.lower():
+            hint += " Steps are counted, a batch each; there are no epochs."
+    elif above and inside:
+        hint = f"{above} has {', '.join(inside)}."
+    else:
+        hint = f"The sections are {', '.join(kind.model_fields)}."
     return f"Unknown setting {dotted} in {source}. {hint}"
 
 
@@ -113,10 +122,6 @@ def _section_at(kind: type[BaseModel], dotted: str) -> type[BaseModel] | None:
     return kind
 
 
-def _wanted(field: FieldInfo) -> str:
-    return listed(_words(field.annotation, field.metadata))
-
-
 def _words(annotation: Any, limits: list[Any]) -> list[str]:
     """What each member of a union asks for."""
     if get_origin(annotation) is Annotated:
@@ -125,19 +130,22 @@ def _words(annotation: Any, limits: list[Any]) -> list[str]:
     if get_origin(annotation) in (Union, UnionType):
         return [word for member in get_args(annotation) for word in _words(member, limits)]
     if get_origin(annotation) is Literal:
-        return [str(choice) for choice in get_args(annotation)]
+        return [listed([str(choice) for choice in get_args(annotation)])]
     if annotation is type(None):
         return ["null"]
     if get_origin(annotation) is list:
-        return [f"a list of {' or '.join(_words(get_args(annotation)[0], []))}{_range(limits)}"]
-    names = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        Path: "a path (text)",
-    }
-    return [f"{names.get(annotation, 'settings by their names')}{_range(limits)}"]
+        [items] = _words(get_args(annotation)[0], [])
+        return [f"a list of {_MANY.get(items.split(' (')[0], items)}{_range([*limits, *_inner(annotation)])}"]
+    return [f"{_ONE.get(annotation, 'settings by their names')}{_range(limits)}"]
+
+
+_ONE = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path (text)"}
+_MANY = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts"}
+
+
+def _inner(annotation: Any) -> list[Any]:
+    """What is asked of each item of a list."""
+    return [m for one in getattr(get_args(annotation)[0], "__metadata__", ()) for m in one.metadata]
 
 
 def _range(limits: list[Any]) -> str:
@@ -169,9 +177,9 @@ def _example(field: FieldInfo) -> str:
         value = default
     else:
         kinds = parts(field.annotation)
-        value = next((_OF_A_KIND[kind] for kind in kinds if kind in _OF_A_KIND), "text")
-        if any(get_origin(kind) is list for kind in kinds):
-            value = [value]
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        value = next((_OF_A_KIND[kind] for kind in kinds if kind in _OF_A_KIND), (choices or ["text"])[-1])
+        value = [value] if any(get_origin(kind) is list for kind in kinds) else value
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -73,15 +73,17 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         return near
     same = [known_name for known_name in names if _leaf(known_name) == leaf]
     if leaf not in _MEANT and not same:
+        close = difflib.get_close_matches(asked, names, 5, 0.6)
+        near = [one for one in close if difflib.SequenceMatcher(None, leaf, _leaf(one)).ratio() >= 0.6][:1]
         leaves = {_leaf(known_name): known_name for known_name in names}
-        near = near or difflib.get_close_matches(asked, names, 1, 0.6)
         return near or [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1, 0.6)]
     meant = [
         known_name for wanted in _MEANT.get(leaf, ()) for known_name in names if _ends(known_name, wanted)
     ]
-    found = meant or same
-    inside = [one for one in found if one.partition(".")[0] == asked.partition(".")[0]]
-    return (inside or found)[:3]
+    found, above = meant or same, asked.rpartition(".")[0]
+    while above and not any(one.startswith(f"{above}.") for one in found):
+        above = above.rpartition(".")[0]
+    return [one for one in found if one.startswith(f"{above}." if above else "")][:3]
 
 
 def _leaf(name: str) -> str:

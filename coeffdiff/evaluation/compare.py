@@ -116,8 +116,13 @@ class Comparison(Section):
         min_length=1,
         description="name -> settings of training, by dotted name; null is the model without an adapter. Arms named "
         "`lora 1e-3` and `lora 3e-3` are tries of `lora`, of which the report names the best",
+        examples=[{"lora": {"method.kind": "lora", "method.lora.rank": 4}}],
     )
-    settings: dict[str, Any] = Field({}, description="settings of every arm that trains, by dotted name")
+    settings: dict[str, Any] = Field(
+        {},
+        description="settings of every arm that trains, by dotted name",
+        examples=[{"training.steps": 500}],
+    )
     reference: str = Field("lora", description="arm that the others are paired with")
     seeds: list[Seed] = Field([0, 1], min_length=1, description="of training; pictures have others by each")
     checkpoints: list[Annotated[int, Field(ge=1)]] = Field(

@@ -69,7 +69,8 @@ def sentence(kind: type[BaseModel], problem: Mapping[str, Any], source: str, mor
         return f"{source}: {name}it is a section, with settings in it, such as {dotted}.{inside}."
     wanted = " or ".join(_words(field.annotation, field.metadata))
     if "text" in wanted and type(given) in (int, float, bool):
-        quoted = json.dumps(_example(field)).replace('\\"', '"')
+        example = _example(field)
+        quoted = example if example.startswith("[") else json.dumps(example, ensure_ascii=False)
         return f"{source}: {name}it must be {wanted}; quotes make it text, such as {dotted}: {quoted}."
     finite = "finite, and " if problem["type"] == "finite_number" else ""
     return f"{source}: {name}it must be {finite}{wanted}, such as {dotted}: {_example(field)}."

@@ -74,9 +74,9 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     same = [known_name for known_name in names if _leaf(known_name) == leaf]
     if leaf not in _MEANT and not same:
         close = difflib.get_close_matches(asked, names, 5, 0.6)
-        near = [one for one in close if difflib.SequenceMatcher(None, leaf, _leaf(one)).ratio() >= 0.6][:1]
+        near = [one for one in close if difflib.SequenceMatcher(None, leaf, _leaf(one)).ratio() >= 0.7][:1]
         leaves = {_leaf(known_name): known_name for known_name in names}
-        return near or [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1, 0.6)]
+        return near or [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1, 0.7)]
     meant = [
         known_name for wanted in _MEANT.get(leaf, ()) for known_name in names if _ends(known_name, wanted)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def expanded(path: Any) -> Any:
             "path, or begin it with ~/ for your home folder"
         )
     return text
+
+
+def path_argument(text: str) -> Path:
+    """For argparse's `type`."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _exists(text: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from coeffdiff.config import Settings, as_tree, load_section, load_settings, sav
 from coeffdiff.errors import AdapterError, ConfigError
 from coeffdiff.evaluation.compare import Comparison
 from coeffdiff.method.adapter import find_adapter
-from coeffdiff.paths import expanded
+from coeffdiff.paths import expanded, path_argument
 from coeffdiff.refusals import fields_of, parts
 
 # Every setting that may be a path; a new one belongs here, or its name into the list of those that are none
@@ -95,3 +97,17 @@ def test_an_adapter_named_from_python_is_expanded(home):
         find_adapter("~/runs/a")
     with pytest.raises(AdapterError, match="are not expanded"):
         find_adapter(Path("$HOME/runs/a"))
+
+
+def test_scripts_expand_their_paths_too(home):
+    """Shells leave --output=~/x as it is."""
+    assert path_argument("~/x") == home / "x"
+    with pytest.raises(argparse.ArgumentTypeError, match="are not expanded"):
+        path_argument("$HOME/x")
+    scripts = (Path(__file__).parent.parent / "scripts").glob("*.py")
+    forgetful = [
+        file.name
+        for file in scripts
+        if re.search(r"type=Path\b(?!.*SUPPRESS)", file.read_text(encoding="utf-8"))
+    ]
+    assert forgetful == []

@@ -350,7 +350,7 @@ class TrainingSettings(Section):
     @field_validator("precision", mode="before")
     @classmethod
     def _yaml_no(cls, value: Any) -> Any:
-        return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
+        return "no" if value is False else value  # what YAML 1.1 makes of a bare `no`
 
     @field_validator("steps", "batch_size", "accumulate", "log_every")
     @classmethod

@@ -53,6 +53,11 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes what 1.1 or 1.2 would take for something else than text."""
 
+    def represent_text(self, text: str) -> Any:
+        # In double quotes rare ends of lines are escaped; PyYAML folds them elsewhere, and reads them as spaces
+        escaped = any(c in text for c in "\x85\u2028\u2029")
+        return self.represent_scalar(_TAG + "str", text, style='"' if escaped else None)
+
 
 for _name, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
@@ -61,6 +66,7 @@ for _name, _pattern, _first in _SCALARS:
         _Loader.add_constructor(_TAG + _name, _Loader.construct_number)
 _Loader.add_constructor(_TAG + "bool", _Loader.construct_boolean)
 _Loader.add_constructor(_TAG + "map", _Loader.construct_mapping)
+_Dumper.add_representer(str, _Dumper.represent_text)
 _NUMBER = re.compile(f"(?:{_SCALARS[2][1]}|{_SCALARS[3][1]})")
 
 

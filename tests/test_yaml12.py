@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coeffdiff import yaml12
@@ -85,6 +85,7 @@ def test_on_a_command_line_there_are_no_comments(text, value):
 
 
 @settings(deadline=None)
+@example({"\x85": None, "a": ["\x85", "x\u2028y", "\u2029 z"]})
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)

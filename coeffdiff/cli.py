@@ -30,6 +30,7 @@ from coeffdiff.console import (
     visible,
 )
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused, ModelError
+from coeffdiff.paths import expanded
 from coeffdiff.threads import choose_waiting
 
 
@@ -70,16 +71,34 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Offload = Literal["none", "model", "sequential"]
 
 
+def _name_or_path(text: Any) -> str:
+    """An option's value with its ~ expanded. Whoever declares an option that may be a path takes PATH or NAME."""
+    try:
+        return str(expanded(text))
+    except ValueError as error:
+        _complain(f"ConfigError: {str(text)!r}: {error}.")
+        raise typer.Exit(2) from None
+
+
+def _path(text: Any) -> Path:
+    return Path(_name_or_path(text))
+
+
+PATH: dict[str, Any] = {"parser": _path, "metavar": "PATH"}
+NAME: dict[str, Any] = {"parser": _name_or_path, "metavar": "NAME"}
+
 # Options that several commands have
-Images = Annotated[Path | None, typer.Option(help="Folder with the photos.")]
+Images = Annotated[Path | None, typer.Option(help="Folder with the photos.", **PATH)]
 Token = Annotated[str | None, typer.Option(help="The word that will mean the subject, such as sks.")]
 ClassWord = Annotated[str | None, typer.Option(help='What the subject is, such as "stuffed animal".')]
 BaseModel = Annotated[
     str | None,
-    typer.Option(help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)"),
+    typer.Option(
+        help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)", **NAME
+    ),
 ]
 TrainedMethod = Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")]
-ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.", **PATH)]
 TrainingSteps = Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")]
 Pixels = Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")]
 Assignments = Annotated[
@@ -91,9 +110,10 @@ DenoisingSteps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")]
 OffloadOption = Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures made at a time.")]
-AdaptersModel = Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)")]
+AdaptersModel = Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)", **NAME)]
 ModelConfig = Annotated[
-    str | None, typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.")
+    str | None,
+    typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.", **NAME),
 ]
 NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
 
@@ -201,7 +221,7 @@ def train(
     ] = False,
     config: ConfigFile = None,
     output: Annotated[
-        Path | None, typer.Option(help="Run folder. (default: runs/TOKEN, or the next free)")
+        Path | None, typer.Option(help="Run folder. (default: runs/TOKEN, or the next free)", **PATH)
     ] = None,
     steps: TrainingSteps = None,
     resolution: Pixels = None,
@@ -315,10 +335,11 @@ def sample(
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt; <V> stands for the token. Repeatable.")
     ] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.", **PATH)] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
+            parser=_name_or_path,
             metavar="DIR[:SCALE]",
             help="Run or adapter folder; repeatable, adapters add up; none for the bare model. (default: newest run)",
         ),
@@ -343,7 +364,9 @@ def sample(
     compile_: Annotated[
         bool, typer.Option("--compile", help="torch.compile the UNet: slower to start, faster pictures.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder for the pictures. (default: samples/N)")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures. (default: samples/N)", **PATH)
+    ] = None,
     model: AdaptersModel = None,
     model_config: ModelConfig = None,
     as_json: Annotated[
@@ -477,10 +500,13 @@ def _start_processes() -> Any:
 @_answers
 def inspect(
     adapter: Annotated[
-        Path | None, typer.Argument(help="Run or adapter folder. (default: newest finished run)")
+        Path | None,
+        typer.Argument(
+            parser=_path, metavar="ADAPTER", help="Run or adapter folder. (default: newest finished run)"
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for a picture of all alphas as heat maps.")
+        Path | None, typer.Option(help="Folder for a picture of all alphas as heat maps.", **PATH)
     ] = None,
     heads: Annotated[int, typer.Option(min=1, help="How many of the most recombined heads are listed.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
@@ -516,10 +542,13 @@ def inspect(
 @app.command()
 @_answers
 def merge(
-    adapters: Annotated[list[str], typer.Argument(metavar="DIR[:SCALE]...", help="Run or adapter folders.")],
-    output: Annotated[Path, typer.Option(help="Folder for the merged adapter.")],
+    adapters: Annotated[
+        list[str],
+        typer.Argument(parser=_name_or_path, metavar="DIR[:SCALE]...", help="Run or adapter folders."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the merged adapter.", **PATH)],
     model: Annotated[
-        str | None, typer.Option(help="Base model, where the adapters name different ones.")
+        str | None, typer.Option(help="Base model, where the adapters name different ones.", **NAME)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print its header as JSON on stdout.")] = False,
 ) -> None:
@@ -539,7 +568,7 @@ def merge(
 @_answers
 def demo(
     output: Annotated[
-        Path | None, typer.Option(help="Folder for all of it. (default: demo, or the next free)")
+        Path | None, typer.Option(help="Folder for all of it. (default: demo, or the next free)", **PATH)
     ] = None,
     subject: Annotated[
         str, typer.Option(help="Which of the made-up subjects is learned.")
@@ -577,18 +606,22 @@ With your own photos, and SDXL in place of the small model (a download of 7 GB, 
 @_answers
 def evaluate(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN[:SCALE]...", help="Run or adapter folders, each scored alone.")
+        list[str],
+        typer.Argument(
+            parser=_name_or_path, metavar="RUN[:SCALE]...", help="Run or adapter folders, each scored alone."
+        ),
     ],
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Photos, or a data set in DreamBooth's layout. (default: what the run was trained on)"
+            help="Photos, or a data set in DreamBooth's layout. (default: what the run was trained on)",
+            **PATH,
         ),
     ] = None,
     prompts: Annotated[
         str,
         typer.Option(
-            help="auto, object, living, pocket, dreambooth, or a text file with {token} in its lines."
+            help="auto, object, living, pocket, dreambooth, or a text file with {token} in its lines.", **NAME
         ),
     ] = "auto",
     limit: Annotated[
@@ -604,16 +637,17 @@ def evaluate(
     width: Pixels = None,
     height: Pixels = None,
     dino: Annotated[
-        str | None, typer.Option(help="Vision transformer. (default: facebook/dino-vits16; pocket: its own)")
+        str | None,
+        typer.Option(help="Vision transformer. (default: facebook/dino-vits16; pocket: its own)", **NAME),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="(default: openai/clip-vit-base-patch32; pocket: its own)")
+        str | None, typer.Option(help="(default: openai/clip-vit-base-patch32; pocket: its own)", **NAME)
     ] = None,
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "none",
     batch_size: BatchSize = 4,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for all of it. (default: evaluations/N)")
+        Path | None, typer.Option(help="Folder for all of it. (default: evaluations/N)", **PATH)
     ] = None,
     model: AdaptersModel = None,
     model_config: ModelConfig = None,
@@ -664,12 +698,16 @@ def compare(
     plan: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[PLAN.yaml]", help="What is to be compared. (default: base, lora, coeff, coeff+lora)"
+            parser=_path,
+            metavar="[PLAN.yaml]",
+            help="What is to be compared. (default: base, lora, coeff, coeff+lora)",
         ),
     ] = None,
     subjects: Annotated[
         str | None,
-        typer.Option(help="dev, eval or fresh:N of pocket's own; or a folder of photos or of such folders."),
+        typer.Option(
+            help="dev, eval or fresh:N of pocket's own; or a folder of photos or of such folders.", **NAME
+        ),
     ] = None,
     model: BaseModel = None,
     arm: Annotated[
@@ -683,7 +721,7 @@ def compare(
         list[str] | None, typer.Option("--set", metavar="A=B", help="Anything else of the plan; repeatable.")
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Folder of the comparison; what it holds is not computed again.")
+        Path, typer.Option(help="Folder of the comparison; what it holds is not computed again.", **PATH)
     ] = Path("comparison"),
     part: Annotated[
         str,
@@ -739,7 +777,7 @@ def _part(text: str) -> tuple[int, int]:
 @app.command()
 @_answers
 def toy(
-    output: Annotated[Path, typer.Option(help="Folder for toy.png and toy.json.")] = Path("toy"),
+    output: Annotated[Path, typer.Option(help="Folder for toy.png and toy.json.", **PATH)] = Path("toy"),
     seeds: Annotated[int, typer.Option(min=1, help="Problems for each target.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at every learning rate.")] = 1000,
     restarts: Annotated[int, typer.Option(min=1, help="Starts for each problem.")] = 3,

@@ -5,24 +5,30 @@ Reading and merging happen here; what "auto" means for a given model and device 
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from coeffdiff import yaml12
 from coeffdiff.errors import ConfigError
+from coeffdiff.paths import expanded
+from coeffdiff.refusals import fields_of, parts, section_of, sentence
 
 Auto = Literal["auto"]
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -53,12 +59,34 @@ def _above_zero(value: float | str) -> float | str:
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AboveZero = Annotated[float | Auto, AfterValidator(_above_zero)]
+Place = Annotated[Path, BeforeValidator(expanded)]
+PlaceOrName = Annotated[str, BeforeValidator(expanded)]  # a hub id, or one of a few words, or a path
+
+
+def _as_meant(value: Any, kinds: list[Any]) -> Any:
+    """`1e3` in quotes is a number where one is wanted; true is none."""
+    if str in kinds or not {int, float}.intersection(kinds):
+        return value
+    if isinstance(value, bool) and bool not in kinds:
+        raise PydanticCustomError("boolean", "not a number")  # said in other words, see refusals.py
+    return yaml12.number(value.strip()) if isinstance(value, str) else value
 
 
 class Section(BaseModel):
     """A part of a tree of settings: nothing unknown in it, no endless numbers, no impossible text."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_and_lists(cls, value: Any, info: ValidationInfo) -> Any:
+        """One value where a list is wanted is a list of one."""
+        kinds = parts(cls.model_fields[info.field_name or ""].annotation)
+        items = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), None)
+        if items is None:
+            return _as_meant(value, kinds)
+        listed = [value] if isinstance(value, str | int | float) else value
+        return [_as_meant(item, parts(items)) for item in listed] if isinstance(listed, list) else listed
 
     @field_validator("*")
     @classmethod
@@ -75,26 +103,31 @@ S = TypeVar("S", bound=Section)
 
 
 class ModelSettings(Section):
-    name: str = Field(
+    name: PlaceOrName = Field(
         SDXL_BASE,
         description="an SDXL model: hub id, diffusers folder or single .safetensors file; or pocket, which ships",
     )
     variant: str | None = Field(
-        "auto", description="file variant such as fp16; auto takes fp16 where it is there"
+        "auto", description="file variant such as fp16; auto takes fp16 where it is there", examples=["fp16"]
     )
-    vae: str | None = Field(
-        None, description="another VAE: hub id or folder, e.g. madebyollin/sdxl-vae-fp16-fix"
+    vae: PlaceOrName | None = Field(
+        None,
+        description="another VAE: hub id or folder, e.g. madebyollin/sdxl-vae-fp16-fix",
+        examples=["madebyollin/sdxl-vae-fp16-fix"],
     )
-    config: str | None = Field(
+    config: PlaceOrName | None = Field(
         None,
         description="diffusers folder or cached hub id that gives a single file its configs and tokenizers",
+        examples=[SDXL_BASE],
     )
 
 
 class SubjectSettings(Section):
-    images: Path | None = Field(None, description="folder with the photos")
-    token: str | None = Field(None, description="the word that will mean the subject")
-    class_word: str | None = Field(None, description='what the subject is, such as "stuffed animal"')
+    images: Place | None = Field(None, description="folder with the photos")
+    token: str | None = Field(None, description="the word that will mean the subject", examples=["ohwx"])
+    class_word: str | None = Field(
+        None, description='what the subject is, such as "stuffed animal"', examples=["stuffed animal"]
+    )
     learn_token: bool = Field(
         False,
         description="new embeddings for the token in both text encoders, trained with whatever method.kind says",
@@ -139,7 +172,7 @@ class PhotoSettings(Section):
         "auto",
         description="views that each photo is encoded in; auto: 8 for random crops, 2 for flips alone, else 1",
     )
-    cache: Path | Auto = Field("auto", description="folder of encoded photos; auto: ~/.cache/coeffdiff")
+    cache: Place | Auto = Field("auto", description="folder of encoded photos; auto: ~/.cache/coeffdiff")
 
     @field_validator("augmentations")
     @classmethod
@@ -154,7 +187,9 @@ class CoeffSettings(Section):
         "both", description="attention layers that get an alpha"
     )
     blocks: list[str] | None = Field(
-        None, description="only layers whose name starts with one of these, e.g. up_blocks.0; null: all"
+        None,
+        description="only layers whose name starts with one of these, e.g. up_blocks.0; null: all",
+        examples=[["up_blocks.0"]],
     )
     form: Literal["residual", "identity", "random"] = Field(
         "residual",
@@ -203,6 +238,7 @@ class TokenSettings(Section):
         min_length=1,
         max_length=200,
         description="text as which a learned token begins; null: the class word, or without one the token itself",
+        examples=["stuffed animal"],
     )
     learning_rate: AboveZero = Field("auto", description="auto: 2e-3 for SDXL, 3e-3 for small models")
     norm_pull: float = Field(
@@ -230,7 +266,7 @@ class PriorSettings(Section):
         description="weight in the loss of what the class is to keep meaning; 0: off, DreamBooth's is 1. Doubles a "
         "batch, and without prior.images the network runs once more, forward only",
     )
-    images: Path | None = Field(
+    images: Place | None = Field(
         None,
         description="folder with pictures of the class; null: the network with its adapters off is the teacher, "
         "of class captions (those of the photos without the token) on the photos' own noised latents",
@@ -244,13 +280,17 @@ class PriorSettings(Section):
 
 
 class TrainingSettings(Section):
-    steps: int | Auto = Field("auto", description="optimizer steps; auto: 500 for SDXL, 300 for small models")
+    steps: int | Auto = Field(
+        "auto", description="optimizer steps; auto: 500 for SDXL, 300 for small models", examples=[500]
+    )
     batch_size: int | Auto = Field("auto", description="per process; auto: 1 for SDXL, 4 for small models")
     accumulate: int | Auto = Field(
         "auto", description="micro-batches a step; auto: 4 for SDXL, 1 for small models"
     )
     resolution: int | Auto = Field(
-        "auto", description="side in pixels of the square with a bucket's area; auto: model's"
+        "auto",
+        description="side in pixels of the square with a bucket's area; auto: model's",
+        examples=[1024],
     )
     precision: Literal["auto", "no", "fp16", "bf16"] = Field(
         "auto", description="auto: bf16 or fp16 on a GPU, no on CPU"
@@ -310,7 +350,7 @@ class TrainingSettings(Section):
     @field_validator("precision", mode="before")
     @classmethod
     def _yaml_no(cls, value: Any) -> Any:
-        return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
+        return "no" if value is False else value  # what YAML 1.1 makes of a bare `no`
 
     @field_validator("steps", "batch_size", "accumulate", "log_every")
     @classmethod
@@ -346,15 +386,17 @@ class ValidationSettings(Section):
     )
     steps: int = Field(25, ge=1, description="denoising steps of a validation picture")
     guidance: float = Field(5.0, ge=0, description="classifier-free guidance of a validation picture")
-    dino: str | None = Field(
+    dino: PlaceOrName | None = Field(
         "auto",
         description="vision transformer that scores validation pictures against the photos: hub id, such as "
         "facebook/dino-vits16, or folder; auto: pocket's own for pocket, none for others",
+        examples=["facebook/dino-vits16"],
     )
-    clip: str | None = Field(
+    clip: PlaceOrName | None = Field(
         "auto",
         description="CLIP that scores them against photos and prompts: hub id, such as "
         "openai/clip-vit-base-patch32, or folder; auto: pocket's own for pocket, none for others",
+        examples=["openai/clip-vit-base-patch32"],
     )
     keep: Literal["last", "best"] = Field(
         "last",
@@ -391,8 +433,10 @@ class Settings(Section):
     prior: PriorSettings = PriorSettings()
     validation: ValidationSettings = ValidationSettings()
     tracking: TrackingSettings = TrackingSettings()
-    output: Path | Auto = Field(
-        "auto", description="run folder; auto: runs/<token>, or the next free runs/<token>-N"
+    output: Place | Auto = Field(
+        "auto",
+        description="run folder; auto: runs/<token>, or the next free runs/<token>-N",
+        examples=["runs/toy"],
     )
 
     @property
@@ -413,18 +457,12 @@ class Setting:
     name: str
     default: Any
     description: str
-    choices: tuple[str, ...] = ()
 
 
-def documented_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Setting]:
-    """Every setting there is, depth first, for `--list-settings` and the nearest-name hints."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from documented_settings(field.annotation, f"{prefix}{name}.")
-        else:
-            choices = get_args(field.annotation)
-            words = tuple(c for c in choices if isinstance(c, str)) if len(choices) > 1 else ()
-            yield Setting(prefix + name, field.default, field.description or "", words)
+def documented_settings(section: type[BaseModel] = Settings) -> Iterator[Setting]:
+    """Every setting there is, depth first, for `--list-settings`."""
+    for name, field in fields_of(section):
+        yield Setting(name, field.default, field.description or "")
 
 
 def load_settings(
@@ -444,49 +482,144 @@ def load_section(
     assignments: Iterable[str] = (),
 ) -> S:
     """Like load_settings, for any other tree of sections that a command is configured by."""
-    return section_from(kind, _merged(file, flags, assignments), source=str(file) if file else "the settings")
+    flat, lines = _merged(kind, file, flags, assignments)
+    return _checked(kind, flat, lines)
 
 
 def given_settings(
     file: Path | None = None, flags: dict[str, Any] | None = None, assignments: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Only what was said, as dotted name -> checked value; a default that was said counts, others do not."""
-    tree = _merged(file, flags, assignments)
-    checked = flattened(as_tree(section_from(Settings, tree, source=str(file) if file else "the settings")))
-    return {name: checked[name] for name in flattened(tree)}
+    flat, lines = _merged(Settings, file, flags, assignments)
+    checked = flattened(as_tree(_checked(Settings, flat, lines)))
+    return {name: checked[name] for name in flat}
 
 
-def _merged(file: Path | None, flags: dict[str, Any] | None, assignments: Iterable[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = _read_yaml(file) if file else {}
-    for name, value in (flags or {}).items():
-        if value is not None:
-            _put(tree, name, value)
+def _merged(
+    kind: type[BaseModel], file: Path | None, flags: dict[str, Any] | None, assignments: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What was said last of each setting, by dotted name; and of those that a file says, where in it."""
+    tree, lines = _read_yaml(file) if file else ({}, {})
+    flat: dict[str, Any] = {}
+    for name, value in sorted(_leaves(kind, tree), key=lambda leaf: leaf[0].count(".")):
+        try:
+            _lay(flat, name, value)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+    said = [(name, value) for name, value in (flags or {}).items() if value is not None]
     for assignment in assignments:
-        name, separator, text = assignment.partition("=")
-        if not separator or not name.strip():
+        name, separator, text = (part.strip() for part in assignment.partition("="))
+        if not separator or not name:
             raise ConfigError(
                 f"--set {assignment!r} is not of the form name=value, such as training.steps=300."
             )
-        try:
-            value = yaml.safe_load(text) if text.strip() else None
-        except (yaml.YAMLError, ValueError, RecursionError):  # 2001-99-99 looks like a date
-            value = text
-        _put(tree, name.strip(), value)
-    return tree
+        value = _assigned(kind, name, text)
+        said += _leaves(kind, {name: value}) if isinstance(value, dict) else [(name, value)]
+    for name, value in said:
+        _lay(flat, name, value)
+        for line in [line for line in lines if line == name or line.startswith(f"{name}.")]:
+            del lines[line]
+    return flat, {name: f"{file}, line {line}" for name, line in lines.items()}
 
 
-def section_from(kind: type[S], tree: dict[str, Any], source: str) -> S:
-    """A validated copy of a plain tree. Raises: ConfigError with one sentence for the first thing that is wrong."""
+def _leaves(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a tree by dotted name. A section with nothing in it says nothing."""
+    for name, value in tree.items():
+        section, free = _what_is_at(kind, name)
+        if section and isinstance(value, dict):
+            yield from _leaves(section, value, f"{prefix}{name}.")
+        elif value is not None or not (section or free):
+            yield f"{prefix}{name}", value
+
+
+def _what_is_at(kind: type[BaseModel], dotted: str) -> tuple[type[BaseModel] | None, bool]:
+    """The section of that name, or whether it is a setting that is a mapping."""
+    section: type[BaseModel] | None = kind
+    field = None
+    for name in dotted.split("."):
+        field = section.model_fields.get(name) if section else None
+        section = section_of(field)
+    return section, field is not None and get_origin(field.annotation) is dict
+
+
+def _lay(flat: dict[str, Any], name: str, value: Any) -> None:
+    """Put a setting in the place of what was said of it and of all in it; names may go on inside of a mapping."""
+    for other in [other for other in flat if other == name or other.startswith(f"{name}.")]:
+        del flat[other]
+    above = next((other for other in flat if name.startswith(f"{other}.")), None)
+    if above is None:
+        flat[name] = value
+        return
+    if not isinstance(flat[above], dict):
+        raise ConfigError(f"{name} cannot be set: {above} is not a section.")
+    flat[above] = dict(flat[above])
+    _lay(flat[above], name[len(above) + 1 :], value)
+
+
+def _assigned(kind: type[BaseModel], name: str, text: str) -> Any:
+    """What a text after `--set name=` is for that setting; whoever wants text gets what stands there."""
+    own, trained = dict(fields_of(kind)), fields_of(Settings)
+    field = own.get(name) or next((field for end, field in trained if name.endswith(f".{end}")), None)
+    kinds = parts(field.annotation) if field else []
+    items = [inner for one in kinds if get_origin(one) is list for inner in parts(get_args(one)[0])]
+    try:
+        value = yaml12.value(text)
+    except yaml12.Twice as twice:
+        raise ConfigError(f"--set {name}: {twice.name} is there twice; keep one of them.") from None
+    if str in items and isinstance(value, str) and text.startswith("["):
+        raise ConfigError(
+            f"--set {name} (given: {text[:200]!r}) is no list that can be read: put quotes around each text that has "
+            f'one of , # : [ ] {{ }} in it, such as {name}=["dog #2", "cat"].'
+        )
+    wants_text = {str, Path}.intersection(kinds) and not {int, float, bool}.intersection(kinds)
+    if (str in items and not isinstance(value, list)) or wants_text:
+        nothing = value is None and (type(None) in kinds or not text)
+        return value if nothing or (isinstance(value, str) and text[0] in "\"'") else text
+    return value
+
+
+def _checked(kind: type[S], flat: dict[str, Any], lines: dict[str, str]) -> S:
+    """A validated copy. Raises: ConfigError with one sentence for the first thing that is wrong."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *above, last = name.split(".")
+        section = tree
+        for parent in above:
+            section = section.setdefault(parent, {})
+        section[last] = value
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         # The inner members of a union each report; an unknown key is the most useful thing to hear first.
-        problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
-        raise ConfigError(_sentence(kind, problems[0], source)) from None
+        order = ["extra_forbidden", "value_error"]
+        problem = min(error.errors(), key=lambda p: order.index(p["type"]) if p["type"] in order else 9)
+        raise ConfigError(sentence(kind, problem, _where(problem, lines), _names_in(kind))) from None
+
+
+def _where(problem: Any, lines: dict[str, str]) -> str:
+    """The line of a file that says what is wrong; of several settings that do not go together, one that is named."""
+    place = [str(part) for part in problem["loc"]]
+    below = [name for name in lines if name.startswith("".join(f"{part}." for part in place))]
+    if problem["type"] == "extra_forbidden" and below:
+        return lines[below[0]]
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict | BaseModel):
+        words = re.findall(r"\w+", str(problem["ctx"]["error"]))
+        return next((lines[name] for name in below if name.rpartition(".")[2] in words), "the settings")
+    while place and ".".join(place) not in lines:
+        inside = [name for name in lines if name.startswith(".".join([*place, ""]))]
+        if isinstance(problem["input"], dict) and inside:  # a mapping where a value is wanted
+            return lines[inside[0]]
+        place.pop()
+    return lines.get(".".join(place), "the settings")
+
+
+def _names_in(kind: type[BaseModel]) -> list[str]:
+    """Settings of training that a plan can say of all its arms."""
+    return [f"settings.{name}" for name, _ in fields_of(Settings)] if "settings" in kind.model_fields else []
 
 
 def save_settings(settings: Section, file: Path) -> None:
-    file.write_text(yaml.safe_dump(as_tree(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    file.write_text(yaml12.dump(as_tree(settings)), encoding="utf-8")
 
 
 def as_tree(settings: Section) -> dict[str, Any]:
@@ -496,10 +629,10 @@ def as_tree(settings: Section) -> dict[str, Any]:
 
 def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
     """A copy with other values, by dotted name."""
-    tree = as_tree(settings)
-    for name, value in values.items():
-        _put(tree, name, value)
-    return section_from(Settings, tree, "the settings")
+    flat = flattened(as_tree(settings))
+    for name, value in _leaves(Settings, values):
+        _lay(flat, name, value)
+    return _checked(Settings, flat, {})
 
 
 def differences(old: Settings, new: Settings, ignore: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
@@ -574,38 +707,33 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     return with_values(settings, chosen), chosen
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a file says, and the lines of its settings by dotted name."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree, lines = yaml12.read(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no settings file {file}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The settings file {file} cannot be read: {error}.") from None
+    except yaml12.Twice as twice:
+        raise ConfigError(
+            f"{file} says {twice.name} twice, in line {twice.first} and in line {twice.second}; keep one of them, "
+            "with all that is to count."
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         raise ConfigError(f"{file}{where} is not valid YAML: {problem}.") from None
-    except (ValueError, RecursionError) as error:  # a date that does not exist; a thousand brackets
-        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{file} is not valid YAML: {problem}.") from None
+    except RecursionError:  # a thousand brackets
+        raise ConfigError(f"{file} is not valid YAML: nested too deeply.") from None
     if tree is None:
-        return {}
+        return {}, {}
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{file} should hold settings such as `training: {{steps: 500}}`, not a {type(tree).__name__}."
         )
-    return tree
-
-
-def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        below = tree.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"{dotted} cannot be set: {parent} is not a section.")
-        tree = below
-    tree[last] = value
+    return tree, lines
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -617,31 +745,3 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _sentence(kind: type[BaseModel], problem: Any, source: str) -> str:
-    known = list(documented_settings(kind))
-    names = [setting.name for setting in known]
-    where = [str(part) for part in problem["loc"]]
-    dotted = ".".join(where)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(dotted, names, 1, 0.6) or _same_leaf(where[-1], names)
-        hint = f" Did you mean {near[0]}?" if near else f" The sections are {', '.join(kind.model_fields)}."
-        return f"Unknown setting {dotted} in {source}.{hint}"
-    while dotted not in names and "." in dotted:  # a union's member names are appended to the location
-        dotted = dotted.rpartition(".")[0]
-    setting = next((s for s in known if s.name == dotted), None)
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if problem["type"] != "value_error" and setting and setting.choices:
-        ending = "" if set(setting.choices) != {"auto"} else " or a number"
-        message = f"it must be {', '.join(setting.choices)}{ending}"
-    given = problem["input"]
-    written = repr(given) if len(repr(given)) <= 200 else f"{repr(given)[:200]}..."
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {written})"
-    return f"{source}: {dotted}{shown}: {message}." if dotted else f"{source}: {message}."
-
-
-def _same_leaf(leaf: str, names: list[str]) -> list[str]:
-    leaves = {name.rpartition(".")[2]: name for name in names}
-    return [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1, 0.6)]

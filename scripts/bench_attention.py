@@ -213,6 +213,8 @@ def by_size(rows: list[Row], arm: str) -> list[Row]:
 
 
 def main() -> None:
+    from coeffdiff.paths import path_argument
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -226,7 +228,7 @@ def main() -> None:
         "--limit-gib", type=float, default=16.0, help="the definition is left out above this much memory"
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=path_argument, help="also write the figures here")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -36,6 +36,8 @@ Figures = dict[str, Any]
 
 
 def main() -> None:
+    from coeffdiff.paths import path_argument
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,7 +53,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto", help="how mixed attention is computed")
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet's blocks")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=path_argument, help="also write the figures here")
     parser.add_argument("--arm", choices=(*ARMS, *CONTROLS), help=argparse.SUPPRESS)  # one process's share
     options = parser.parse_args()
     if options.arm:

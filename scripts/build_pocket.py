@@ -22,6 +22,7 @@ def main() -> int:
     import torch
 
     from coeffdiff.errors import CoeffDiffError
+    from coeffdiff.paths import path_argument
     from coeffdiff.pocket import WEIGHTS
     from coeffdiff.pocket.build import PLANS, STAGES, Workshop, store_unfinished
     from coeffdiff.pocket.fitting import faster_precision
@@ -30,8 +31,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stage", action="append", choices=STAGES, help="repeatable; default: all of them")
-    parser.add_argument("--folder", type=Path, default=Path("build/pocket"), help="renders and checkpoints")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the models go")
+    parser.add_argument(
+        "--folder", type=path_argument, default=Path("build/pocket"), help="renders and checkpoints"
+    )
+    parser.add_argument("--weights", type=path_argument, default=WEIGHTS, help="where the models go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")

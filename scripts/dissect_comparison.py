@@ -39,15 +39,18 @@ def main() -> int:
     from coeffdiff.config import load_section
     from coeffdiff.errors import CoeffDiffError
     from coeffdiff.evaluation.compare import Comparison
+    from coeffdiff.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("--comparison", type=Path, required=True, help="its --output, with the work folder")
+    parser.add_argument("plan", type=path_argument)
+    parser.add_argument(
+        "--comparison", type=path_argument, required=True, help="its --output, with the work folder"
+    )
     parser.add_argument("--arm", default="coeff+lora")
     parser.add_argument(
-        "--output", type=Path, required=True, help="JSON; what it holds is not computed again"
+        "--output", type=path_argument, required=True, help="JSON; what it holds is not computed again"
     )
     chosen = parser.parse_args()
     try:

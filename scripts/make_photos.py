@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 
 def main() -> int:
+    from coeffdiff.paths import path_argument
     from coeffdiff.pocket.subjects import SUBJECTS, write_photos
 
     parser = argparse.ArgumentParser(
@@ -18,7 +18,7 @@ def main() -> int:
     )
     parser.add_argument("--subject", choices=sorted(SUBJECTS), default="grey_sloth_plushie")
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder; files of other names are left alone"
+        "--output", type=path_argument, required=True, help="folder; files of other names are left alone"
     )
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
+    from coeffdiff.paths import path_argument
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=["tiny", "sdxl"], required=True, help="tiny: 3 MB, for tests")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--output", type=path_argument, required=True, help="folder to write; must not exist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--prediction-type", choices=["epsilon", "v_prediction"], default="epsilon")

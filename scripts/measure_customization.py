@@ -40,10 +40,14 @@ def main() -> int:
     from coeffdiff.pocket.subjects import DEV
 
     names = [subject.name for subject in DEV]
+    from coeffdiff.paths import path_argument
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, required=True, help="cells, runs and pictures; resumes")
+    parser.add_argument(
+        "--folder", type=path_argument, required=True, help="cells, runs and pictures; resumes"
+    )
     parser.add_argument("--subjects", nargs="+", default=names, choices=names)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--steps", type=int, help="of training; default: by model")

@@ -33,15 +33,16 @@ def main() -> int:
 
     choose_waiting()
     from coeffdiff.errors import CoeffDiffError
+    from coeffdiff.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "adapters", type=Path, nargs="+", help="run or adapter folders, all of one base model"
+        "adapters", type=path_argument, nargs="+", help="run or adapter folders, all of one base model"
     )
     parser.add_argument("--looks", type=int, default=8, help="heads and queries a layer and prompt")
-    parser.add_argument("--json", type=Path, help="also write the shares of each adapter here")
+    parser.add_argument("--json", type=path_argument, help="also write the shares of each adapter here")
     chosen = parser.parse_args()
     try:
         rows = [look(path, chosen.looks) for path in chosen.adapters]

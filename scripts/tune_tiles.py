@@ -58,6 +58,8 @@ FORWARD = ("lse", "forward", "one tile")
 
 
 def main() -> int:
+    from coeffdiff.paths import path_argument
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +71,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=8, help="processes that compile")
     parser.add_argument("--most", type=int, help="candidates of a kernel; default: all")
     parser.add_argument("--tokens", type=int, help="at most so many queries and keys, to try things out")
-    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--json", type=path_argument, help="file for all figures")
     chosen = parser.parse_args()
     if not torch.cuda.is_available() and not kernels.INTERPRETED.value:
         print("There is no CUDA GPU here; TRITON_INTERPRET=1 runs the kernels on the CPU.", file=sys.stderr)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -189,6 +191,105 @@ def test_a_slip_of_the_fingers_is_exit_code_2(arguments):
     result = call(*arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, trained) -> Path:
+    """A home folder beside the current one, with all that a command may be pointed to."""
+    monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
+    (home / "runs").mkdir(parents=True)
+    for name in ("model", "photos", "runs/sks"):
+        (home / name).symlink_to(trained / name)
+    (home / "prompts.txt").write_text("a <V> ball\n")
+    (home / "my.yaml").write_text("photos.cache: ~/cached\n")
+    (home / "plan.yaml").write_text("subjects: ~/absent/photos\n")
+    monkeypatch.chdir(tmp_path)
+    return home
+
+
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        ("train --model ~/model --images ~/photos --token sks --config=~/my.yaml --output=~/runs/new", "runs/new/adapter"),
+        ("train --set model.name=~/model --set subject.images=~/photos --token sks --set output=~/new", "new/adapter"),
+        ("sample --adapter ~/runs/sks:0.5 --model ~/model --prompts-file=~/prompts.txt --steps 1 --output=~/drawn",
+         "drawn/001-a-sks-ball-seed0.png"),
+        ("inspect ~/runs/sks --output=~/seen", "seen/alpha.png"),
+        ("merge ~/runs/sks:0.5 ~/runs/sks:0.5 --model ~/model --output=~/both", "both/coeff.safetensors"),
+        ("check --images ~/absent --token sks", "There is no folder HOME/absent"),
+        ("check --images ~/photos --token sks --model ~/absent", "There is no model folder or file HOME/absent"),
+        ("check --images ~/photos --token sks --model ~/model --set model.vae=~/absent", "HOME/absent"),
+        ("sample --prompt a --adapter none --model ~/absent", "There is no model folder or file HOME/absent"),
+        ("sample --prompt a --adapter ~/absent:2", "There is no adapter HOME/absent"),
+        ("sample --prompts-file ~/absent", "The prompts file HOME/absent cannot be read"),
+        ("train --config ~/absent", "There is no settings file HOME/absent"),
+        ("evaluate ~/absent", "HOME/absent"),
+        ("evaluate ~/runs/sks --model ~/model --images ~/absent", "There is no folder HOME/absent"),
+        ("evaluate ~/runs/sks --model ~/absent", "There is no model folder or file HOME/absent"),
+        ("evaluate ~/runs/sks --model ~/model --dino ~/absent --clip ~/absent", "HOME/absent is neither a folder"),
+        ("compare ~/absent", "There is no settings file HOME/absent"),
+        ("compare ~/plan.yaml", "There are no subjects 'HOME/absent/photos'"),
+        ("compare --subjects ~/absent", "There are no subjects 'HOME/absent'"),
+        ("compare --output=~/prompts.txt", "HOME/prompts.txt is a file"),
+        ("train --resume --output ~/absent", "HOME/absent holds no run to resume"),
+    ],
+    ids=lambda value: value[:60],
+)  # fmt: skip
+def test_home_is_expanded_in_every_option(home, command, made):
+    """What is made lies in the home folder, what is missing is looked for there; no folder is ever called ~."""
+    words = command.split()
+    result = call(*words, *(QUICK if words[0] == "train" else []))
+    if result.exit_code:
+        assert made.replace("HOME", str(home)) in result.stderr, result.output
+    else:
+        assert (home / made).exists(), result.output
+    assert ("HOME" in made or "home" in made) == bool(result.exit_code)
+    assert not [path for path in home.parent.iterdir() if path.name.startswith("~")]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --images $HOME/photos --token sks", "train --images photos --token sks --output %USERPROFILE%/a",
+        "sample --adapter $HOME/runs/sks --prompt a", "inspect ${HOME}/runs/sks", "toy --output $HOME/toy",
+        "merge a b --output $HOME/both", "compare --set subjects=$HOME/photos", "evaluate a --output $HOME/e",
+        "train --set output=$HOME/a --images photos --token sks", "demo --output $HOME/demo",
+    ],
+)  # fmt: skip
+def test_variables_are_not_expanded_and_that_is_said(command):
+    result = call(*command.split())
+    assert result.exit_code == 2 and "ConfigError: " in result.stderr
+    assert "it does not exist, and variables of the environment such as" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and list(Path().iterdir()) == []
+
+
+def test_no_option_forgets_its_home():
+    """Every option that is a path, or text that may be one, goes through the same parser; the rest is listed here."""
+    words = {
+        "token",
+        "class_word",
+        "prompt",
+        "scales",
+        "negative_prompt",
+        "scheduler",
+        "set_",
+        "subject",
+        "arm",
+        "seeds",
+        "part",
+    }
+    forgotten = []
+    for command in app.registered_commands:
+        for name, hint in get_type_hints(inspect.unwrap(command.callback), include_extras=True).items():
+            if name == "return" or name in words:
+                continue
+            kind, info = get_args(hint)
+            texts = {str, Path}.intersection(
+                [kind, *get_args(kind), *(i for k in get_args(kind) for i in get_args(k))]
+            )
+            if texts and info.parser not in (cli._path, cli._name_or_path):
+                forgotten.append((command.callback.__name__, name))
+    assert forgotten == []
 
 
 def test_a_mistake_on_another_machine_is_said_there(trained, monkeypatch):

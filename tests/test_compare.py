@@ -339,7 +339,8 @@ def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
         (["--set", "settings={training: {seed: 3}}"], "training.seed cannot be set for arms"),
         (["--set", "arms={lora: {validation.keep: best}}"], "validation.keep cannot be set for arms"),
         (["--set", "checkpoints=[0]"], "checkpoints (given: 0)"),
-        (["--set", "arms={lora: {1: 2}}"], "arms (given: 1)"),
+        (["--set", "arms={lora: {1: 2}}"], "The arm 'lora': Unknown setting 1 in the settings"),
+        (["--set", "arms={lora: 3}"], "arms (given: 3): it must be settings by their names"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_path, arguments, sentence):

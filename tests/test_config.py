@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from coeffdiff.config import (
     ModelFacts,
     Settings,
+    as_tree,
     differences,
     documented_settings,
+    flattened,
     load_section,
     load_settings,
     resolve_auto,
@@ -42,15 +44,18 @@ def test_later_sources_win(tmp_path):
     ("assignment", "sentence"),
     [
         ("training.stesp=3", "Unknown setting training.stesp in the settings. Did you mean training.steps?"),
-        ("lora.rank=8", "Unknown setting lora in the settings."),
+        ("lora.rank=8", "Unknown setting lora.rank in the settings. Did you mean method.lora.rank?"),
         ("method.lora.rnk=8", "Did you mean method.lora.rank?"),
         ("method.kind=colora", "method.kind (given: 'colora'): it must be coeff, lora, coeff+lora"),
         ("training.steps=-1", "training.steps (given: -1): must be at least 1"),
         ("training.steps=many", "training.steps (given: 'many')"),
         ("training.resolution=100", "must be a multiple of 8"),
-        ("method.coeff.mixes=keys", "method.coeff.mixes (given: 'keys'): it must be maps, values"),
+        ("method.coeff.mixes=keys", "method.coeff.mixes (given: 'keys'): it must be maps or values, such as"),
         ("method.coeff={mixes: values, backend: fused}", "backend has no effect where values are mixed"),
-        ("method.coeff.dropout=1.5", "method.coeff.dropout (given: 1.5): input should be less than 1"),
+        (
+            "method.coeff.dropout=1.5",
+            "method.coeff.dropout (given: 1.5): it must be a number (at least 0, below 1), such as",
+        ),
         ("method.coeff.learning_rate=fast", "method.coeff.learning_rate (given: 'fast')"),
         ("training.warmup_steps=5", "warmup_steps needs lr_schedule"),
         ("training=3", "training (given: 3)"),
@@ -98,7 +103,7 @@ def test_no_text_after_the_equals_sign_escapes(text, name):
         ("training: [steps", "line 1 is not valid YAML"),
         ("- a\n- b\n", "should hold settings"),
         ("training:\n  steeps: 3\n", "Did you mean training.steps?"),
-        ("training: 2001-99-99", "is not valid YAML: month must be in 1..12"),
+        ("training: 2001-99-99", "line 1: training (given: '2001-99-99'): it is a section"),
         ("[" * 5000, "is not valid YAML: nested too deeply"),
     ],
 )
@@ -110,6 +115,149 @@ def test_a_typo_in_yaml_names_the_file(tmp_path, text, sentence):
         load_settings(file)
     assert "mine.yaml" in str(caught.value)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("training: {steps: 5}\nsubject: {}\ntraining: {seed: 1}\n", "says training twice, in line 1 and in line 3; keep one"),
+        ("training:\n  steps: 5\n  steps: 6\n", "says training.steps twice, in line 2 and in line 3"),
+        ("training:\n  steps: 5\ntraining.steps: 6\n", "says training.steps twice, in line 2 and in line 3"),
+        ("training: 3\ntraining.steps: 6\n", "mine.yaml: training.steps cannot be set: training is not a section"),
+        ("training.steps: 6\ntraining: 3\n", "mine.yaml: training.steps cannot be set: training is not a section"),
+        ("training:\n  seed: 1\n  steps: True\n", "line 3: training.steps (given: true): it must be a whole number or auto, such as"),
+        ("training:\n  batch_size: yes\n", "line 2: training.batch_size (given: 'yes'): it must be a whole number or auto"),
+        ("training: {steps: 1:30}", "training.steps (given: '1:30')"),
+        ("training: {steps: 1.5}", "training.steps (given: 1.5): it must be a whole number"),
+        ("training: {steps: 1.5e0}", "training.steps (given: 1.5): it must be a whole number"),
+        ("training:\n  steps:\n", "training.steps (given: nothing): it must be a whole number"),
+        ("method: {coeff: {dropout: true}}", "method.coeff.dropout (given: true): it must be a number (at least 0, below 1)"),
+        ("method: {lora: {learning_rate: on}}", "method.lora.learning_rate (given: 'on'): it must be a number or auto"),
+        ("validation: {seeds: [1, true]}", "validation.seeds (given: [1, true]): it must be a list of whole numbers"),
+        ("subject:\n  token: 7\n", "line 2: subject.token (given: 7): it must be text or null; quotes make it text, such as "
+         'subject.token: "ohwx".'),
+        ("subject: {token: true}", "subject.token (given: true): it must be text or null; quotes make it text"),
+        ("subject: {class_word: 1e3}", "quotes make it text, such as subject.class_word: \"stuffed animal\"."),
+        ("subject: {templates: [7]}", 'quotes make it text, such as subject.templates: ["a photo of {token} {class_word}"].'),
+        ("method: {lora: {targets: {a: 1}}}", "line 1: method.lora.targets (given: a section): it must be a list of texts"),
+        ("subject: {images: 2024}", 'it must be a path (text) or null; quotes make it text, such as subject.images: "photos/".'),
+        ("training:\n  warmup_steps: 3\n", "line 2: training: warmup_steps needs lr_schedule"),
+        ("trainig:\n  seed: 1\n", "Unknown setting trainig.seed in"),
+        ("a: &a {b: *a}", "line 1 is not valid YAML: it refers to itself"),
+    ],
+)  # fmt: skip
+def test_what_would_silently_be_something_else_is_refused(tmp_path, text, sentence):
+    """YAML 1.1's traps, keys that stand twice, numbers and booleans where text is wanted: with file and line."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file)
+    assert sentence in str(caught.value) and "mine.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("training: {steps: 1e3}", "training.steps", 1000), ("training: {steps: '1e3'}", "training.steps", 1000),
+        ("training: {steps: 0100}", "training.steps", 100), ("training: {seed: 010}", "training.seed", 10),
+        ("training: {seed: 0o10}", "training.seed", 8), ("method: {lora: {rank: 8.0}}", "method.lora.rank", 8),
+        ("method: {lora: {weight_decay: 007}}", "method.lora.weight_decay", 7.0),
+        ("subject: {token: 007}", "subject.token", "007"), ("subject: {token: no}", "subject.token", "no"),
+        ("subject: {token: 'no'}", "subject.token", "no"), ("subject: {token: 12:30}", "subject.token", "12:30"),
+        ("training: {precision: no}", "training.precision", "no"), ("photos: {flip: yes}", "photos.flip", True),
+        ("training.steps: 2", "training.steps", 2), ("training: {seed: 1}\ntraining.steps: 2", "training.steps", 2),
+        ("method:\n  lora.rank: 2\n  lora: {alpha: 3}", "method.lora.rank", 2), ("method.lora: {rank: 2}", "method.lora.rank", 2),
+        ("training:\n#  steps: 3\n", "training.steps", "auto"), ("method:\n  lora:\n  kind: lora\n", "method.kind", "lora"),
+        ("subject: {templates: 'a {token}'}", "subject.templates", ["a {token}"]),
+        ("subject:\n  templates: a photo of {token}\n", "subject.templates", ["a photo of {token}"]),
+        ("validation: {prompts: x, seeds: 3}", "validation.prompts", ["x"]), ("validation: {seeds: 3}", "validation.seeds", [3]),
+        ("validation: {seeds: 1e1}", "validation.seeds", [10]), ("method: {lora: {targets: to_q}}", "method.lora.targets", ["to_q"]),
+        ("method: {coeff: {blocks: up_blocks.0}}", "method.coeff.blocks", ["up_blocks.0"]),
+        ("method: {coeff: {blocks: null}}", "method.coeff.blocks", None),
+    ],
+)  # fmt: skip
+def test_what_is_meant_is_taken(tmp_path, text, name, value):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    found = flattened(as_tree(load_settings(file)))[name]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("subject.token=#sks", "#sks"), ("subject.class_word=dog #2", "dog #2"), ("subject.class_word=a: b", "a: b"),
+        ("subject.token=[V]", "[V]"), ("subject.token=007", "007"), ("subject.token=1e3", "1e3"), ("subject.token=true", "true"),
+        ("subject.token='no'", "no"), ("subject.class_word=null", None), ("subject.class_word=", None),
+        ("subject.images=2024", "2024"), ("model.variant=null", None), ("training.snr_gamma=null", None),
+        ("subject.templates={token}", ["{token}"]), ("validation.prompts=sks: #2", ["sks: #2"]),
+        ("validation.prompts=[]", []), ('validation.prompts=["dog #2", cat]', ["dog #2", "cat"]),
+        ("validation.prompts=[a, b]", ["a", "b"]), ("validation.seeds=[1, 2]", [1, 2]), ("validation.seeds=7", [7]),
+        ("photos.flip=true", True), ("training.masked_loss=false", False), ("training.steps=3", 3), ("training.steps=1e2", 100),
+        ("method.lora.alpha=0.5", 0.5), ("training.masked_loss=no", False),
+    ],
+)  # fmt: skip
+def test_what_stands_after_the_equals_sign_is_the_value(assignment, value):
+    """No comments, no quotes needed for text; lists, numbers, null and booleans as in YAML."""
+    found = flattened(as_tree(load_settings(assignments=[assignment])))[assignment.partition("=")[0]]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("validation.prompts=[dog #2, cat]", "is no list that can be read: put quotes around each text that has one of"),
+        ("subject.templates=[V] dog", "is no list that can be read"),
+        ("training={steps: 4, steps: 5}", "--set training: steps is there twice; keep one of them."),
+        ("training=", "training (given: nothing): it is a section, with settings in it, such as training.steps"),
+        ("training.steps=3 # three", "training.steps (given: '3 # three'): it must be a whole number"),
+        ("training.nonsense=1", "Unknown setting training.nonsense in the settings. training has steps, batch_size,"),
+        ("training.epochs=1", "Did you mean training.steps? Steps are counted, a batch each; there are no epochs."),
+        ("trainig.steps=2", "Did you mean training.steps?"),
+    ],
+)  # fmt: skip
+def test_an_assignment_that_would_lose_something_is_refused(assignment, sentence):
+    with pytest.raises(ConfigError) as caught:
+        load_settings(assignments=[assignment])
+    assert sentence in str(caught.value)
+
+
+def test_what_is_said_later_leaves_the_rest_of_a_section(tmp_path):
+    """A section after --set is merged in; whoever is wrong is named, not the file beside it."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("training.seed: 3\nmethod: {lora.rank: 4, lora: {alpha: 2}}\n")
+    settings = load_settings(file, {"method.lora.rank": 8}, ["training={steps: 5}"])
+    assert (settings.training.seed, settings.training.steps, settings.method.lora.rank) == (3, 5, 8)
+    assert settings.method.lora.alpha == 2
+    for name in ("training.sed", "training.seed"):
+        with pytest.raises(ConfigError) as caught:
+            load_settings(file, None, [f"{name}=x"])
+        assert "the settings" in str(caught.value) and "mine.yaml" not in str(caught.value)
+
+
+def test_a_plan_is_read_like_the_settings(tmp_path):
+    """Lists of one, sections without lines, dotted and nested arms, arms that --set changes in either form."""
+    file = tmp_path / "plan.yaml"
+    file.write_text(
+        "seeds: 3\nscales: 0.5\ncheckpoints: 1e1\nmodel:\nsettings:\narms:\n  lora: {method.kind: lora, training.steps: 010}\n"
+        "  a.b: {method: {kind: coeff}, training: }\n  8: {method.kind: lora}\n"
+    )
+    plan = load_section(
+        Comparison, file, None, ["arms.a.b.method.kind=token", "arms.lora.training={steps: 7}"]
+    )
+    assert (plan.seeds, plan.scales, plan.checkpoints, plan.settings) == ([3], [0.5], [10], {})
+    trained = {arm: load_settings(None, given) for arm, given in plan.arms.items()}
+    assert [settings.method.kind for settings in trained.values()] == ["lora", "token", "lora"]
+    assert list(trained) == ["lora", "a.b", "8"] and trained["lora"].training.steps == 7
+    file.write_text("arms:\n  lora:\n    training.steps: 5\n    training: {steps: 6}\n")
+    with pytest.raises(ConfigError, match=r"arms\.lora\.training\.steps twice, in line 3 and in line 4"):
+        load_section(Comparison, file)
+
+
+def test_text_that_looks_like_something_else_survives_the_file(tmp_path):
+    for token in ("no", "007", "1e3", "0o7", "~", "null", "#sks", "12:30", "=", "true"):
+        save_settings(given := load_settings(None, {"subject.token": token}), tmp_path / "config.yaml")
+        assert load_settings(tmp_path / "config.yaml") == given and given.subject.token == token
 
 
 def test_a_missing_file_is_named(tmp_path):

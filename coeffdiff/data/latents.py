@@ -313,9 +313,9 @@ def latent_scaling(vae: Any) -> Callable[[Tensor], Tensor]:
 
 def cache_folder(settings: PhotoSettings) -> Path:
     if settings.cache != "auto":
-        return Path(settings.cache).expanduser()
+        return Path(settings.cache)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "coeffdiff" / "latents"
+    return Path(base).expanduser() / "coeffdiff" / "latents"
 
 
 def _cache_key(photo: Photo, view: View, fingerprint: str, device_type: str) -> str:

@@ -36,6 +36,7 @@ from coeffdiff import __version__, backbone, sampling
 from coeffdiff.config import (
     EVALUATION_FIRST_SEED,
     ModelSettings,
+    PlaceOrName,
     Section,
     Seed,
     Settings,
@@ -98,7 +99,7 @@ class Comparison(Section):
     """What is to be compared; a plan file holds it as YAML."""
 
     model: ModelSettings = ModelSettings()
-    subjects: str = Field(
+    subjects: PlaceOrName = Field(
         "dev",
         description="of pocket's own dev, eval, fresh:N (fresh:N@SEED) or names with commas between them; or a folder: "
         "a data set in DreamBooth's layout, a folder of folders of photos, or one folder of photos",
@@ -115,23 +116,28 @@ class Comparison(Section):
         min_length=1,
         description="name -> settings of training, by dotted name; null is the model without an adapter. Arms named "
         "`lora 1e-3` and `lora 3e-3` are tries of `lora`, of which the report names the best",
+        examples=[{"lora": {"method.kind": "lora", "method.lora.rank": 4}}],
     )
-    settings: dict[str, Any] = Field({}, description="settings of every arm that trains, by dotted name")
+    settings: dict[str, Any] = Field(
+        {},
+        description="settings of every arm that trains, by dotted name",
+        examples=[{"training.steps": 500}],
+    )
     reference: str = Field("lora", description="arm that the others are paired with")
     seeds: list[Seed] = Field([0, 1], min_length=1, description="of training; pictures have others by each")
     checkpoints: list[Annotated[int, Field(ge=1)]] = Field(
-        [], description="steps at which adapters are scored besides the last"
+        [], description="steps at which adapters are scored besides the last", examples=[[100]]
     )
     scales: list[float] = Field([1.0], min_length=1, description="that adapters are scored at")
-    prompts: str = Field("auto", description="as in evaluate")
+    prompts: PlaceOrName = Field("auto", description="as in evaluate")
     limit: int | None = Field(10, ge=1, description="at most so many prompts, spread over the list")
     pictures: int = Field(1, ge=1, description="for each prompt")
     drift_pictures: int = Field(1, ge=0, description="for each prompt without the token")
     denoising_steps: int = Field(25, ge=1, description="of every picture")
     guidance: float = Field(5.0, ge=0, description="classifier-free guidance of every picture")
     batch_size: int = Field(5, ge=1, description="pictures made at a time")
-    dino: str | None = Field(None, description="as in evaluate")
-    clip: str | None = Field(None, description="as in evaluate")
+    dino: PlaceOrName | None = Field(None, description="as in evaluate")
+    clip: PlaceOrName | None = Field(None, description="as in evaluate")
 
     @field_validator("seeds", "checkpoints", "scales")
     @classmethod

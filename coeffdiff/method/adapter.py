@@ -50,6 +50,7 @@ from coeffdiff.method.token import (
     switch_token,
     verify_token,
 )
+from coeffdiff.paths import expanded
 
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
 
@@ -311,7 +312,10 @@ def fill_alphas(layers: dict[str, Coefficients], alphas: dict[str, Tensor]) -> N
 
 def find_adapter(path: str | Path) -> Path:
     """The adapter folder that a run or adapter folder means. Raises: AdapterError if there is none."""
-    path = Path(path)
+    try:
+        path = Path(expanded(path))
+    except ValueError as error:
+        raise AdapterError(f"{path}: {error}.") from None
     for folder in (path, path / "adapter"):
         if (folder / COEFF_FILE).is_file():
             return folder

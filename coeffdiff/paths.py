@@ -1,0 +1,58 @@
+"""Paths as a person writes them: ~ is the home folder; variables are not expanded, and that is said."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+# $HOME and ${HOME}; %USERPROFILE%, but not the %C3% of an address
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|%[A-Za-z_]{3,}%")
+
+
+def expanded(path: Any) -> Any:
+    """The path with its ~ expanded, as text; None and "auto" pass.
+
+    `./~` is the way to a folder that is called so, and becomes absolute, lest it be expanded the next time.
+    Raises: ValueError for a ~user that there is not, and for what looks like a variable in a path that is not there.
+    """
+    if not isinstance(path, str | Path):
+        return path
+    text = str(path)
+    if text.startswith("~"):
+        try:
+            text = str(Path(text).expanduser())
+        except (RuntimeError, KeyError, ValueError):
+            if not _exists(text):
+                user = re.split(r"[/\\]", text[1:])[0]
+                whose = (
+                    f"there is no user {user!r} whose home it could be" if user else "there is no home folder"
+                )
+                raise ValueError(
+                    f"{whose}; a folder that is called {text.split('/')[0]} is ./{text}"
+                ) from None
+    elif re.match(r"(\.[/\\])+~", text):
+        text = str(Path.cwd() / text)
+    found = _VARIABLE.search(text)
+    if found and not _exists(text[: found.end()] + re.split(r"[/\\]", text[found.end() :])[0]):
+        raise ValueError(
+            f"it does not exist, and variables of the environment such as {found[0]} are not expanded; write the whole "
+            "path, or begin it with ~/ for your home folder"
+        )
+    return text
+
+
+def path_argument(text: str) -> Path:
+    """For argparse's `type`."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # a name that is too long, a zero byte
+        return False

@@ -47,11 +47,11 @@ from coeffdiff.files import appearing
 from coeffdiff.method.adapter import (
     AdapterHeader,
     check_architecture,
-    find_adapter,
     load_adapter,
     loaded_adapters,
     read_header,
 )
+from coeffdiff.method.finding import find_adapter
 from coeffdiff.metrics import (
     Encoders,
     References,

@@ -20,13 +20,13 @@ from coeffdiff.method.adapter import (
     AdapterHeader,
     LoraHeader,
     MergedPart,
-    find_adapter,
     format_for,
     pack_coefficients,
     read_coefficients,
     read_lora,
 )
 from coeffdiff.method.coefficients import Mixes, deviation_of
+from coeffdiff.method.finding import find_adapter
 from coeffdiff.method.lora import LORA_FILE, lora_pairs, write_lora
 
 _MOST_RANKS = 1024  # what LoraHeader allows

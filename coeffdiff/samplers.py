@@ -115,7 +115,7 @@ def key_of(name: str) -> str:
 
 def find_sampler(name: str) -> Found | str | None:
     """A sampler by any of its names; a sentence on why diffusers cannot; or None for a name that is none of these."""
-    key = re.sub(r"gpu(?=karras|exponential|$)", "", key_of(name))  # where ComfyUI draws the noise
+    key = key_of(name).replace("gpu", "")  # where ComfyUI draws the noise
     missing = {key_of(label): label for label in MISSING}
     spacings = {"": "", **{key_of(word): word for word in (*SPACINGS, *MISSING_SPACINGS)}}
     names = {key_of(other): one for one in SAMPLERS for other in (one.label, *one.others)}
@@ -139,9 +139,16 @@ def find_sampler(name: str) -> Found | str | None:
 
 
 def used(scheduler: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scheduler is set to otherwise than its class is by itself, for recipes; defaults: of its class."""
+    """What a scheduler is set to otherwise than its class is by itself, for recipes.
+
+    defaults: of its class. A config also carries along what an earlier class was set to and this one does not have.
+    """
     config = scheduler.config
-    return {name: config[name] for name in SAID if name in config and config[name] != defaults.get(name)}
+    return {
+        name: config[name]
+        for name in SAID
+        if name in config and name in defaults and config[name] != defaults[name]
+    }
 
 
 def table() -> list[str]:

@@ -213,7 +213,8 @@ def set_scheduler(pipe: Any, name: str) -> None:
         )
     cls, lacks = choices[found[0]]
     if lacks:
-        raise ConfigError(f"{cls.__name__} cannot be used: {lacks}.")
+        instead = " Without it there is DPM++ 2M SDE." if cls.__name__ == "DPMSolverSDEScheduler" else ""
+        raise ConfigError(f"{cls.__name__} cannot be used: {lacks}.{instead}")
     accepted = inspect.signature(cls.__init__).parameters
     unknown = [key for key in named.spacing if key not in accepted] if named else []
     if unknown:

@@ -35,12 +35,12 @@ def find_adapter(path: str | Path) -> Path:
     path = Path(path)
     if not _exists(path) and (named := _WHICH.fullmatch(str(path))):
         return _of_step(Path(named["run"]), named["which"])
+    if not _exists(path):
+        raise AdapterError(f"There is no adapter {path}.{_nearest_step(path)}")
     folder = _folder_of(path)
     for place in (folder, folder / "adapter"):
         if (place / COEFF_FILE).is_file():
             return place
-    if not _exists(path):
-        raise AdapterError(f"There is no adapter {path}.{_nearest_step(path)}")
     if (folder / "config.yaml").is_file():
         kept = kept_steps(folder)
         steps = f" Steps that it keeps: {_listed(kept)}; {folder}@{max(kept)} is the last." if kept else ""
@@ -118,10 +118,7 @@ def _exists(path: Path) -> bool:
 
 def _folder_of(path: Path) -> Path:
     """The folder that a file of an adapter, a checkpoint or a run stands for; other paths stay."""
-    try:
-        if not path.is_file():
-            return path
-    except (OSError, ValueError):
+    if not path.is_file():
         return path
     parent, name = path.parent, path.name
     if (parent / COEFF_FILE).is_file():
@@ -137,7 +134,7 @@ def _of_step(run: Path, which: str) -> Path:
     """Raises: AdapterError for a step that is not kept, naming those that are."""
     if run.name == "adapter" and not (run / "config.yaml").is_file():  # RUN/adapter@200
         run = run.parent
-    if not run.is_dir():
+    if not _exists(run) or not run.is_dir():
         raise AdapterError(f"There is no run {run}, so there is no {run}@{which} either.")
     kept = kept_steps(run)
     if not kept:
@@ -194,7 +191,7 @@ def _header_of(folder: Path) -> dict[str, int]:
 def _nearest_step(path: Path) -> str:
     """For RUN@100:0.5x, RUN@x and the like: how a step is named."""
     run, at, which = str(path).rpartition("@")
-    if not at or not run or not Path(run).is_dir():
+    if not at or not run or not _exists(Path(run)) or not Path(run).is_dir():
         return ""
     kept = kept_steps(Path(run))
     steps = f" (kept: {_listed(kept)})" if kept else ""

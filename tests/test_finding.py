@@ -61,6 +61,12 @@ def here(place, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def same(one: Path, other: Path) -> bool:
+    """Tensor by tensor: the order of a header's metadata is not the same in every file."""
+    left, right = load_file(one), load_file(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
 def command(*arguments: str):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
@@ -110,7 +116,7 @@ def test_a_kept_adapter_is_what_the_run_had_learned_then(place):
     )
     checkpoint, result = find_adapter("run/checkpoints/step-000005"), find_adapter("run")
     for file in ("coeff.safetensors", "pytorch_lora_weights.safetensors"):
-        assert (checkpoint / file).read_bytes() == (result / file).read_bytes()
+        assert same(checkpoint / file, result / file)
     assert list(kept_steps(Path("run"))) == [2, 3, 4, 5]
 
 
@@ -127,10 +133,8 @@ def test_an_adapter_is_kept_the_same_by_a_run_that_was_stopped(place):
     assert find_adapter("broken@last") == Path("broken/checkpoints/step-000003/adapter")
     command("train", "--resume", "--output", place / "broken")
     assert sorted(f.name for f in Path("broken/adapters").iterdir()) == ["step-000002", "step-000004"]
-    name = "coeff.safetensors"
-    assert (
-        Path("broken/adapters/step-000004", name).read_bytes() == (find_adapter("run@4") / name).read_bytes()
-    )
+    for name in ("coeff.safetensors", "pytorch_lora_weights.safetensors"):
+        assert same(Path("broken/adapters/step-000004", name), find_adapter("run@4") / name)
     assert load_checkpoint(RunFolder(Path("broken"))).step == 5
     shutil.rmtree("broken")
 
@@ -267,6 +271,7 @@ def test_the_same_adapter_twice_is_said_whatever_the_path(tmp_path):
         "run/adapter",
         "run/adapter/coeff.safetensors",
         "run@5",
+        "run/checkpoints/step-000005",
         tmp_path / "link",
         tmp_path / "copy",
     ):

@@ -259,13 +259,14 @@ def check_apart(one: tuple[Path, AdapterHeader], other: tuple[Path, AdapterHeade
     """Raises: AdapterError unless these two may be loaded beside each other: the same one twice, or of one word."""
     (folder, header), (path, before) = one, other
     shared = [token for token in header.tokens if token.lower() in map(str.lower, before.tokens)]
-    if finding.same_adapter(folder, path):
+    of_one_run = finding.same_run(folder, path)
+    if finding.same_adapter(folder, path) or (of_one_run and header.trained_steps == before.trained_steps):
         where = f"{folder} is" if str(folder) == str(path) else f"{folder} and {path} are"
         raise AdapterError(
             f"{where} the same adapter, given twice; once is enough, with another scale if it is to be stronger "
             "(DIR:SCALE at the command line, set_scale in Python)."
         )
-    if shared and finding.same_run(folder, path):
+    if shared and of_one_run:
         raise AdapterError(
             f"{folder} and {path} are two steps of one run, with one token, {shared[0]!r}; load one at a time. "
             "coeffdiff sample --checkpoints draws all of them side by side."

@@ -413,7 +413,7 @@ def test_merge_writes_an_adapter_that_samples(trained):
         (["inspect", "none"], "AdapterError: There is no adapter none"),
         (
             ["inspect", "RUN", "--output", "note.txt"],
-            "ConfigError: The picture note.txt/alpha.png cannot be written",
+            "ConfigError: --output note.txt is a file",
         ),
         (["merge", "RUN", "--output", "m"], "AdapterError: Merging takes at least two adapters"),
         (["merge", "RUN:much", "RUN", "--output", "m"], "the scale 'much' is not a number"),
@@ -421,7 +421,7 @@ def test_merge_writes_an_adapter_that_samples(trained):
         (["merge", "RUN", "RUN", "--output", "note.txt"], "ConfigError: --output note.txt is a file"),
         (
             ["merge", "RUN", "RUN", "--output", "note.txt/m"],
-            "AdapterError: The adapter note.txt/m cannot be written",
+            "ConfigError: --output note.txt/m cannot be a folder, since note.txt is a file",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

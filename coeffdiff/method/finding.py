@@ -36,7 +36,7 @@ def find_adapter(path: str | Path) -> Path:
     if not _exists(path) and (named := _WHICH.fullmatch(str(path))):
         return _of_step(Path(named["run"]), named["which"])
     if not _exists(path):
-        raise AdapterError(f"There is no adapter {path}.{_nearest_step(path)}")
+        raise AdapterError(f"There is no adapter {path}{_refusal(path)}.{_nearest_step(path)}")
     folder = _folder_of(path)
     for place in (folder, folder / "adapter"):
         if (place / COEFF_FILE).is_file():
@@ -114,6 +114,17 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # too long a name, a zero byte
         return False
+
+
+def _refusal(path: Path) -> str:
+    """What the system says of a path beside that there is nothing: too long a name, no right to look."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        return f" ({getattr(error, 'strerror', None) or error})"
+    return ""
 
 
 def _folder_of(path: Path) -> Path:

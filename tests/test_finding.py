@@ -282,6 +282,17 @@ def test_the_same_adapter_twice_is_said_whatever_the_path(tmp_path):
     assert result.exit_code == 2 and "two steps of one run" in result.output
 
 
+def test_merging_the_same_adapter_is_said_and_steps_of_a_run_may_be_averaged(tmp_path):
+    result = command("merge", "run:0.5", "run/adapter:0.5", "--output", tmp_path / "m")
+    assert result.exit_code == 2 and "are the same adapter, given twice" in result.output
+    result = command("merge", "run@2:0.5", "run@4:0.5", "--output", tmp_path / "m")
+    assert result.exit_code == 0, result.output
+    halves = [load_file(find_adapter(f"run@{step}") / "coeff.safetensors") for step in (2, 4)]
+    merged = load_file(tmp_path / "m/coeff.safetensors")
+    for name, alpha in merged.items():
+        torch.testing.assert_close(alpha, (halves[0][name] + halves[1][name]) / 2)
+
+
 def test_the_same_adapter_twice_in_python(place, tiny_pipeline):
     load_adapter(tiny_pipeline, "run")
     with pytest.raises(AdapterError, match="run/adapter is the same adapter, given twice"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from coeffdiff.console import (
     visible,
 )
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused, ModelError
+from coeffdiff.outputs import check_output
 from coeffdiff.paths import expanded
 from coeffdiff.threads import choose_waiting
 
@@ -201,6 +203,15 @@ def _list_settings(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _list_schedulers(wanted: bool) -> None:
+    if wanted:
+        from coeffdiff.samplers import table
+
+        for line in table():
+            print(line)
+        raise typer.Exit
+
+
 def _print_settings(kind: Any) -> None:
     from coeffdiff.config import documented_settings
 
@@ -256,6 +267,8 @@ def train(
         "output": str(output) if output else None,
     }
     settings = load_settings(config, flags, set_ or ())
+    if settings.output != "auto":
+        check_output(settings.output)
     run = None
     if resume:
         from coeffdiff.training.state import run_to_resume, settings_to_resume
@@ -341,7 +354,8 @@ def sample(
         typer.Option(
             parser=_name_or_path,
             metavar="DIR[:SCALE]",
-            help="Run or adapter folder; repeatable, adapters add up; none for the bare model. (default: newest run)",
+            help="Run or adapter folder, or RUN@STEP; repeatable, adapters add up; none for the bare model. (default: "
+            "newest run)",
         ),
     ] = None,
     scales: Annotated[
@@ -350,6 +364,9 @@ def sample(
             metavar="A,B,...", help="Draw everything at each of these scales of the first adapter: 0,0.5,1."
         ),
     ] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Draw everything with every step that the run keeps.")
+    ] = False,
     count: Count = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
     steps: DenoisingSteps = 30,
@@ -357,7 +374,15 @@ def sample(
     negative_prompt: Annotated[str | None, typer.Option(help="What should not be seen.")] = None,
     width: Pixels = None,
     height: Pixels = None,
-    scheduler: Annotated[str | None, typer.Option(help="Any of diffusers', such as ddim or unipc.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Any of diffusers', such as ddim or unipc; A1111's names too.")
+    ] = None,
+    list_schedulers: Annotated[
+        bool,
+        typer.Option(
+            "--list-schedulers", is_eager=True, callback=_list_schedulers, help="Print all names of samplers."
+        ),
+    ] = False,
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "none",
     batch_size: BatchSize = 1,
@@ -383,13 +408,27 @@ def sample(
             raise ConfigError(
                 'There is nothing to draw: pass --prompt "a photo of sks dog in the snow" or --prompts-file.'
             )
+        check_output(output)
         strengths = _scales(scales, adapter)
-        wanted = team.from_main(lambda: _adapters(adapter))
+        kept: dict[int, Path] = {}
+        scale_of_all = None
+        if checkpoints:
+            kept, scale_of_all = team.from_main(lambda: _kept_steps(adapter, scales, compile_))
+            wanted = [(folder, scale_of_all) for folder in kept.values()]
+        else:
+            wanted = team.from_main(lambda: _adapters(adapter))
 
         from coeffdiff import backbone, estimate, sampling
-        from coeffdiff.method.adapter import check_architecture, load_adapter, read_header, read_rows
+        from coeffdiff.method.adapter import (
+            check_apart,
+            check_architecture,
+            load_adapter,
+            read_header,
+            read_rows,
+        )
         from coeffdiff.method.token import announce_tokens
         from coeffdiff.shortage import explained, sampling_switches
+        from coeffdiff.steps import write_steps
 
         options = sampling.Options(
             steps=steps,
@@ -400,6 +439,10 @@ def sample(
             batch_size=batch_size,
         )
         headers = [read_header(folder) for folder, _ in wanted]
+        described = [(folder, header) for (folder, _), header in zip(wanted, headers, strict=True)]
+        if not checkpoints:
+            for one, other in itertools.combinations(described, 2):
+                check_apart(one, other)
         name = model or (headers[0].base_model if headers else SDXL_BASE)
         try:
             base = backbone.find_backbone(ModelSettings(name=name, config=model_config))
@@ -427,8 +470,9 @@ def sample(
         sampling.check_options(outline, options)
         tokens = [token for header in headers for token in header.tokens]
         prompts = [sampling.fill_prompt(text, tokens) for text in prompts]
-        named = [(path, header) for (path, _), header in zip(wanted, headers, strict=True)]
-        for warning in sampling.warnings_for(prompts, named, outline, options):
+        for warning in sampling.warnings_for(
+            prompts, described[-1:] if checkpoints else described, outline, options
+        ):
             say(f"hint     {warning}")
         seeds = range(seed, seed + count)
         requests = [
@@ -455,7 +499,9 @@ def sample(
         with explained(left):
             pipe = backbone.load_pipeline(base, dtype=dtype)
         pipe.scheduler = outline.scheduler
-        for (path, scale), header in zip(wanted, headers, strict=True):
+        if checkpoints:
+            say(f"steps    {', '.join(map(str, kept))}, each loaded and drawn in turn")
+        for (path, scale), header in () if checkpoints else zip(wanted, headers, strict=True):
             loaded = load_adapter(pipe, path, scale)
             swept = scales is not None and path == wanted[0][0]
             at = (
@@ -465,22 +511,39 @@ def sample(
             )
             what = f"{header.described}, {header.trained_steps} steps, token {' and '.join(header.tokens)}"
             say(f"adapter  {path} at {at} ({what})")
-        with explained(left):
-            sampling.prepare_device(pipe, device, offload, compiled=compile_)
-            seconds = estimate.expected_seconds(pipe, options, math.ceil(len(requests) / team.size), device)
-        if seconds > 60:
-            say(f"expect   about {duration(seconds)} on this {device.type}")
         folder = team.from_main(lambda: output or _next_folder(Path("samples")))
-        with explained(left), progress("sampling", len(requests)) as bar:
-            files = sampling.write_pictures(
-                pipe,
-                requests,
-                options,
-                folder,
-                details={"model": base.name},
-                on_progress=lambda done: bar(done),
-                team=team,
-            )
+        if checkpoints:
+            with explained(left), progress("sampling", len(kept) * len(requests)) as bar:
+                files = write_steps(
+                    pipe,
+                    kept,
+                    scale_of_all,
+                    requests,
+                    options,
+                    folder,
+                    prepare=lambda: sampling.prepare_device(pipe, device, offload),
+                    details={"model": base.name},
+                    on_progress=lambda done: bar(done),
+                    team=team,
+                )
+        else:
+            with explained(left):
+                sampling.prepare_device(pipe, device, offload, compiled=compile_)
+                seconds = estimate.expected_seconds(
+                    pipe, options, math.ceil(len(requests) / team.size), device
+                )
+            if seconds > 60:
+                say(f"expect   about {duration(seconds)} on this {device.type}")
+            with explained(left), progress("sampling", len(requests)) as bar:
+                files = sampling.write_pictures(
+                    pipe,
+                    requests,
+                    options,
+                    folder,
+                    details={"model": base.name},
+                    on_progress=lambda done: bar(done),
+                    team=team,
+                )
     if not team.is_main:
         return
     if as_json:
@@ -512,6 +575,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
 ) -> None:
     """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
+    check_output(output)
     from rich.console import Console
 
     from coeffdiff.inspection import inspect_adapter, tables
@@ -553,6 +617,7 @@ def merge(
     as_json: Annotated[bool, typer.Option("--json", help="Print its header as JSON on stdout.")] = False,
 ) -> None:
     """One adapter that does what several do together: coeff = I + the sum of scale x alpha, LoRAs added up."""
+    check_output(output)
     from coeffdiff.method.merging import merge_adapters
 
     header = merge_adapters([*map(_folder_and_scale, adapters)], output, model)
@@ -579,6 +644,7 @@ def demo(
     as_json: ResultAsJson = False,
 ) -> None:
     """Photos, training and pictures on a small model that comes along: no network, no GPU, a few minutes."""
+    check_output(output)
     from coeffdiff.demo import GUIDANCE, readable_size
     from coeffdiff.demo import demo as run_demo
 
@@ -627,6 +693,9 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many prompts, spread over the list.")
     ] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Score every step that a run keeps.")
+    ] = False,
     pictures: Count = 4,
     drift_pictures: Annotated[
         int, typer.Option(min=0, help="Pictures for each prompt without the token; 0: no drift.")
@@ -658,15 +727,21 @@ def evaluate(
     from coeffdiff.processes import together
 
     with together(_start_processes) as team:
+        check_output(output)
         from coeffdiff import sampling
         from coeffdiff.evaluation.evaluate import evaluate as run_evaluation
         from coeffdiff.evaluation.evaluate import summary
+        from coeffdiff.steps import every_step
+
+        asked = [_folder_and_scale(text) for text in runs]
+        if checkpoints:
+            asked = team.from_main(lambda: every_step(asked))
 
         options = sampling.Options(
             steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size
         )
         result = run_evaluation(
-            [_folder_and_scale(text) for text in runs],
+            asked,
             team.from_main(lambda: output or _next_folder(Path("evaluations"))),
             options=options,
             images=images,
@@ -744,6 +819,7 @@ def compare(
     if list_settings:
         _print_settings(Comparison)
         return
+    check_output(output)
     flags = {
         "subjects": subjects,
         "model.name": model,
@@ -784,6 +860,7 @@ def toy(
     as_json: NumbersAsJson = False,
 ) -> None:
     """The paper's toy experiment: one attention layer, three ways to tune it, what each can and cannot reach."""
+    check_output(output)
     from coeffdiff.evaluation.toy import ARMS, SETTINGS, table
     from coeffdiff.evaluation.toy import toy as run_toy
 
@@ -829,6 +906,27 @@ def _scales(text: str | None, adapters: list[str] | None) -> list[float | None]:
     return list(dict.fromkeys(found))
 
 
+def _kept_steps(
+    given: list[str] | None, scales: str | None, compiled: bool
+) -> tuple[dict[int, Path], float | None]:
+    """The adapters of one run by step, and the scale for all of them."""
+    from coeffdiff.sampling import find_newest_run
+    from coeffdiff.steps import steps_of
+
+    if scales is not None or compiled:
+        other = "--scales" if scales is not None else "--compile"
+        why = (
+            "draws each step at one scale"
+            if scales is not None
+            else "changes what would be compiled at each step"
+        )
+        raise ConfigError(f"--checkpoints {why}; leave {other} out.")
+    if given == ["none"] or len(given or ()) > 1:
+        raise ConfigError("--checkpoints draws the steps of one run: name it, alone, with --adapter RUN.")
+    path, scale = _folder_and_scale(given[0]) if given else (str(find_newest_run(Path("runs"))), None)
+    return steps_of(path)[1], scale
+
+
 def _adapters(given: list[str] | None, with_scales: bool = True) -> list[tuple[Path, float | None]]:
     """Folders and scales; without any, the newest finished run."""
     from coeffdiff.sampling import find_newest_run
@@ -852,7 +950,7 @@ def _folder_and_scale(text: str) -> tuple[str, float | None]:
     try:
         return folder, float(scale)
     except ValueError:
-        if Path(folder).exists():
+        if Path(folder).exists() or Path(re.sub(r"@\w+$", "", folder)).is_dir():
             raise AdapterError(f"--adapter {text}: the scale {scale!r} is not a number.") from None
         return text, None
 

@@ -346,6 +346,12 @@ class TrainingSettings(Section):
     )
     checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: only at the end")
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
+    keep_adapters_every: int = Field(
+        0,
+        ge=0,
+        description="steps between adapters that stay in RUN/adapters, to choose one by eye afterwards: RUN@200 names "
+        "one, sample --checkpoints draws all, evaluate --checkpoints scores them; 0: none",
+    )
 
     @field_validator("precision", mode="before")
     @classmethod

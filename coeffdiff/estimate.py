@@ -263,8 +263,9 @@ class _Run:
         missing = backbone.missing_networks(self.base, self.dtype)
         return {
             "cache": views * (8 * 4 * self.rows * self.columns + 500),
-            "checkpoints": kept * (weights + self.states),
-            "adapter": weights + 2**16,
+            # What is learned twice: to go on from, and as an adapter
+            "checkpoints": kept * (2 * weights + self.states),
+            "adapter": (1 + _kept_adapters(settings)) * (weights + 2**16),
             "pictures": pictures_of(settings) * picture,
             "download": sum(self.weights[name] for name in missing),
         }
@@ -335,6 +336,11 @@ def _checkpoints(settings: Settings) -> int:
     training = settings.training
     made = -(-int(training.steps) // training.checkpoint_every) if training.checkpoint_every else 1
     return min(made, training.keep_checkpoints)
+
+
+def _kept_adapters(settings: Settings) -> int:
+    every = settings.training.keep_adapters_every
+    return int(settings.training.steps) // every if every else 0
 
 
 def _numbers(network: Any) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -48,6 +49,20 @@ def appearing(final: Path, *, durable: bool = False) -> Iterator[Path]:
                 shutil.rmtree(temporary)
             else:
                 temporary.unlink()
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """A path to the same file or folder for safetensors, which takes UTF-8 alone: itself, or a link of another name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="coeffdiff-") as folder:
+            link = Path(folder, "link")
+            link.symlink_to(path.absolute())
+            yield link
+        return
+    yield path
 
 
 @contextmanager

@@ -57,6 +57,10 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
     settings = {
         "Steps": recipe.get("steps"),
         "Sampler": str(recipe.get("scheduler")).removesuffix("Scheduler"),
+        "Sampler settings": ", ".join(
+            f"{name} {value}" for name, value in recipe.get("scheduler_settings", {}).items()
+        )
+        or None,
         "CFG scale": recipe.get("guidance"),
         "Seed": recipe.get("seed"),
         "Size": f"{recipe.get('width')}x{recipe.get('height')}",

@@ -23,7 +23,7 @@ from diffusers.utils import DummyObject
 from PIL import Image
 from torch import Tensor
 
-from coeffdiff import __version__
+from coeffdiff import __version__, samplers
 from coeffdiff.config import PLACEHOLDER
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import AdapterError, ConfigError, NonFinitePicture
@@ -188,12 +188,16 @@ def set_scheduler(pipe: Any, name: str) -> None:
     """Give the pipeline a scheduler of diffusers by name, on the noise schedule that the model was trained with.
 
     Args:
-        name: a class name in any case, with or without "Scheduler" and "Discrete", or a beginning that only one
-            has: euler, EulerAncestralDiscreteScheduler, euler-a, unipc, ddim, dpmsolver_multistep.
+        name: what A1111, ComfyUI or kohya call it (see samplers.py), such as DPM++ 2M Karras; or a class name in any
+            case, with or without "Scheduler" and "Discrete", or a beginning that only one has: euler,
+            EulerAncestralDiscreteScheduler, euler-a, unipc, ddim, dpmsolver_multistep.
     Raises: ConfigError for a name that is none or more than one, and for a scheduler that cannot be used.
     """
     choices = schedulers(pipe)
-    wanted = _scheduler_key(name)
+    named = samplers.find_sampler(name)
+    if isinstance(named, str):
+        raise ConfigError(f"The scheduler {name!r} cannot be had: {named}. {_LISTED}")
+    wanted = _scheduler_key(named.scheduler if named else name)
     found = [key for key in choices if key == wanted] or [
         key for key in choices if wanted and key.startswith(wanted)
     ]
@@ -204,11 +208,20 @@ def set_scheduler(pipe: Any, name: str) -> None:
             raise ConfigError(f"The scheduler {name!r} may be {several}. There are {usable}.")
         near = difflib.get_close_matches(wanted, [key for key in choices if not choices[key][1]], 1, 0.4)
         hint = f" Did you mean {_scheduler_label(choices[near[0]][0])}?" if near else ""
-        raise ConfigError(f"diffusers has no scheduler {name!r} for this model.{hint} There are {usable}.")
+        raise ConfigError(
+            f"diffusers has no scheduler {name!r} for this model.{hint} There are {usable}. {_LISTED}"
+        )
     cls, lacks = choices[found[0]]
     if lacks:
-        raise ConfigError(f"{cls.__name__} cannot be used: {lacks}.")
+        instead = " Without it there is DPM++ 2M SDE." if cls.__name__ == "DPMSolverSDEScheduler" else ""
+        raise ConfigError(f"{cls.__name__} cannot be used: {lacks}.{instead}")
     accepted = inspect.signature(cls.__init__).parameters
+    unknown = [key for key in named.spacing if key not in accepted] if named else []
+    if unknown:
+        raise ConfigError(
+            f"The scheduler {name!r} cannot be had: {cls.__name__} of diffusers has no {unknown[0]}. Name it without "
+            f"that, or another with it, such as DPM++ 2M Karras. {_LISTED}"
+        )
     fixed = {
         # Defaults made for pixels between -1 and 1; latents go far beyond.
         "clip_sample": False,
@@ -219,16 +232,20 @@ def set_scheduler(pipe: Any, name: str) -> None:
         # What this one falls back to anyway, with a message on every call.
         "lower_order_final": True,
     }
-    overrides = _noise_schedule(pipe.scheduler) | fixed
+    overrides = (dict(named.settings) if named else {}) | _noise_schedule(pipe.scheduler) | fixed
     # Spelled out, because from_config forgets values that were the old class's defaults.
     pipe.scheduler = cls.from_config(
         pipe.scheduler.config, **{key: value for key, value in overrides.items() if key in accepted}
     )
 
 
+_LISTED = "A1111's and ComfyUI's names are listed by coeffdiff sample --list-schedulers."
+
+
 def schedulers(pipe: Any) -> dict[str, tuple[Any, str]]:
     """What set_scheduler knows: short name -> class, and why it cannot be used here ("" if it can)."""
-    known = {*pipe.scheduler.compatibles, type(pipe.scheduler)}
+    # diffusers does not list LCM among them, although it reads the same configs
+    known = {*pipe.scheduler.compatibles, type(pipe.scheduler), diffusers.LCMScheduler}
     return {_scheduler_key(cls.__name__): (cls, _why_not(cls, pipe.scheduler)) for cls in known}
 
 
@@ -661,6 +678,8 @@ def write_pictures(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
     team: Team | None = None,
+    ending: str = "",
+    grid: bool = True,
 ) -> list[Path]:
     """Write each picture as soon as it is made, then all of them as one labelled grid, folder/GRID_FILE.
 
@@ -672,6 +691,7 @@ def write_pictures(
         overwrite: replace files of the same name; otherwise the new ones take the next free names.
         team: several processes that share the work, all called with equal arguments. A batch is made by one of
             them and is the batch that one process alone would make, so the pictures are the same bit for bit.
+        ending: of the pictures' names, before .png.  grid: False leaves it to the caller.
     Returns: the pictures' files in the order of the requests, then the grid's.
     Raises: ConfigError if the folder cannot be written; and what generate raises.
     """
@@ -695,7 +715,7 @@ def write_pictures(
         for number in range(rounds):
             share = shares[number] if number < len(shares) else []
             for i, (request, image) in zip(share, pictures, strict=False):
-                file = folder / _file_name(i + 1, request)
+                file = folder / _file_name(i + 1, request, ending)
                 file = file if overwrite else free_name(file)
                 save_png(image, file, recipe(pipe, request, options, details))
                 written[i] = file, fitted(image, cell)
@@ -707,13 +727,13 @@ def write_pictures(
         on_progress(len(requests))
 
     def write_grid() -> Path:
-        grid = folder / GRID_FILE
-        grid = grid if overwrite else free_name(grid)
+        sheet = folder / GRID_FILE
+        sheet = sheet if overwrite else free_name(sheet)
         thumbnails = {requests[i]: thumbnail for i, (_, thumbnail) in written.items()}
-        save_png(_grid(pipe, requests, thumbnails, cell), grid)
-        return grid
+        save_png(_grid(pipe, requests, thumbnails, cell), sheet)
+        return sheet
 
-    return [*files, team.from_main(write_grid)] if files else []
+    return [*files, team.from_main(write_grid)] if files and grid else files
 
 
 def plan(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
@@ -726,10 +746,10 @@ def plan(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
     return [[by_scale[i] for i in batch] for batch in batches]
 
 
-def _file_name(number: int, request: Request) -> str:
+def _file_name(number: int, request: Request, ending: str = "") -> str:
     slug = re.sub(r"\W+", "-", request.prompt)[:40].strip("-") or "picture"
     scale = "" if request.scale is None else f"-scale{request.scale:g}"
-    return f"{number:03d}-{slug}-seed{request.seed}{scale}.png"
+    return f"{number:03d}-{slug}-seed{request.seed}{scale}{ending}.png"
 
 
 def _cell(requests: Sequence[Request]) -> int:
@@ -781,6 +801,7 @@ def recipe(
         "steps": options.steps,
         "guidance": options.guidance,
         "scheduler": type(pipe.scheduler).__name__,
+        **_scheduler_settings(pipe.scheduler),
         "prediction_type": pipe.scheduler.config.get("prediction_type"),
         "width": width,
         "height": height,
@@ -807,6 +828,13 @@ def recipe(
         },
         **(details or {}),
     }
+
+
+def _scheduler_settings(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler's class alone does not say, or nothing."""
+    parameters = inspect.signature(type(scheduler).__init__).parameters
+    found = samplers.used(scheduler, {name: one.default for name, one in parameters.items()})
+    return {"scheduler_settings": found} if found else {}
 
 
 # --- runs ------------------------------------------------------------------------------------------------------

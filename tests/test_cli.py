@@ -148,7 +148,10 @@ def test_every_setting_can_be_looked_up():
         (["--images", "photos", "--config", "typo.yaml"], "Did you mean training.steps?"),
         (["--images", "photos", "--config", "absent.yaml"], "ConfigError: There is no settings file"),
         (["--images", "photos", "--resolution", "100"], "multiple of 8"),
-        (["--images", "photos", "--output", "note.txt"], "note.txt is not empty"),
+        (
+            ["--images", "photos", "--output", "note.txt"],
+            "--output note.txt is a file, and a folder is wanted",
+        ),
         (["--images", "photos", "--resume"], "ResumeError: There is no run to resume"),
         (
             ["--images", "photos", "--set", "method.coeff.blocks=[up_blocks.7]"],
@@ -516,15 +519,15 @@ def test_merge_writes_an_adapter_that_samples(trained):
         (["inspect", "none"], "AdapterError: There is no adapter none"),
         (
             ["inspect", "RUN", "--output", "note.txt"],
-            "ConfigError: The picture note.txt/alpha.png cannot be written",
+            "ConfigError: --output note.txt is a file",
         ),
         (["merge", "RUN", "--output", "m"], "AdapterError: Merging takes at least two adapters"),
         (["merge", "RUN:much", "RUN", "--output", "m"], "the scale 'much' is not a number"),
         (["merge", "RUN", "nowhere:2", "--output", "m"], "AdapterError: There is no adapter nowhere"),
-        (["merge", "RUN", "RUN", "--output", "note.txt"], "AdapterError: note.txt is not empty"),
+        (["merge", "RUN", "RUN", "--output", "note.txt"], "ConfigError: --output note.txt is a file"),
         (
             ["merge", "RUN", "RUN", "--output", "note.txt/m"],
-            "AdapterError: The adapter note.txt/m cannot be written",
+            "ConfigError: --output note.txt/m cannot be a folder, since note.txt is a file",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -172,7 +172,7 @@ def test_the_command_answers_and_takes_the_next_free_folder(monkeypatch):
         (["--subject", EVAL[0].name], "is held back: the comparison of methods"),
         (["--steps", "0"], "training.steps"),
         (["--output", "taken"], "taken is not empty; name another --output. Nothing was changed."),
-        (["--output", "taken/note.txt"], "is not empty"),
+        (["--output", "taken/note.txt"], "is a file, and a folder is wanted"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -238,11 +238,12 @@ def test_a_token_alone_takes_time_too(pocket):
 
 
 def test_disk_by_hand(pocket):
-    """1,016 alphas: three checkpoints (two kept, one being written) of 12 bytes a number; a photo's mean and deviation
+    """1,016 alphas: three checkpoints (two kept, one being written) of 12 bytes a number and
+    4 for the adapter in it; a photo's mean and deviation
     of [4, 16, 16] floats; two prompts, two seeds, at steps 100, 200 and the end."""
     values = {"method.kind": "coeff", "validation.every": 100}
     found = predict(pocket, photos=(PHOTO, PHOTO), **values)
-    assert found.disk["checkpoints"] == 3 * 12 * 1016
+    assert found.disk["checkpoints"] == 3 * (12 + 4) * 1016
     assert found.disk["cache"] == 2 * (2 * 4 * 4 * 16 * 16 + 500)
     assert estimate.pictures_of(resolved(pocket, **values)) == 2 * 2 * 3
 

@@ -514,7 +514,7 @@ def test_every_scheduler_draws_with_few_steps(pipe, name, prediction_type):
         assert draw(pipe, options=Options(steps=steps, width=64, height=64))[0].std() > 1
 
 
-def test_twelve_schedulers_need_nothing_more_and_the_others_say_why_not(pipe):
+def test_thirteen_schedulers_need_nothing_more_and_the_others_say_why_not(pipe):
     """EDMEuler replaces the noise schedule by its own; two need a package that is no dependency of ours."""
     lacking = {cls.__name__: lacks for cls, lacks in sampling.schedulers(pipe).values() if lacks}
     assert (
@@ -528,7 +528,7 @@ def test_twelve_schedulers_need_nothing_more_and_the_others_say_why_not(pipe):
         if importlib.util.find_spec(package) is None
     }
     assert lacking == expected
-    assert len(usable_names()) == 14 - len(expected)
+    assert len(usable_names()) == 15 - len(expected)
     for name in ("edm_euler", *([] if importlib.util.find_spec("torchsde") else ["dpmsolver sde"])):
         with pytest.raises(ConfigError, match="cannot be used: it "):
             sampling.set_scheduler(pipe, name)
@@ -612,6 +612,7 @@ def test_a_recipe_holds_what_it_takes(pipe, adapter_folder):
         "steps": 9,
         "guidance": 3.5,
         "scheduler": "EulerDiscreteScheduler",
+        "scheduler_settings": {"timestep_spacing": "leading"},
         "prediction_type": "epsilon",
         "width": 96,
         "height": 64,

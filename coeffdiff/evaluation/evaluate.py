@@ -33,7 +33,7 @@ from coeffdiff import __version__, backbone, sampling
 from coeffdiff.config import EVALUATION_FIRST_SEED, ModelSettings
 from coeffdiff.console import progress, say
 from coeffdiff.data.photos import Photo, fill, read_photos
-from coeffdiff.errors import ConfigError, ModelError, PhotoError
+from coeffdiff.errors import AdapterError, ConfigError, ModelError, PhotoError
 from coeffdiff.evaluation.prompts import (
     LISTING,
     Prompts,
@@ -47,11 +47,11 @@ from coeffdiff.files import appearing
 from coeffdiff.method.adapter import (
     AdapterHeader,
     check_architecture,
-    find_adapter,
     load_adapter,
     loaded_adapters,
     read_header,
 )
+from coeffdiff.method.finding import find_adapter, run_of
 from coeffdiff.metrics import (
     Encoders,
     References,
@@ -414,13 +414,19 @@ def find_candidates(
     protocol: Callable[[Prompts], Protocol],
 ) -> list[Candidate]:
     """Adapters with their photos and prompts. Raises: CoeffDiffError for the first that lacks something."""
-    found = []
+    found: list[Candidate] = []
     for label, scale in runs:
         adapter = find_adapter(label)
+        if twin := next((one for one in found if one.scale == scale and one.adapter.samefile(adapter)), None):
+            raise AdapterError(
+                f"{label} and {twin.label} are the same adapter at the same scale; give it once, or with another "
+                "scale behind it (RUN:0.6)."
+            )
         header = read_header(adapter)
-        run = next(
-            (RunFolder(f) for f in (Path(label), Path(label).parent) if (f / "config.yaml").is_file()), None
-        )
+        its_run = run_of(adapter)
+        run = RunFolder(its_run) if its_run else None
+        if Path(label).is_file():
+            label = str(adapter)
         folder = photo_folder(run, images, label)
         photos = read_photos(folder).photos
         listing = read_listing(folder)
@@ -689,9 +695,31 @@ def summary(results: Mapping[str, Any]) -> str:
 
     lines = ["  ".join(["run".ljust(width), *(name.rjust(6) for name in names)])]
     lines += [line(run["run"], run["scores"]) for run in results["runs"]]
-    if len(results["runs"]) > 1:
+    if by_step := _steps_of_one(results):
+        # A mean over steps says nothing; which step is best by which score does
+        better = [name for name in ("dino", "dino_masked", "clip_i", "clip_t") if name in names]
+        said = []
+        for name in better:
+            scores = {run["scores"].get(name, -1.0): step for step, run in reversed(by_step.items())}
+            said.append(f"{name} is highest at step {scores[max(scores)]}")
+        lines.append(", ".join(said))
+    elif len(results["runs"]) > 1:
         every = {
             name: [run["scores"][name] for run in results["runs"] if name in run["scores"]] for name in names
         }
         lines.append(line("mean", {name: statistics.fmean(values) for name, values in every.items()}))
     return "\n".join(lines)
+
+
+def _steps_of_one(results: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """The runs by step, if all are steps of one run (RUN@100, RUN@200), else nothing."""
+    named = [
+        re.fullmatch(r"(?P<run>.+)@(?P<step>\d+)(?P<scale>:[^:]*)?", run["run"]) for run in results["runs"]
+    ]
+    if (
+        len(named) < 2
+        or len({(name["run"], name["scale"]) if name else name for name in named}) > 1
+        or not named[0]
+    ):
+        return {}
+    return {int(name["step"]): run for name, run in zip(named, results["runs"], strict=True) if name}

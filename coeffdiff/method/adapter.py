@@ -21,8 +21,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, in_utf8
+from coeffdiff.method import finding
 from coeffdiff.method.coefficients import Coefficients, Form, Mixes
+from coeffdiff.method.finding import find_adapter
 from coeffdiff.method.injection import (
     attention_layers,
     coefficients_of,
@@ -50,13 +52,12 @@ from coeffdiff.method.token import (
     switch_token,
     verify_token,
 )
-from coeffdiff.paths import expanded
 
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
 
-COEFF_FILE = "coeff.safetensors"
+COEFF_FILE = finding.COEFF_FILE
 FORMAT_VERSION = 2  # the newest that is read; format_for says which is written
-_KEY = "coeffdiff"  # the one metadata entry that is ours
+_KEY = finding.HEADER_KEY
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = {
     COEFF_FILE: 64 * 2**20,
@@ -211,7 +212,7 @@ def load_adapter(
 
     Args:
         pipe: anything with an SDXL `unet`; for a learned token also with its text encoders and tokenizers.
-        path: a run folder or an adapter folder.
+        path: a run folder, an adapter folder, a checkpoint, a file in one of them, or a step of a run: runs/a@200.
         scale: how strongly it is applied; by default what the adapter recommends.
         backend: of mixed attention; see attention.choose_backend.
     Returns: the applied adapter. Several may be loaded, of any kinds; they add up: on each layer
@@ -228,12 +229,7 @@ def load_adapter(
     lora = read_lora(folder, header, unet)
     others = _loaded(unet)
     for other in others.values():
-        shared = [token for token in header.tokens if token.lower() in map(str.lower, other.header.tokens)]
-        if shared:
-            raise AdapterError(
-                f"{folder} and {other.path} both use the token {shared[0]!r}; a prompt could not tell them apart. "
-                "Train one of them with another --token."
-            )
+        check_apart((folder, header), (other.path, other.header))
     name = next(f"coeffdiff_{n}" for n in range(len(others) + 1) if f"coeffdiff_{n}" not in others)
     adapter = Adapter(pipe, name, folder, header)
     try:
@@ -259,6 +255,29 @@ def load_adapter(
     return adapter
 
 
+def check_apart(one: tuple[Path, AdapterHeader], other: tuple[Path, AdapterHeader]) -> None:
+    """Raises: AdapterError unless these two may be loaded beside each other: the same one twice, or of one word."""
+    (folder, header), (path, before) = one, other
+    shared = [token for token in header.tokens if token.lower() in map(str.lower, before.tokens)]
+    of_one_run = finding.same_run(folder, path)
+    if finding.same_adapter(folder, path) or (of_one_run and header.trained_steps == before.trained_steps):
+        where = f"{folder} is" if str(folder) == str(path) else f"{folder} and {path} are"
+        raise AdapterError(
+            f"{where} the same adapter, given twice; once is enough, with another scale if it is to be stronger "
+            "(DIR:SCALE at the command line, set_scale in Python)."
+        )
+    if shared and of_one_run:
+        raise AdapterError(
+            f"{folder} and {path} are two steps of one run, with one token, {shared[0]!r}; load one at a time. "
+            "coeffdiff sample --checkpoints draws all of them side by side."
+        )
+    if shared:
+        raise AdapterError(
+            f"{folder} and {path} both use the token {shared[0]!r}; a prompt could not tell them apart. "
+            "Train one of them with another --token."
+        )
+
+
 def loaded_adapters(pipe: Any) -> list[Adapter]:
     """The adapters that load_adapter put on this pipeline, in order."""
     return list(_loaded(unwrapped(pipe.unet)).values())
@@ -278,15 +297,27 @@ def save_adapter(
     rows: of the learned token, if the header has one.
     """
     with appearing(folder, durable=True) as temporary:
-        temporary.mkdir()
-        alphas = alphas_of(coefficients_of(unet, name))
-        (temporary / COEFF_FILE).write_bytes(pack_coefficients(alphas, header))
-        if header.lora:
-            save_lora(unet, temporary, name)
-        if header.vectors:
-            save_rows(temporary, rows or {})
-        for file, extra in (extras or {}).items():
-            (temporary / file).write_bytes(extra)
+        write_adapter(temporary, unet, header, extras, name, rows)
+
+
+def write_adapter(
+    folder: Path,
+    unet: nn.Module,
+    header: AdapterHeader,
+    extras: Mapping[str, bytes] | None = None,
+    name: str = "default",
+    rows: Mapping[str, Tensor] | None = None,
+) -> None:
+    """save_adapter for a folder that is not there yet and appears later, as a part of another."""
+    folder.mkdir()
+    alphas = alphas_of(coefficients_of(unet, name))
+    (folder / COEFF_FILE).write_bytes(pack_coefficients(alphas, header))
+    if header.lora:
+        save_lora(unet, folder, name)
+    if header.vectors:
+        save_rows(folder, rows or {})
+    for file, extra in (extras or {}).items():
+        (folder / file).write_bytes(extra)
 
 
 def pack_coefficients(alphas: dict[str, Tensor], header: AdapterHeader) -> bytes:
@@ -308,30 +339,6 @@ def fill_alphas(layers: dict[str, Coefficients], alphas: dict[str, Tensor]) -> N
         raise AdapterError(f"{sorted(unmatched)[0]} has no counterpart ({len(unmatched)} in all).")
     for layer, coefficients in layers.items():
         coefficients.alpha.copy_(alphas[f"{layer}.alpha"])
-
-
-def find_adapter(path: str | Path) -> Path:
-    """The adapter folder that a run or adapter folder means. Raises: AdapterError if there is none."""
-    try:
-        path = Path(expanded(path))
-    except ValueError as error:
-        raise AdapterError(f"{path}: {error}.") from None
-    for folder in (path, path / "adapter"):
-        if (folder / COEFF_FILE).is_file():
-            return folder
-    if not path.exists():
-        raise AdapterError(f"There is no adapter {path}.")
-    if (path / "config.yaml").is_file():
-        raise AdapterError(
-            f"The run {path} has no adapter yet: it has not finished. Continue it with train --resume."
-        )
-    if (path / LORA_FILE).is_file():
-        raise AdapterError(
-            f"{path} holds a plain LoRA without {COEFF_FILE}; load it with diffusers' load_lora_weights."
-        )
-    raise AdapterError(
-        f"{path} is no adapter: it has no {COEFF_FILE}. Name a run folder or its adapter folder."
-    )
 
 
 def read_header(folder: Path) -> AdapterHeader:
@@ -455,7 +462,7 @@ def _read_safetensors(
                 f"{file} has a header of {length / 2**20:.0f} MiB; no {file.name} needs more than "
                 f"{_LARGEST_HEADER // 2**20}."
             )
-        with safe_open(file, framework="pt", device="cpu") as opened:
+        with in_utf8(file) as named, safe_open(named, framework="pt", device="cpu") as opened:
             names = list(opened.keys())
             if not all(_harmless(name) for name in names):
                 raise AdapterError(f"{file} has a tensor name that is overlong or has control characters.")

@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError
+from coeffdiff.files import in_utf8
 from coeffdiff.method.injection import attention_layers, unwrapped
 from coeffdiff.seeding import stable_seed
 
@@ -85,11 +86,12 @@ def write_lora(
     folder: Path, tensors: dict[str, Tensor], *, rank: int, alpha: float, dora: bool, modules: list[str]
 ) -> None:
     """Write LORA_FILE from tensors in PEFT's names, without a UNet."""
-    StableDiffusionXLPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(tensors),
-        unet_lora_adapter_metadata=_plain_config(rank, alpha, dora, modules),
-    )
+    with in_utf8(folder) as named:
+        StableDiffusionXLPipeline.save_lora_weights(
+            named,
+            unet_lora_layers=convert_state_dict_to_diffusers(tensors),
+            unet_lora_adapter_metadata=_plain_config(rank, alpha, dora, modules),
+        )
     # safetensors writes files that only their owner may read; an adapter is for sharing, as the umask says.
     file = folder / LORA_FILE
     content = file.read_bytes()

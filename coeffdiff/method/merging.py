@@ -6,6 +6,7 @@ values are never mixed by one coeff. No model is needed for it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +21,13 @@ from coeffdiff.method.adapter import (
     AdapterHeader,
     LoraHeader,
     MergedPart,
-    find_adapter,
     format_for,
     pack_coefficients,
     read_coefficients,
     read_lora,
 )
 from coeffdiff.method.coefficients import Mixes, deviation_of
+from coeffdiff.method.finding import find_adapter, same_adapter
 from coeffdiff.method.lora import LORA_FILE, lora_pairs, write_lora
 
 _MOST_RANKS = 1024  # what LoraHeader allows
@@ -55,6 +56,12 @@ def merge_adapters(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise AdapterError(f"{output} is not empty; name another --output. Nothing was changed.")
     folders = [find_adapter(path) for path, _ in adapters]
+    for one, other in itertools.combinations(folders, 2):
+        if same_adapter(one, other):
+            raise AdapterError(
+                f"{one} and {other} are the same adapter, given twice; one with the sum of their scales does the same "
+                "and needs no merging."
+            )
     read = [read_coefficients(folder) for folder in folders]
     headers = [header for header, _ in read]
     scales = [

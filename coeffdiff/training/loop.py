@@ -27,7 +27,8 @@ from coeffdiff.console import Bar, complain, is_main_process, progress, say
 from coeffdiff.data.latents import share_of
 from coeffdiff.data.photos import NO_PHOTOS, read_photos
 from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
-from coeffdiff.method.adapter import save_adapter
+from coeffdiff.files import appearing, sweep
+from coeffdiff.method.adapter import save_adapter, write_adapter
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
 from coeffdiff.method.injection import verify
 from coeffdiff.shortage import explained, training_switches
@@ -191,7 +192,23 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
             states = (optimizer.state_dict(), schedule.state_dict(), scaler)
             checkpoint = Checkpoint(step, learned, *states, identities, samples_a_step, loss, *watch.state())
-            save_checkpoint(run, checkpoint, training.keep_checkpoints)
+            save_checkpoint(run, checkpoint, training.keep_checkpoints, functools.partial(adapter_at, step))
+        state.wait_for_everyone()
+
+    def adapter_at(step: int, folder: Path, extras: dict[str, bytes] | None = None) -> None:
+        reached = header.model_copy(update={"trained_steps": step})
+        write_adapter(folder, unet, reached, extras, rows=trainables.token)
+
+    def keep(step: int, loss: float) -> None:
+        _check_learned(trainables.tensors(), step, run)
+        if state.is_main_process:
+            reached = header.model_copy(update={"trained_steps": step})
+            extras = {"README.md": model_card(reached, settings, loss, []).encode()}
+            kept = run.kept_adapter(step)
+            with disk_errors(f"The adapter {kept}"):
+                with appearing(kept, durable=True) as temporary:
+                    adapter_at(step, temporary, extras)
+                sweep(kept.parent)
         state.wait_for_everyone()
 
     def preview(step: int, loss: float, log: StepLog, on_progress: Callable[[float], None]) -> list[Path]:
@@ -275,7 +292,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
 
             saves = step == steps or (training.checkpoint_every and step % training.checkpoint_every == 0)
             shows = watch.due(step) and step < steps
-            if not (saves or shows or len(unseen) >= looks or (alone and interrupted())):
+            keeps = training.keep_adapters_every and step % training.keep_adapters_every == 0
+            if not (saves or shows or keeps or len(unseen) >= looks or (alone and interrupted())):
                 continue
             lines, stop = _look(unseen, interrupted(), state)
             unseen = []
@@ -290,6 +308,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
                 watch.step(line)
             loss = lines[-1]["loss"]
             bar(step, _status(loss, lines[-1]["alpha"], seconds, peak))
+            if keeps:
+                keep(step, loss)
             if shows and not stop:
                 preview(step, loss, log, functools.partial(_drawing, bar, step))
             if stop or saves:

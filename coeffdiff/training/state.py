@@ -2,7 +2,8 @@
 
 config.yaml                     everything resolved
 log.jsonl                       one line a step
-checkpoints/step-000500/        trainables.safetensors, optimizer.pt, state.json (and best-*.safetensors)
+checkpoints/step-000500/        trainables.safetensors, optimizer.pt, state.json (and best-*.safetensors), adapter/
+adapters/step-000200/           an adapter of every N-th step, with training.keep_adapters_every
 samples/step-000500/*.png       validation pictures
 curves.png                      the log as a picture
 tensorboard/, wandb/            if they were asked for
@@ -17,7 +18,7 @@ import math
 import pickle
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,9 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def kept_adapter(self, step: int) -> Path:
+        return self.path / "adapters" / f"step-{step:06d}"
 
     def samples(self, step: int) -> Path:
         return self.path / "samples" / f"step-{step:06d}"
@@ -181,7 +185,10 @@ def run_to_resume(output: Path | Literal["auto"], token: str | None) -> RunFolde
 
 
 # What may differ between a run and its continuation: none of it changes what a step computes.
-_FREE = ("output", "training.checkpoint_every", "training.keep_checkpoints", "validation.", "tracking.")
+_FREE = (
+    *("output", "training.checkpoint_every", "training.keep_checkpoints", "training.keep_adapters_every"),
+    *("validation.", "tracking."),
+)
 
 
 def settings_to_resume(
@@ -206,9 +213,12 @@ def settings_to_resume(
     return continued
 
 
-def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
+def save_checkpoint(
+    run: RunFolder, checkpoint: Checkpoint, keep: int, write_adapter: Callable[[Path], None] | None = None
+) -> Path:
     """Write under a temporary name, flush to the disk, rename, and drop all but the newest `keep`.
 
+    write_adapter: makes the folder that it is given an adapter folder, by which a checkpoint can be tried out.
     Raises: TrainingError if the disk refuses; the checkpoints before it are untouched.
     """
     final = run.checkpoint(checkpoint.step)
@@ -226,12 +236,14 @@ def save_checkpoint(run: RunFolder, checkpoint: Checkpoint, keep: int) -> Path:
             if checkpoint.best:
                 (temporary / _best_file(checkpoint.watched)).write_bytes(save(checkpoint.best))
             (temporary / "state.json").write_text(json.dumps(rest), encoding="utf-8")
-    except OSError as error:
+            if write_adapter:
+                write_adapter(temporary / "adapter")
+    except (OSError, SafetensorError) as error:
         last = next(iter(run.checkpoints()), None)
         kept = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
         raise TrainingError(
             f"The checkpoint of step {checkpoint.step} cannot be written to {final.parent} "
-            f"({error.strerror or error}). {kept} Make room, then continue with train --resume."
+            f"({getattr(error, 'strerror', None) or error}). {kept} Make room, then continue with train --resume."
         ) from None
     for old in run.checkpoints()[keep:]:
         shutil.rmtree(old, ignore_errors=True)

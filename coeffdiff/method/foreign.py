@@ -1,0 +1,132 @@
+"""What a path is that was taken for an adapter and is none: a LoRA of other tools, a model, a picture, and what to do.
+
+Only names and the header of a safetensors file are looked at, never its tensors; pickles are not opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+_LARGEST_HEADER = 100 * 2**20
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic")
+_LYCORIS = re.compile(r"\.(hada_|lokr_|oft_|glora_|lora_mid)|\.diff$|\.on_input$")
+
+
+def what_it_is(path: Path) -> str:
+    """One sentence for AdapterError: what the existing `path` is, and what to do with it."""
+    if path.is_file():
+        return _of_file(path)
+    files = sorted(file.name for file in path.iterdir() if file.is_file()) if path.is_dir() else []
+    tensors = [name for name in files if name.endswith(".safetensors")]
+    if "model_index.json" in files:
+        return f"{path} is a base model in diffusers' layout and no adapter; name it with --model."
+    if "adapter_config.json" in files:
+        return f"{path} holds an adapter of PEFT's alone, without coeff.safetensors. {_BESIDE}"
+    if "pytorch_lora_weights.safetensors" in tensors and not _is_other(path):
+        return (
+            f"{path} holds a plain LoRA without coeff.safetensors; load it with diffusers' load_lora_weights, "
+            "before or after coeffdiff's own adapters."
+        )
+    if len(tensors) == 1:
+        return _of_file(path / tensors[0])
+    if "config.json" in files:
+        return f"{path} is a part of a model (it has a config.json) and no adapter. {_NAME_ONE}"
+    found = f" It holds {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}." if files else ""
+    return f"{path} is no adapter: it has no coeff.safetensors. {_NAME_ONE}{found}"
+
+
+_NAME_ONE = "Name a run folder or its adapter folder."
+_BESIDE = (
+    "It is not coeffdiff's: load it with diffusers' pipe.load_lora_weights, before or after coeffdiff's own "
+    "adapters."
+)
+
+
+def _is_other(folder: Path) -> bool:
+    """Whether the file of diffusers' name holds something else than diffusers' LoRA."""
+    names, _ = read_names(folder / "pytorch_lora_weights.safetensors")
+    return not any(".lora_A." in name or ".lora.down." in name for name in names)
+
+
+def _of_file(file: Path) -> str:
+    suffix = file.suffix.lower()
+    if suffix in _PICTURES:
+        return f"{file} is a picture and no adapter. {_NAME_ONE}"
+    if suffix in _PICKLES:
+        return (
+            f"{file} is a pickled file ({suffix}), which may run code when it is opened, so it is not; coeffdiff's "
+            f"adapters are folders with safetensors. {_NAME_ONE}"
+        )
+    names, metadata = read_names(file)
+    if not names:
+        return f"{file} is no adapter, and no file of one. {_NAME_ONE}"
+    return f"{file} is {_named(names, metadata)}"
+
+
+def _named(names: list[str], metadata: dict[str, str]) -> str:
+    """By the names of the tensors, which each tool has its own way of."""
+
+    def any_(*parts: str) -> bool:
+        return any(part in name for name in names for part in parts)
+
+    def begins(*parts: str) -> bool:
+        return any(name.startswith(parts) for name in names)
+
+    if "coeffdiff" in metadata:
+        return (
+            "the coeff.safetensors of an adapter under another name: give it that name, in a folder with the files "
+            "that came with it, and name the folder."
+        )
+    if any(_LYCORIS.search(name) for name in names) and begins("lora_", "lycoris_"):
+        return (
+            "a LyCORIS adapter (LoHa, LoKr or the like) in kohya's layout, which coeffdiff does not read; convert it "
+            "to a plain LoRA, and load that with diffusers' pipe.load_lora_weights beside coeffdiff's own adapters."
+        )
+    if begins("lora_unet_", "lora_te", "lora_prior_"):
+        return f"a LoRA in kohya's layout. {_BESIDE}"
+    if any_(
+        ".lora_A.",
+        ".lora_B.",
+        ".lora.down.",
+        ".lora.up.",
+        ".lora_linear_layer.",
+        ".lora_down.",
+        ".processor.",
+    ):
+        return f"a LoRA in diffusers' layout, without coeff.safetensors. {_BESIDE}"
+    if {"clip_l", "clip_g"} & set(names) or "emb_params" in names or "string_to_param" in names:
+        return (
+            "a textual inversion (embeddings of a word). It is not coeffdiff's: load it with diffusers' "
+            "pipe.load_textual_inversion, once for each text encoder."
+        )
+    if begins("model.diffusion_model.", "conditioner.", "cond_stage_model."):
+        return "a checkpoint of a whole model and no adapter; name it with --model."
+    if begins("controlnet_", "control_model.") or any_("controlnet_"):
+        return f"a ControlNet and no adapter. {_NAME_ONE}"
+    if begins("image_proj", "ip_adapter"):
+        return "an IP-Adapter and not coeffdiff's; load it with diffusers' pipe.load_ip_adapter."
+    if begins(
+        "down_blocks.", "conv_in.", "input_blocks.", "text_model.", "encoder.", "decoder.", "first_stage_"
+    ):
+        return f"a part of a model (UNet, VAE or text encoder) and no adapter. {_NAME_ONE}"
+    shown = "".join(c for c in names[0][:80] if c.isprintable())
+    return f"a safetensors file of {len(names):,} tensors such as {shown!r}, none of them coeffdiff's. {_NAME_ONE}"
+
+
+def read_names(file: Path) -> tuple[list[str], dict[str, str]]:
+    """Of a safetensors file in a folder of any name: the tensors' names and the metadata; nothing for other files."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= min(_LARGEST_HEADER, file.stat().st_size):
+                return [], {}
+            header = json.loads(opened.read(length))
+    except (OSError, ValueError, RecursionError):
+        return [], {}
+    if not isinstance(header, dict):
+        return [], {}
+    metadata = header.pop("__metadata__", {})
+    return sorted(header), metadata if isinstance(metadata, dict) else {}

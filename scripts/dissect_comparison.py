@@ -99,7 +99,7 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
 
 def cell_of(studio: Any, job: Any) -> str:
     """What a job's row is of: its adapter, prompts, seeds and encoders, as the comparison names its cell."""
-    return str(studio.cell(job, job.end).stem.rpartition("-")[2])
+    return str(studio.key(job, job.end))
 
 
 def kept(studio: Any, arm: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

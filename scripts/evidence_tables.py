@@ -1,6 +1,7 @@
 """Write the tables of README.md and scripts/evidence/README.md anew, and core.png, from the cells beside the latter.
 
-python scripts/evidence_tables.py            # after a comparison has put new cells into scripts/evidence/cells
+python scripts/evidence_tables.py            # after a comparison has put new cells into scripts/evidence/cells; they
+                                             # are packed into cells/PLAN.jsonl
 python scripts/evidence_tables.py --check    # changes nothing; exit code 1 if something is not what the cells say
 
 A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare;
@@ -55,9 +56,8 @@ def main() -> int:
     os.environ["ACCELERATE_USE_CPU"] = "true"  # the cells' precision is a part of their names
     pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
     asked = [match[1] for text in pages.values() for match in MARKED.finditer(text)]
-    plans = gathered(
-        name for name in [*asked, *DISSECTED_FROM.values(), *DROPPED_IN["both"]] if name in PLANS
-    )
+    wanted = [name for name in [*asked, *DISSECTED_FROM.values(), *DROPPED_IN["both"]] if name in PLANS]
+    plans = gathered(wanted, pack=not chosen.check)
     found = tables(plans)
     core = plans["core"].results
     wrong = ["core.png"] if Image.open(PLOT).info.get("results") != digest(core) else []
@@ -131,8 +131,8 @@ class Gathered:
         return found
 
 
-def gathered(plans: Iterable[str]) -> dict[str, Gathered]:
-    """By the plan's name in configs/compare."""
+def gathered(plans: Iterable[str], pack: bool = False) -> dict[str, Gathered]:
+    """By the plan's name in configs/compare. pack: move its new cells into its file."""
     from coeffdiff.config import load_section
     from coeffdiff.console import hushed
     from coeffdiff.evaluation.compare import Comparison, Studio
@@ -144,13 +144,15 @@ def gathered(plans: Iterable[str]) -> dict[str, Gathered]:
         output = Path(folder)
         (output / "cells").symlink_to(CELLS, target_is_directory=True)
         studio = None
-        for name in set(plans):
+        for name in sorted(set(plans)):
             plan = load_section(Comparison, plan_file(name))
             studio = studio or Studio(plan, output)
             studio.plan = plan
             jobs = studio.jobs()
             asked = [(job, point) for job in jobs for point in job.points]
             cells = [cell for job, point in asked if (cell := studio.read(job, point))]
+            if pack:
+                studio.cells.pack(name, (studio.key(job, point) for job, point in asked))
             ends = {job.arm: (job.end.steps, job.end.scale) for job in jobs}
             missing = [""] * (len(asked) - len(cells))
             results = summarize(cells, ends, plan.reference, missing)

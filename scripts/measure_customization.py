@@ -8,7 +8,7 @@ Similarity: mean pairwise cosine of pocket-dino's features of pictures and of th
 in six places that no photo shows, two pictures a place, of the same seeds in every arm. Setting: how often the judge
 sees the place of the prompt. The ceiling are other photos of the subject in the same places after a round trip through
 the VAE, the floor round trips of others of its class there. Every cell is a small JSON file, of these weights and
-settings, and is not computed twice.
+settings, and is not computed twice; --pack moves those asked for into one file, cells/dev.jsonl, as lines.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def main() -> int:
 
     share_cores()
     from coeffdiff.errors import CoeffDiffError
+    from coeffdiff.evaluation.cells import CellFolder
     from coeffdiff.pocket.subjects import DEV
 
     names = [subject.name for subject in DEV]
@@ -60,14 +61,21 @@ def main() -> int:
         metavar="A.B=C[,D.E=F]",
         help="a variant of every trained arm; settings joined by commas",
     )
+    parser.add_argument(
+        "--pack", action="store_true", help="move the cells asked for into one file, a line each"
+    )
     chosen = parser.parse_args()
+    asked = [
+        (subject, arm, variant)
+        for subject in chosen.subjects
+        for arm in chosen.arms
+        for variant in (chosen.set if arm in TRAINED and chosen.set else [""])
+    ]
     try:
-        cells = [
-            cell(chosen, subject, arm, variant)
-            for subject in chosen.subjects
-            for arm in chosen.arms
-            for variant in (chosen.set if arm in TRAINED and chosen.set else [""])
-        ]
+        cells = [cell(chosen, *one) for one in asked]
+        if chosen.pack:
+            keys = [key_of_cell(*one, chosen.steps, chosen.denoising_steps) for one in asked]
+            CellFolder(chosen.folder / "cells").pack("dev", keys)
     except CoeffDiffError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -76,25 +84,26 @@ def main() -> int:
 
 
 def cell(chosen: Any, subject: str, arm: str, variant: str) -> dict[str, Any]:
-    """One subject under one arm, from its file if that is there."""
-    from coeffdiff.files import appearing
+    """One subject under one arm, from the folder if it is there."""
+    from coeffdiff.evaluation.cells import CellFolder
 
-    key = named(subject, arm, variant, chosen.steps, chosen.denoising_steps)
-    file = chosen.folder / "cells" / f"{key}.json"
-    if not file.exists():
+    key = key_of_cell(subject, arm, variant, chosen.steps, chosen.denoising_steps)
+    store = CellFolder(chosen.folder / "cells")
+    found = store.read(key)
+    if found is None:
         print(f"{subject}  {arm}  {variant}", file=sys.stderr)
-        facts = measure(chosen, chosen.folder / "work" / key, subject, arm, variant)
-        with appearing(file) as unfinished:
-            unfinished.write_text(json.dumps(facts, indent=1) + "\n")
-    return json.loads(file.read_text())
+        work = chosen.folder / "work" / f"{subject}-{arm}-{key}"
+        found = measure(chosen, work, subject, arm, variant)
+        store.write(key, f"{subject}-{arm}", found)
+    return found
 
 
-def named(subject: str, arm: str, variant: str, steps: int | None, denoising_steps: int) -> str:
-    """A cell's file, without its suffix: of these weights, and of what the settings come to, defaults among them."""
+def key_of_cell(subject: str, arm: str, variant: str, steps: int | None, denoising_steps: int) -> str:
+    """What a cell is kept under: a hash of these weights, and of what the settings come to, defaults among them."""
     from coeffdiff.seeding import stable_seed
 
     trained = resolved(arm, variant, steps) if arm in TRAINED else ""
-    return f"{subject}-{arm}-{stable_seed(subject, arm, trained, denoising_steps, *weights()):016x}"
+    return f"{stable_seed(subject, arm, trained, denoising_steps, *weights()):016x}"
 
 
 @functools.cache
@@ -134,12 +143,14 @@ def weights() -> tuple[str, ...]:
 
 def kept(folder: Path) -> list[dict[str, Any]]:
     """The cells of a folder that are of the weights that ship, and of default lengths."""
-    cells = [(file.stem, json.loads(file.read_text())) for file in sorted((folder / "cells").glob("*.json"))]
-    return [
-        one
-        for name, one in cells
-        if name == named(one["subject"], one["arm"], one["variant"], None, DENOISING_STEPS)
+    from coeffdiff.evaluation.cells import CellFolder
+
+    cells = [
+        (f"{one['subject']}-{one['arm']}-{key}", one)
+        for key, one in CellFolder(folder / "cells").all().items()
+        if key == key_of_cell(one["subject"], one["arm"], one["variant"], None, DENOISING_STEPS)
     ]
+    return [one for _, one in sorted(cells, key=lambda named: named[0])]
 
 
 def measure(chosen: Any, folder: Path, name: str, arm: str, variant: str) -> dict[str, Any]:

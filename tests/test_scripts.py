@@ -87,7 +87,7 @@ def test_the_benchmark_of_attention_measures_every_backend_that_runs_here(tmp_pa
 
 
 def test_customization_is_measured_once_for_every_cell(tmp_path):
-    """Base, a trained arm in two variants and both ends: five rows; asked again, nothing is made anew."""
+    """Base, a trained arm in two variants and both ends: five rows; asked again, nothing is made anew, packed or not."""
     arguments = ("--folder", "out", "--subjects", "robot_mug", "--arms", "base", "coeff", "ceiling", "floor")
     arguments += ("--steps", "2", "--denoising-steps", "2")
     arguments += ("--set", "method.coeff.dropout=0", "method.coeff.learning_rate=0.05")
@@ -111,8 +111,11 @@ def test_customization_is_measured_once_for_every_cell(tmp_path):
     assert {(cell["arm"], cell.get("steps")) for cell in cells} == {
         ("base", None), ("coeff", 2), ("ceiling", None), ("floor", None)
     }  # fmt: skip
-    again = run("measure_customization.py", *arguments, cwd=tmp_path)
-    assert again.stdout == first.stdout and "robot_mug" not in again.stderr
+    for more in ((), ("--pack",), ()):
+        again = run("measure_customization.py", *arguments, *more, cwd=tmp_path)
+        assert again.stdout.replace(" --pack", "") == first.stdout and "robot_mug" not in again.stderr
+    (packed,) = (tmp_path / "out" / "cells").iterdir()
+    assert packed.name == "dev.jsonl" and packed.read_text().count("\n") == 5
 
 
 def test_five_hundred_hostile_adapters_are_refused_or_load(tmp_path):

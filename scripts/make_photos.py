@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    from coeffdiff.pocket.subjects import SUBJECTS, write_photos
+    from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

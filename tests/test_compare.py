@@ -22,9 +22,8 @@ from coeffdiff.evaluation.compare import Comparison, Studio, compare, find_sitte
 from coeffdiff.evaluation.prompts import LISTING
 from coeffdiff.files import held
 from coeffdiff.method.adapter import loaded_adapters
-from coeffdiff.pocket import subjects
 from coeffdiff.pocket.model import save_random
-from coeffdiff.pocket.world import render, sample_scene
+from coeffdiff.pocket.world import render, sample_scene, subjects
 
 HOSTILE = "<b>&arm"
 

@@ -65,8 +65,9 @@ from coeffdiff.inspection import inspect_adapter
 from coeffdiff.method.adapter import load_adapter, read_header
 from coeffdiff.metrics import encoders_for
 from coeffdiff.pictures import labelled_grid, save_png
-from coeffdiff.pocket import POCKET, WEIGHTS, subjects
+from coeffdiff.pocket import POCKET, WEIGHTS
 from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
+from coeffdiff.pocket.world import subjects
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.loop import train
 from coeffdiff.training.prepare import free_memory, resolve, versions

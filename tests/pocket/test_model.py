@@ -315,7 +315,7 @@ def test_libraries_are_quiet_inside_and_as_before_outside(tmp_path, capfd):
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[1] / "scripts" / "make_random_sdxl.py"
+    path = Path(__file__).parents[2] / "scripts" / "make_random_sdxl.py"
     spec = importlib.util.spec_from_file_location("make_random_sdxl", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

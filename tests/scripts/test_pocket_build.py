@@ -15,13 +15,17 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, ViTModel
 
 from coeffdiff.errors import ModelError, TrainingError
-from coeffdiff.pocket import build, judges, renders
-from coeffdiff.pocket.build import PLANS, STAGES, Workshop, spoken, store_unfinished, varied
-from coeffdiff.pocket.fitting import Plan, fit, read_average
-from coeffdiff.pocket.renders import draw, individual, scene_of
-from coeffdiff.pocket.subjects import SUBJECTS
+from coeffdiff.pocket import judges
 from coeffdiff.pocket.world import caption, mentioned, sample_scene
+from coeffdiff.pocket.world.subjects import SUBJECTS
 from coeffdiff.seeding import generator_for, stable_seed
+from pocket_build import clip, dino, renders, unet
+from pocket_build.fitting import Plan, fit, read_average
+from pocket_build.latents import build_latents, varied
+from pocket_build.renders import draw, individual, known_individuals, scene_of
+from pocket_build.stages import STAGES
+from pocket_build.unet import Conditioned, spoken, store_unfinished
+from pocket_build.workshop import PLANS, Workshop
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +33,9 @@ def small():
     """Everything small enough for a minute: 32 pictures a set, two or three steps a network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(renders, "SHARD", 32)
-        patch.setattr(build, "HELD_INDIVIDUALS", 2)
-        patch.setattr(build, "BATCH", 8)
-        patch.setattr(build, "CLIP_BATCH", 8)
+        patch.setattr(renders, "HELD_INDIVIDUALS", 2)
+        patch.setattr(unet, "BATCH", 8)
+        patch.setattr(clip, "CLIP_BATCH", 8)
         patch.setattr(judges, "TRUSTED", 0.0)
         yield
 
@@ -81,7 +85,7 @@ def test_weights_are_stored_in_half_and_load_in_full_precision_by_the_plain_clas
 
 def test_latents_have_unit_spread(built):
     """The VAE's factor is one over the deviation of its latents."""
-    latents, time_ids = build.build_latents(built)
+    latents, time_ids = build_latents(built)
     assert latents.shape == (64, 8, 16, 16) and time_ids.shape == (64, 6)
     assert latents[0::2, :4].float().std() == pytest.approx(1.0, abs=0.1)
 
@@ -94,7 +98,7 @@ def test_a_unet_cut_short_is_stored_and_continued_where_there_is_no_checkpoint(b
     longer = built.plans | {"unet": Plan(4, 0.0, warmup=1, weight_decay=0.0)}
     here = dataclasses.replace(built, weights=weights, plans=longer)
     assert store_unfinished(here) == 2 and not here.finished("unet")
-    averaged = build.Conditioned()
+    averaged = Conditioned()
     read_average("unet", built.folder, averaged)
     stored = load_file(here.unet_file)
     for name, weight in averaged.unet.state_dict().items():
@@ -137,9 +141,9 @@ def test_a_stage_waits_for_those_it_builds_on(built, tmp_path):
         empty.require("judges")
     assert built.finished("score")
     other = Path(shutil.copytree(built.weights, tmp_path / "other"))
-    unet = dataclasses.replace(built, weights=other)
-    unet.unet_file.write_bytes(unet.unet_file.read_bytes() + b" ")
-    assert not unet.finished("score")
+    shop = dataclasses.replace(built, weights=other)
+    shop.unet_file.write_bytes(shop.unet_file.read_bytes() + b" ")
+    assert not shop.finished("score")
 
 
 def test_a_kill_between_training_and_storing_costs_nothing(built, tmp_path, monkeypatch):
@@ -151,7 +155,7 @@ def test_a_kill_between_training_and_storing_costs_nothing(built, tmp_path, monk
     stored = shop.unet_file.read_bytes()
     shop.unet_file.unlink()
     assert not shop.finished("unet")
-    monkeypatch.setattr(build, "spoken", None)  # what every step calls
+    monkeypatch.setattr(unet, "spoken", None)  # what every step calls
     STAGES["unet"](shop)
     assert shop.unet_file.read_bytes() == stored and shop.finished("unet")
 
@@ -167,8 +171,8 @@ def test_nothing_trains_on_what_is_measured_later(built, tmp_path, monkeypatch):
         return original(self, indices)
 
     monkeypatch.setattr(renders.Renders, "images", images)
-    monkeypatch.setattr(build, "measure_dino", lambda shop: {})
-    monkeypatch.setattr(build, "through_vae", lambda shop, source, pictures: source)
+    monkeypatch.setattr(dino, "measure_dino", lambda shop: {})
+    monkeypatch.setattr(dino, "through_vae", lambda shop, source, pictures: source)
     shop = dataclasses.replace(
         built,
         folder=tmp_path,
@@ -178,7 +182,7 @@ def test_nothing_trains_on_what_is_measured_later(built, tmp_path, monkeypatch):
     (tmp_path / "renders").symlink_to(built.folder / "renders")
     STAGES["decoder"](shop)
     STAGES["dino"](shop)
-    known = build.known_individuals(shop.individuals)
+    known = known_individuals(shop.individuals)
     assert known == 64 // renders.VIEWS - 2
     assert seen and max(seen) < known * renders.VIEWS
 
@@ -227,7 +231,7 @@ def test_fit_finds_the_line(tmp_path):
 def test_fit_resumes_bit_for_bit(tmp_path, monkeypatch):
     """Stopped by Ctrl-C after its first checkpoint, and started again: the same weights and the same curve."""
     whole = fitted(tmp_path / "whole", 120)
-    monkeypatch.setattr("coeffdiff.pocket.fitting.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("pocket_build.fitting.SAVE_SECONDS", -1.0)
 
     class Tired(torch.nn.Linear):
         seen = 0

@@ -1,6 +1,6 @@
 """Make the models of the package from nothing but their world: hours on two CPU cores, minutes on a GPU.
 
-python scripts/build_pocket.py
+python scripts/build/build_pocket.py
 
 Stopped at any time, it goes on from there when it is started again. --store-unfinished writes the UNet as far as it
 has come into the weights folder; without its checkpoint the training then goes on from there.
@@ -23,8 +23,10 @@ def main() -> int:
 
     from coeffdiff.errors import CoeffDiffError
     from coeffdiff.pocket import WEIGHTS
-    from coeffdiff.pocket.build import PLANS, STAGES, Workshop, store_unfinished
-    from coeffdiff.pocket.fitting import faster_precision
+    from pocket_build.fitting import faster_precision
+    from pocket_build.stages import STAGES
+    from pocket_build.unet import store_unfinished
+    from pocket_build.workshop import PLANS, Workshop
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

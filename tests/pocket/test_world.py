@@ -12,19 +12,6 @@ import torch
 from PIL import Image
 
 from coeffdiff.errors import ConfigError
-from coeffdiff.pocket import shapes
-from coeffdiff.pocket.render import MARK_SHAPES, PATTERNS, Mark
-from coeffdiff.pocket.subjects import (
-    DEV,
-    EVAL,
-    SUBJECTS,
-    UNNAMED,
-    Subject,
-    fresh_subject,
-    photo_scenes,
-    subject_photos,
-    write_photos,
-)
 from coeffdiff.pocket.world import (
     COLOURS,
     KINDS,
@@ -34,7 +21,20 @@ from coeffdiff.pocket.world import (
     in_ranges,
     render,
     sample_scene,
+    shapes,
     vocabulary,
+)
+from coeffdiff.pocket.world.scene import MARK_SHAPES, PATTERNS, Mark
+from coeffdiff.pocket.world.subjects import (
+    DEV,
+    EVAL,
+    SUBJECTS,
+    UNNAMED,
+    Subject,
+    fresh_subject,
+    photo_scenes,
+    subject_photos,
+    write_photos,
 )
 
 SIZE = 48  # pixels; enough for statistics

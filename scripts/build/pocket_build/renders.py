@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from coeffdiff.files import appearing
-from coeffdiff.pocket.render import Scene, render
-from coeffdiff.pocket.subjects import fresh_subject, picture_of
-from coeffdiff.pocket.world import sample_scene
+from coeffdiff.pocket.world import Scene, render, sample_scene
+from coeffdiff.pocket.world.subjects import fresh_subject, picture_of
 from coeffdiff.seeding import stable_seed
 
 RESOLUTION = 128
 SHARD = 480  # pictures in a file: some 20 seconds of one core
 VIEWS = 6  # of an individual
+HELD_INDIVIDUALS = 100  # the last of all; pocket-dino is measured on them, and nothing trains on them
 _SETS = ("train", "heldout", "individuals")
 
 
@@ -82,6 +82,11 @@ class Renders:
 
     def scenes(self) -> Iterator[Scene]:
         return (self.scene(index) for index in range(len(self)))
+
+
+def known_individuals(individuals: Renders) -> int:
+    """How many of them, from the first on, may be trained on."""
+    return len(individuals) // VIEWS - HELD_INDIVIDUALS
 
 
 @functools.lru_cache(maxsize=512)

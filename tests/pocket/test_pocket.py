@@ -18,13 +18,13 @@ from coeffdiff.demo import new_places
 from coeffdiff.method.adapter import load_adapter
 from coeffdiff.metrics import load_dino, mean_pairwise_cosine
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, WEIGHTS, shipped
-from coeffdiff.pocket.build import fingerprint
 from coeffdiff.pocket.judges import QUESTIONS, Judges, trusted_judges
 from coeffdiff.pocket.model import tokenizer_pair
-from coeffdiff.pocket.renders import as_float
-from coeffdiff.pocket.subjects import SUBJECTS, write_photos
 from coeffdiff.pocket.world import render, sample_scene, vocabulary
+from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
 from coeffdiff.training import loop
+from pocket_build.renders import as_float
+from pocket_build.workshop import fingerprint
 
 SLOTH = SUBJECTS["grey_sloth_plushie"]
 

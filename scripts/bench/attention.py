@@ -1,7 +1,7 @@
 """Every attention backend beside scaled_dot_product_attention, at SDXL's layer shapes: time ratio and extra memory.
 
-python scripts/bench_attention.py                                  # 512 and 1024 px, float32 on the CPU
-python scripts/bench_attention.py --dtype bf16 --pixels 512 1024 1536 --grow
+python scripts/bench/attention.py                                  # 512 and 1024 px, float32 on the CPU
+python scripts/bench/attention.py --dtype bf16 --pixels 512 1024 1536 --grow
 
 Needs torch alone. All arms of a shape run in one process and take turns, so that a machine whose speed drifts slows
 all of them alike; a ratio is to SDPA in the same round, and the median of the rounds is shown. Extra memory is the
@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs where the package is not installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where the package is not installed
 
 from coeffdiff.method.attention import BACKENDS, choose_backend, mixed_attention, unusable
 from coeffdiff.training.memory import peak_gib, reset_peak

@@ -1,8 +1,8 @@
 """Seconds and memory of training and sampling with coeff, lora and coeff+lora, beside the frozen network alone.
 
-python scripts/bench_sdxl.py                                        # full size, random weights, 1024 px: a GPU
-python scripts/bench_sdxl.py --resolution 256 --batch 1 --steps 2   # the same on a CPU
-python scripts/bench_sdxl.py --size tiny --precision no             # seconds, to try it out
+python scripts/bench/steps.py                                        # full size, random weights, 1024 px: a GPU
+python scripts/bench/steps.py --resolution 256 --batch 1 --steps 2   # the same on a CPU
+python scripts/bench/steps.py --size tiny --precision no             # seconds, to try it out
 
 Needs torch, diffusers, transformers, peft, accelerate and safetensors; nothing is downloaded. Every arm runs in a
 process of its own, so that its peak memory is its own; the arms take turns, round by round, so that a machine whose
@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs where the package is not installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where the package is not installed
 
 ARMS = ("frozen", "coeff", "lora", "coeff+lora")
 CONTROLS = ("values", "values+lora")  # values mixed in place of maps

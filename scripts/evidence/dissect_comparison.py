@@ -1,6 +1,6 @@
 """What the adapters of a comparison are made of, and what their scores could be at best, on pocket.
 
-python scripts/dissect_comparison.py configs/compare/controls.yaml --comparison comparison --output dissected.json
+python scripts/evidence/dissect_comparison.py PLAN.yaml --comparison comparison --output dissected.json
 
 Each adapter of one arm (coeff+lora) is scored as it is, with its alpha switched off, twice and four times as strong,
 and with its LoRA switched off: same prompts, seeds and initial noise. Beside it stand the subject's own renders in the
@@ -18,6 +18,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent / "build"))  # pocket_build
 
 # name -> how strong alpha and LoRA are
 PARTS = {
@@ -148,8 +150,8 @@ def itself(studio: Any, job: Any) -> dict[str, float]:
     from coeffdiff.metrics import score_pictures
     from coeffdiff.pocket import WEIGHTS
     from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
-    from coeffdiff.pocket.renders import seen_through
     from coeffdiff.seeding import stable_seed
+    from pocket_build.renders import seen_through
 
     subject = subject_of(job.sitter, studio.plan.token)
     asked = asked_for(

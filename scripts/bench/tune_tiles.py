@@ -1,7 +1,7 @@
 """Which tiles the fused kernels should have on this GPU: every kernel alone, at SDXL's layer shapes at 1024 px.
 
-python scripts/tune_tiles.py                                # bf16, all kernels, some minutes
-python scripts/tune_tiles.py --kernels dq dk --json tiles.json
+python scripts/bench/tune_tiles.py                                # bf16, all kernels, some minutes
+python scripts/bench/tune_tiles.py --kernels dq dk --json tiles.json
 
 Prints milliseconds for each candidate, the fastest first, with the row of kernels.TILES marked; a candidate that does
 not compile, wants more shared memory than there is, or gives other numbers than the row that is in use, is named with
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs where the package is not installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where the package is not installed
 
 from coeffdiff.method import kernels
 from coeffdiff.method.checked import TOLERANCE

@@ -1,7 +1,7 @@
 """What `coeffdiff check` predicts for runs of a model, beside what those runs then take.
 
-python scripts/bench_check.py                                         # pocket, twelve ways
-python scripts/bench_check.py --model models/random-sdxl --resolution 256 --batch 1 --precision bf16 --steps 2
+python scripts/bench/check.py                                         # pocket, twelve ways
+python scripts/bench/check.py --model models/random-sdxl --resolution 256 --batch 1 --precision bf16 --steps 2
 
 Every run is a process of its own on the same five made-up photos. Memory is the peak of the process (of its tensors
 on a GPU) over training and over all phases; seconds are of a training step, the median after the first. On a CPU with
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs where the package is not installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where the package is not installed
 
 GIB = 2**30
 
@@ -73,7 +73,7 @@ def beside(predicted: float, measured: float) -> str:
 
 def run_apart(values: dict[str, Any], folder: Path, threads: int) -> list[list[float]]:
     """Pairs of predicted and measured figures, from a fresh process."""
-    from coeffdiff.pocket.subjects import SUBJECTS, write_photos
+    from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
 
     photos = folder / "photos"
     if not photos.is_dir():

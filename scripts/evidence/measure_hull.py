@@ -1,6 +1,6 @@
 """How often an adapter's attention leaves the convex hulls that ordinary attention is caught in (proposition 4.2).
 
-python scripts/measure_hull.py runs/a/adapter runs/b/adapter --json hull.json
+python scripts/evidence/measure_hull.py runs/a/adapter runs/b/adapter --json hull.json
 
 A head's ordinary output is a convex combination of its values. Two denoising steps of each of three prompts are looked
 at in every layer: of random heads and queries, how many outputs of the mixed maps lie outside the hull of their head's

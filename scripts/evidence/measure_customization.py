@@ -1,7 +1,7 @@
 """What an adapter learns of a subject that pocket does not know, and what it costs: every arm on the dev subjects.
 
-python scripts/measure_customization.py --folder build/customization
-python scripts/measure_customization.py --folder build/customization --arms coeff --subjects wooden_pot \\
+python scripts/evidence/measure_customization.py --folder build/customization
+python scripts/evidence/measure_customization.py --folder build/customization --arms coeff --subjects wooden_pot \\
     --set method.coeff.learning_rate=0.01 method.coeff.learning_rate=0.02
 
 Similarity: mean pairwise cosine of pocket-dino's features of pictures and of the five photos that were trained on,
@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parent.parent / "build"))  # pocket_build
+
 TRAINED = ("lora", "coeff", "coeff+lora")
 ARMS = ("base", *TRAINED, "ceiling", "floor")
 TOKEN, SEEDS = "sks", (11, 12)
@@ -38,7 +40,7 @@ def main() -> int:
     share_cores()
     from coeffdiff.errors import CoeffDiffError
     from coeffdiff.evaluation.cells import CellFolder
-    from coeffdiff.pocket.subjects import DEV
+    from coeffdiff.pocket.world.subjects import DEV
 
     names = [subject.name for subject in DEV]
     parser = argparse.ArgumentParser(
@@ -134,7 +136,7 @@ def values_of(arm: str, steps: int | None) -> dict[str, Any]:
 def weights() -> tuple[str, ...]:
     """Fingerprints of what makes the pictures and of what scores them."""
     from coeffdiff.pocket import WEIGHTS
-    from coeffdiff.pocket.build import fingerprint
+    from pocket_build.workshop import fingerprint
 
     return tuple(
         fingerprint(file) for part in USED for file in sorted((WEIGHTS / part).rglob("*.safetensors"))
@@ -162,7 +164,7 @@ def measure(chosen: Any, folder: Path, name: str, arm: str, variant: str) -> dic
     from coeffdiff.pictures import labelled_grid, save_png
     from coeffdiff.pocket import POCKET_DINO, WEIGHTS
     from coeffdiff.pocket.judges import trusted_judges
-    from coeffdiff.pocket.subjects import SUBJECTS, write_photos
+    from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
 
     subject, judges = SUBJECTS[name], trusted_judges(WEIGHTS)
     photos = [Image.open(path).convert("RGB") for path in write_photos(subject, folder / "photos")]
@@ -247,9 +249,9 @@ def round_trips(subject: Any, arm: str, places: Sequence[str]) -> list[Any]:
     from diffusers import AutoencoderKL
 
     from coeffdiff.pocket import POCKET, shipped
-    from coeffdiff.pocket.renders import seen_through
     from coeffdiff.pocket.world import sample_scene
     from coeffdiff.seeding import stable_seed
+    from pocket_build.renders import seen_through
 
     seeds = [stable_seed(arm, subject.name, i) for i in range(len(places))]
     if arm == "ceiling":

@@ -1,8 +1,8 @@
 """Write the tables of README.md and scripts/evidence/README.md anew, and core.png, from the cells beside the latter.
 
-python scripts/evidence_tables.py            # after a comparison has put new cells into scripts/evidence/cells; they
-                                             # are packed into cells/PLAN.jsonl
-python scripts/evidence_tables.py --check    # changes nothing; exit code 1 if something is not what the cells say
+python scripts/evidence/evidence_tables.py            # after a comparison has put new cells into cells/, which are
+                                                      # packed into cells/PLAN.jsonl
+python scripts/evidence/evidence_tables.py --check    # changes nothing; exit code 1 if a table is out of date
 
 A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare;
 `dropped` is of two of them; `dissected`, `moved` and `ceiling` are what dissect_comparison.py found, `customization`
@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dissect_comparison
-import measure_customization
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-ROOT = Path(__file__).parent.parent
-EVIDENCE = ROOT / "scripts" / "evidence"
+import dissect_comparison
+import measure_customization
+
+EVIDENCE = Path(__file__).parent
+ROOT = EVIDENCE.parent.parent
 CELLS = EVIDENCE / "cells"
 DISSECTED = EVIDENCE / "dissected.json"
 CUSTOMIZATION = EVIDENCE / "customization"

@@ -20,7 +20,7 @@ from coeffdiff.config import Settings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.data.photos import Photo, captions_for, view_of
 from coeffdiff.method.injection import unwrapped
-from coeffdiff.pocket.model import unet_config
+from coeffdiff.pocket.sizes import unet_config
 from coeffdiff.sampling import Options, needs_upcast, picture_size
 
 

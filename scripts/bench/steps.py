@@ -120,7 +120,7 @@ def random_unet(size: str, device: Any, dtype: Any) -> Any:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from coeffdiff.pocket.model import unet_config
+    from coeffdiff.pocket.sizes import unet_config
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(**unet_config(size))
@@ -177,7 +177,7 @@ def train_steps(
     from diffusers import DDPMScheduler
 
     from coeffdiff.method.coefficients import draw_dropout
-    from coeffdiff.pocket.model import euler_scheduler
+    from coeffdiff.pocket.sizes import euler_scheduler
     from coeffdiff.training.memory import peak_gib, reset_peak
     from coeffdiff.training.objective import denoising_loss
 

@@ -19,7 +19,7 @@ from coeffdiff.method.adapter import load_adapter
 from coeffdiff.metrics import load_dino, mean_pairwise_cosine
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, WEIGHTS, shipped
 from coeffdiff.pocket.judges import QUESTIONS, Judges, trusted_judges
-from coeffdiff.pocket.model import tokenizer_pair
+from coeffdiff.pocket.tokenizers import tokenizer_pair
 from coeffdiff.pocket.world import render, sample_scene, vocabulary
 from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
 from coeffdiff.training import loop

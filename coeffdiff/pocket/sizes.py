@@ -125,7 +125,7 @@ SIZES: dict[str, Size] = {
         text=_text(vocabulary=514, width=20, layers=2, heads=5, projection=20, activation="quick_gelu"),
         text_2=_text(vocabulary=514, width=28, layers=3, heads=4, projection=36, activation="gelu"),
     ),
-    # What the package ships, see build.py. Two levels, so that 16 x 16 and 8 x 8 both have attention; many narrow
+    # What the package ships, see README.md. Two levels, so that 16 x 16 and 8 x 8 both have attention; many narrow
     # heads, so that there is something to mix.
     "pocket": Size(
         unet=_unet(

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ConfigError
 from coeffdiff.pocket import model
-from coeffdiff.pocket.model import build_pipeline, build_unet, save_random, tokenizer_pair
+from coeffdiff.pocket.model import build_pipeline, build_unet, save_random
+from coeffdiff.pocket.sizes import SIZES
+from coeffdiff.pocket.tokenizers import tokenizer_pair
 
 HAIR_SPACES = "".join(map(chr, range(0x2000, 0x200B)))
 NETWORKS = ("text_encoder", "text_encoder_2", "vae", "unet")
@@ -75,12 +77,12 @@ def test_full_size_is_sdxl():
         (10, 20),
         (20, 120),
     ]
-    assert model.SIZES["sdxl"].native_resolution == 1024
+    assert SIZES["sdxl"].native_resolution == 1024
 
 
 def test_tiny_differs_from_sdxl_in_numbers_only():
     """The same keyword arguments, so the same kinds of blocks and conditioning."""
-    tiny, sdxl = model.SIZES["tiny"], model.SIZES["sdxl"]
+    tiny, sdxl = SIZES["tiny"], model.SIZES["sdxl"]
     for part in ("unet", "vae", "text", "text_2"):
         assert getattr(tiny, part).keys() == getattr(sdxl, part).keys()
     words = {k: v for k, v in sdxl.unet.items() if isinstance(v, str | bool) or "types" in k}
@@ -90,7 +92,7 @@ def test_tiny_differs_from_sdxl_in_numbers_only():
 
 def test_tiny_has_no_two_equal_widths():
     """A transposed axis or a swapped encoder cannot fit by chance."""
-    size = model.SIZES["tiny"]
+    size = SIZES["tiny"]
     widths = [
         *size.unet["block_out_channels"],
         *size.vae["block_out_channels"][:-1],

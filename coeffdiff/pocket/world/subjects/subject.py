@@ -45,7 +45,7 @@ class Subject:
     name: for files and tables; never in a caption.  kind: its class, see class_word.
     shape: proportions that differ from the middle of the kind's ranges.
     colours: role -> sRGB of what differs from neutral colours; must hold "body".
-    pattern, second, width, tilt, phase: its pattern, see render.Look.
+    pattern, second, width, tilt, phase: its pattern, see scene.Look.
     marks, extras: at least one of either.
     Raises: ConfigError where the world has no such kind, proportion or extra, or nothing sets it apart.
     """

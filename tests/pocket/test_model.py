@@ -82,7 +82,7 @@ def test_full_size_is_sdxl():
 
 def test_tiny_differs_from_sdxl_in_numbers_only():
     """The same keyword arguments, so the same kinds of blocks and conditioning."""
-    tiny, sdxl = SIZES["tiny"], model.SIZES["sdxl"]
+    tiny, sdxl = SIZES["tiny"], SIZES["sdxl"]
     for part in ("unet", "vae", "text", "text_2"):
         assert getattr(tiny, part).keys() == getattr(sdxl, part).keys()
     words = {k: v for k, v in sdxl.unet.items() if isinstance(v, str | bool) or "types" in k}

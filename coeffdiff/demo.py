@@ -23,7 +23,8 @@ from coeffdiff.files import appearing
 from coeffdiff.method.adapter import load_adapter, read_coefficients, read_lora, read_rows
 from coeffdiff.pictures import Band, figure, save_png
 from coeffdiff.pocket import POCKET
-from coeffdiff.pocket.subjects import (
+from coeffdiff.pocket.world import article
+from coeffdiff.pocket.world.subjects import (
     DEV,
     EVAL,
     PHOTO_SETTINGS,
@@ -31,7 +32,6 @@ from coeffdiff.pocket.subjects import (
     photo_scenes,
     write_photos,
 )
-from coeffdiff.pocket.world import article
 from coeffdiff.training import loop
 from coeffdiff.training.launch import start_processes
 

@@ -20,7 +20,7 @@ from coeffdiff.config import Settings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.data.photos import Photo, captions_for, view_of
 from coeffdiff.method.injection import unwrapped
-from coeffdiff.pocket.model import unet_config
+from coeffdiff.pocket.sizes import unet_config
 from coeffdiff.sampling import Options, needs_upcast, picture_size
 
 
@@ -271,7 +271,7 @@ class _Run:
         }
 
 
-# Measured on Linux with glibc, one thread, pocket at batch 1 to 16, 128 and 256 px (scripts/bench_check.py): how far
+# Measured on Linux with glibc, one thread, pocket at batch 1 to 16, 128 and 256 px (scripts/bench/check.py): how far
 # the heap grows for each byte that tensors of a step hold at once, and for each byte of an operator's buffers, which
 # come and go between tensors that stay. glibc gives little of that back before the end.
 HEAP_FACTOR, HEAP_SCRATCH = 1.6, 2.2

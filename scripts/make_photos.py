@@ -11,7 +11,7 @@ import sys
 
 def main() -> int:
     from coeffdiff.paths import path_argument
-    from coeffdiff.pocket.subjects import SUBJECTS, write_photos
+    from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

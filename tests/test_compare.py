@@ -17,13 +17,13 @@ from coeffdiff.cli import app
 from coeffdiff.config import load_section, with_values
 from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, NonFinitePicture, PhotoError
 from coeffdiff.evaluation import compare as module
+from coeffdiff.evaluation.cells import CellFolder
 from coeffdiff.evaluation.compare import Comparison, Studio, compare, find_sitters
 from coeffdiff.evaluation.prompts import LISTING
 from coeffdiff.files import held
 from coeffdiff.method.adapter import loaded_adapters
-from coeffdiff.pocket import subjects
 from coeffdiff.pocket.model import save_random
-from coeffdiff.pocket.world import render, sample_scene
+from coeffdiff.pocket.world import render, sample_scene, subjects
 
 HOSTILE = "<b>&arm"
 
@@ -128,6 +128,20 @@ def test_cells_alone_make_the_same_comparison(plan, done, tmp_path, monkeypatch)
     assert compare(plan, tmp_path).results == done.results
 
 
+def test_packed_cells_make_the_same_comparison(plan, done, tmp_path, monkeypatch):
+    """In one file, and nothing is computed again; of a part of the plan only its own cells are packed."""
+    shutil.copytree(done.folder / "cells", tmp_path / "cells")
+    for name in ("train", "score_adapter"):
+        monkeypatch.setattr(module, name, forbidden)
+    before = CellFolder(tmp_path / "cells").all()
+    compare(plan.only(["base"]), tmp_path, pack_as="part")  # base and the reference, lora
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 4
+    assert compare(plan, tmp_path, pack_as="whole").results == done.results
+    assert sorted(file.name for file in (tmp_path / "cells").iterdir()) == ["part.jsonl", "whole.jsonl"]
+    assert CellFolder(tmp_path / "cells").all() == before
+    assert compare(plan, tmp_path).results == done.results
+
+
 def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(plan, done, tmp_path, monkeypatch):
     """Ctrl-C in the third training: what was finished stays and is reported, the rest follows."""
     calls = []
@@ -162,7 +176,7 @@ def test_what_another_process_is_at_is_left_to_it(plan, done, tmp_path, monkeypa
     studio = Studio(plan, tmp_path)
     job = studio.jobs()[1]
     for point in job.points:
-        studio.cell(job, point).unlink()
+        next((tmp_path / "cells").glob(f"*-{studio.key(job, point)}.json")).unlink()
     studio.work_folder(job).mkdir(parents=True)
     monkeypatch.setattr(module, "train", forbidden)
     with held(studio.work_folder(job)) as mine:
@@ -255,18 +269,19 @@ def test_every_kind_of_arm_leaves_the_model_as_it_was(plan, tmp_path):
 def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, tmp_path):
     """Moved folders, caches and looks at the losses change no name; photos, captions, rates, seeds and prompts do."""
 
-    def names(**update):
+    def keys(**update):
         changed = plan.model_copy(update=update)
         studio = Studio(changed, tmp_path)
-        return {studio.cell(j, p).name for j in studio.jobs() if j.arm == "lora" for p in j.points[-1:]}
+        jobs = [job for job in studio.jobs() if job.arm == "lora"]
+        return {studio.key(job, job.end): job.sitter.name for job in jobs}
 
-    own = names()
+    own = keys()
     shutil.copytree(shop / "data", tmp_path / "data")
     shutil.copytree(shop / "model", tmp_path / "model")
     moved = plan.model.model_copy(update={"name": str(tmp_path / "model")})
     indifferent = {"photos.cache": str(tmp_path), "training.log_every": 7, "tracking.tensorboard": True}
     indifferent["method.coeff.dropout"] = 0.5  # no alpha learns here
-    assert names(subjects=str(tmp_path / "data"), model=moved, settings=plan.settings | indifferent) == own
+    assert keys(subjects=str(tmp_path / "data"), model=moved, settings=plan.settings | indifferent) == own
     for update in (
         {"settings": plan.settings | {"method.lora.learning_rate": 1e-5}},
         {"seeds": [1]},
@@ -275,10 +290,10 @@ def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, 
         {"class_word": "toy"},
         {"scales": [0.5]},
     ):
-        assert not names(**update) & own, update
+        assert not keys(**update).keys() & own.keys(), update
     (tmp_path / "data" / "ball3" / "0.txt").write_text("a sks ball")
-    kept = names(subjects=str(tmp_path / "data")) & own
-    assert len(kept) == 1 and next(iter(kept)).startswith("cat9")
+    changed = keys(subjects=str(tmp_path / "data"))
+    assert [name for key, name in changed.items() if key in own] == ["cat9"]
 
 
 def test_a_training_that_diverges_is_a_finding(plan, tmp_path, monkeypatch):

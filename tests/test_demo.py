@@ -17,8 +17,8 @@ from coeffdiff.demo import Result, demo, new_places
 from coeffdiff.errors import ConfigError, LaunchError
 from coeffdiff.method.adapter import read_header
 from coeffdiff.pictures import read_recipe
-from coeffdiff.pocket.subjects import DEV, EVAL, photo_scenes
 from coeffdiff.pocket.world import SETTINGS
+from coeffdiff.pocket.world.subjects import DEV, EVAL, photo_scenes
 from coeffdiff.training.state import RunFolder
 
 QUICK = {"steps": 2, "denoising_steps": 2}

@@ -18,7 +18,7 @@ from coeffdiff.config import load_settings, with_values
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import PhotoError
 from coeffdiff.estimate import Prediction
-from coeffdiff.pocket.subjects import SUBJECTS, write_photos
+from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
 from coeffdiff.preflight import GIB, Finding, Free, Report
 
 CPU = torch.device("cpu")

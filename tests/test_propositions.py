@@ -1,7 +1,7 @@
 """The paper's propositions 4.2 and 4.3, put to mixed_attention itself and decided by linear programming.
 
 Whether a point is in H^1 + ... + H^heads, the sum of the convex hulls of the heads' projected values, is a linear
-program, which scripts/measure_hull.py puts to trained adapters as well.
+program, which scripts/evidence/measure_hull.py puts to trained adapters as well.
 
 Source: Miao, Chen and Qiu 2025, arXiv 2503.18337, section 4.
 """
@@ -15,9 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measure_hull import distance_to_sum_of_hulls
 
 from coeffdiff.method.attention import BACKENDS, mixed_attention
+from measure_hull import distance_to_sum_of_hulls
 
 ON_CPU = [name for name in BACKENDS if name != "fused"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import CLIPTokenizer
 
-from coeffdiff.pocket.model import BEGIN, END, _byte_symbols, tokenizer_pair
+from coeffdiff.pocket.tokenizers import BEGIN, END, byte_symbols, tokenizer_pair
 from coeffdiff.tokens import KNOWN, PROPOSED, caption_findings, holds, token_findings
 
 # Where CLIP's own vocabulary has these words, of 49,408.
@@ -29,7 +29,7 @@ def merged(word: str) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def clip():
     """A tokenizer of CLIP's size that has the words above at their places, and nothing between them."""
-    symbols = _byte_symbols()
+    symbols = byte_symbols()
     known = {word: number for number, word in enumerate([*symbols, *(symbol + "</w>" for symbol in symbols)])}
     merges = []
     for word in CLIP_IDS:

@@ -1,12 +1,13 @@
 """Methods side by side: what is trained and scored for a comparison, cell by cell; what the cells say together is
 paired.py's, the page report.py's.
 
-A cell is one adapter on one subject, trained with one seed for so many steps and scored at one scale. Its JSON file is
-named by all that decides it (weights, photos, settings, prompts, seeds), so that whatever has been computed anywhere
+A cell is one adapter on one subject, trained with one seed for so many steps and scored at one scale. Its key is a
+hash of all that decides it (weights, photos, settings, prompts, seeds), so that whatever has been computed anywhere
 is never computed again, and several processes or machines can fill one folder:
 
     asked.yaml             the plan as it was asked for last
     cells/*.json           a cell each; all that a comparison is made of
+    cells/*.jsonl          cells that were packed, a line each; see cells.py
     work/*/                photos, a run and its pictures each; may be thrown away when the cells are there
     comparison.json, .csv, .png, report.html
 """
@@ -55,6 +56,7 @@ from coeffdiff.errors import (
     NonFinitePicture,
     PhotoError,
 )
+from coeffdiff.evaluation.cells import CellFolder, slug
 from coeffdiff.evaluation.evaluate import Protocol, Scored, Seen, Subject, device_name, score_adapter
 from coeffdiff.evaluation.paired import summarize, table_of
 from coeffdiff.evaluation.prompts import LISTING, choose_prompts, read_listing
@@ -64,8 +66,9 @@ from coeffdiff.inspection import inspect_adapter
 from coeffdiff.method.adapter import load_adapter, read_header
 from coeffdiff.metrics import encoders_for
 from coeffdiff.pictures import labelled_grid, save_png
-from coeffdiff.pocket import POCKET, WEIGHTS, subjects
+from coeffdiff.pocket import POCKET, WEIGHTS
 from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
+from coeffdiff.pocket.world import subjects
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.loop import train
 from coeffdiff.training.prepare import free_memory, resolve, versions
@@ -227,7 +230,9 @@ class Outcome:
     missing: list[str]
 
 
-def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> Outcome:
+def compare(
+    plan: Comparison, output: Path, part: tuple[int, int] = (1, 1), pack_as: str | None = None
+) -> Outcome:
     """Compute what is missing of a plan's cells, and write what all of them say.
 
     Args:
@@ -235,6 +240,8 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
         part: (k, n): only every n-th subject and seed, from the k-th on, for machines that share no folder, all of one
             kind (the precision is a part of a cell). Processes that share a folder need nothing: each takes jobs that
             no other is at.
+        pack_as: name of the file below cells/ that the plan's cells are packed into at the end, without .jsonl; None
+            leaves each in a file of its own, which is easier to gather from several machines.
     Raises: CoeffDiffError with one sentence; what is finished stays.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -270,7 +277,10 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
         with suppress(Exception):  # what went wrong first is what there is to be told
             _conclude(plan, studio, jobs)
         raise
-    return _conclude(plan, studio, jobs)
+    outcome = _conclude(plan, studio, jobs)
+    if pack_as:
+        studio.cells.pack(pack_as, (studio.key(job, point) for job in jobs for point in job.points))
+    return outcome
 
 
 def _check(plan: Comparison) -> None:
@@ -320,7 +330,7 @@ class Studio:
     """One base model, its encoders and a folder: everything that jobs have in common, loaded when it is needed."""
 
     def __init__(self, plan: Comparison, output: Path) -> None:
-        self.plan, self.output = plan, output
+        self.plan, self.output, self.cells = plan, output, CellFolder(output / "cells")
         self.state = start_processes()
         self.device, self.dtype = sampling.choose_device(device=self.state.device)
         self.base = backbone.find_backbone(plan.model)
@@ -349,25 +359,18 @@ class Studio:
             for arm, given in self.plan.arms.items()
         ]
 
-    def cell(self, job: Job, point: Point) -> Path:
-        """Where a cell is kept. Its name ends in a hash of all that decides its numbers, which alone counts: the words
-        before it are those of the plan that came first."""
+    def key(self, job: Job, point: Point) -> str:
+        """A hash of all that decides a cell's numbers, under which it is kept whatever its arm is called."""
         protocol = dataclasses.asdict(job.protocol)
-        content = _hash(FORMAT, job.key, dataclasses.astuple(point), protocol, self.eyes)
-        words = f"{job.sitter.name}-{job.arm}-s{job.seed}-{point.steps}x{point.scale:g}"
-        there = next((self.output / "cells").glob(f"*-{content}.json"), None)
-        return there or self.output / "cells" / f"{_slug(words)}-{content}.json"
+        return _hash(FORMAT, job.key, dataclasses.astuple(point), protocol, self.eyes)
 
     def read(self, job: Job, point: Point) -> dict[str, Any] | None:
         """A cell under the name that this plan gives its arm; None if it is not there, or not whole."""
-        try:
-            cell = json.loads(self.cell(job, point).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return cell | {"arm": job.arm} if isinstance(cell, dict) else None
+        cell = self.cells.read(self.key(job, point))
+        return cell | {"arm": job.arm} if cell else None
 
     def work_folder(self, job: Job) -> Path:
-        return self.output / "work" / f"{_slug(f'{job.sitter.name}-{job.arm}-s{job.seed}')}-{job.key}"
+        return self.output / "work" / f"{slug(f'{job.sitter.name}-{job.arm}-s{job.seed}')}-{job.key}"
 
     def lacks(self, job: Job) -> list[Point]:
         return [point for point in job.points if self.read(job, point) is None]
@@ -458,8 +461,8 @@ class Studio:
                 "versions": {"coeffdiff": __version__, "python": platform.python_version()} | versions(),
             },
         }
-        with appearing(self.cell(job, point), durable=True) as unfinished:
-            unfinished.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+        words = f"{job.sitter.name}-{job.arm}-s{job.seed}-{point.steps}x{point.scale:g}"
+        self.cells.write(self.key(job, point), words, cell)
 
     def _cost(self, job: Job, adapter: Path | None) -> dict[str, Any]:
         """What an adapter takes to keep and took to make."""
@@ -618,10 +621,6 @@ def _facts(scored: Scored) -> dict[str, Any]:
 
 def _hash(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.+=-]+", "_", text).strip("._")[:100]
 
 
 def _strip_name(point: Point) -> str:

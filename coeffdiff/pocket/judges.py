@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from coeffdiff.errors import ModelError, TrainingError
-from coeffdiff.pocket.render import Scene
 from coeffdiff.pocket.world import COLOURS, KINDS, PATTERNS, SETTINGS
+from coeffdiff.pocket.world.scene import Scene
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
@@ -92,7 +92,9 @@ def trusted_judges(weights: Path) -> Judges:
     try:
         known = json.loads((weights / "record.json").read_text())["judges"]
     except (OSError, KeyError) as error:
-        raise ModelError(f"There are no judges in {weights}; scripts/build_pocket.py makes them.") from error
+        raise ModelError(
+            f"There are no judges in {weights}; scripts/build/build_pocket.py makes them."
+        ) from error
     doubtful = [name for name in QUESTIONS if known[f"{name}_plain"] < TRUSTED]
     if doubtful:
         raise TrainingError(

@@ -1,0 +1,29 @@
+"""The stages in which the pocket models are made from nothing but the world; build_pocket.py runs them.
+
+Every stage depends on its own seeds and on the stages before it alone, resumes where it was stopped, and writes
+its weights (fp16), its curve and what it took under `weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pocket_build.clip import build_clip
+from pocket_build.dino import build_dino
+from pocket_build.judges import build_judges
+from pocket_build.score import score
+from pocket_build.unet import build_unet
+from pocket_build.vae import build_decoder, build_vae
+from pocket_build.workshop import Workshop
+
+STAGES: dict[str, Callable[[Workshop], Any]] = {
+    "vae": build_vae,
+    "decoder": build_decoder,
+    "judges": build_judges,
+    "unet": build_unet,
+    "clip": build_clip,
+    "dino": build_dino,
+    "score": score,
+}
+"""In the order in which they can be made."""

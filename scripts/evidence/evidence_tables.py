@@ -1,0 +1,333 @@
+"""Write the tables of README.md and scripts/evidence/README.md anew, and core.png, from the cells beside the latter.
+
+python scripts/evidence/evidence_tables.py            # after a comparison has put new cells into cells/, which are
+                                                      # packed into cells/PLAN.jsonl
+python scripts/evidence/evidence_tables.py --check    # changes nothing; exit code 1 if a table is out of date
+
+A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare;
+`dropped` is of two of them; `dissected`, `moved` and `ceiling` are what dissect_comparison.py found, `customization`
+and `rates` what measure_customization.py did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import dissect_comparison
+import measure_customization
+
+EVIDENCE = Path(__file__).parent
+ROOT = EVIDENCE.parent.parent
+CELLS = EVIDENCE / "cells"
+DISSECTED = EVIDENCE / "dissected.json"
+CUSTOMIZATION = EVIDENCE / "customization"
+PLANS = {file.stem for file in (ROOT / "configs" / "compare").glob("*.yaml")}
+PLOT = EVIDENCE / "core.png"
+PAGES = (ROOT / "README.md", EVIDENCE / "README.md")
+MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+DISSECTED_FROM = {
+    "dissected": "controls",
+    "moved": "controls",
+    "ceiling": "core",
+}  # table -> the plan it is of
+DROPPED_IN = {"dev": ("recipes",), "fresh": ("fresh",), "both": ("recipes", "fresh")}  # subjects -> plans
+BROAD = ("dino", "dino_masked", "clip_i", "clip_t", "place", "drift", "drift_class", "drift_unrelated")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    chosen = parser.parse_args()
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # the cells' precision is a part of their names
+    pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    asked = [match[1] for text in pages.values() for match in MARKED.finditer(text)]
+    wanted = [name for name in [*asked, *DISSECTED_FROM.values(), *DROPPED_IN["both"]] if name in PLANS]
+    plans = gathered(wanted, pack=not chosen.check)
+    found = tables(plans)
+    core = plans["core"].results
+    wrong = ["core.png"] if Image.open(PLOT).info.get("results") != digest(core) else []
+    wrong += [
+        match[1]
+        for text in pages.values()
+        for match in MARKED.finditer(text)
+        if match[3] != f"\n{found[match[1]]}\n"
+    ]
+    if chosen.check:
+        if wrong:
+            print(f"Not what the cells say: {', '.join(wrong)}.")
+        return bool(wrong)
+    for page, text in pages.items():
+        page.write_text(MARKED.sub(lambda match: f"{match[1]}{match[2]}\n{found[match[1]]}\n", text), "utf-8")
+    if "core.png" in wrong:
+        plot(core)
+    return 0
+
+
+def plot(results: Mapping[str, Any]) -> None:
+    """The picture of a comparison, with a digest in it of what it was drawn from."""
+    from coeffdiff.evaluation.plots import draw_comparison
+
+    draw_comparison(results, PLOT)
+    carried = PngInfo()
+    carried.add_text("results", digest(results))
+    with Image.open(PLOT) as image:
+        image.save(PLOT, pnginfo=carried, optimize=True)
+
+
+def digest(results: Mapping[str, Any]) -> str:
+    """Of the numbers that a plot shows."""
+    shown = json.dumps([results["arms"], results["paired"]], sort_keys=True)
+    return hashlib.sha256(shown.encode()).hexdigest()[:16]
+
+
+def tables(found: Mapping[str, Gathered]) -> dict[str, str]:
+    """Markdown by the name of a table, of these plans and of what is no plan's."""
+    customized = measure_customization.kept(CUSTOMIZATION)
+    made = {
+        "customization": measure_customization.by_subject(customized),
+        "rates": measure_customization.by_variant(customized),
+    }
+    kept = {name: found[plan].dissected for name, plan in DISSECTED_FROM.items()}
+    made["dissected"] = dissect_comparison.table(kept["dissected"])
+    made["moved"] = dissect_comparison.moved(kept["moved"])
+    made["ceiling"] = ceiling(kept["ceiling"], found["core"].cells)
+    made["dropped"] = dropped(found)
+    forms = {
+        "core": transposed, "tuning": at_every_step, "tuning_controls": at_every_step, "edges": at_every_step,
+        "scales": at_every_scale, "ranks": by_rank,
+    }  # fmt: skip
+    return made | {name: forms.get(name, by_arm)(plan) for name, plan in found.items()}
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What is there of a plan: its cells, what they say together, and what was dissected of its adapters."""
+
+    cells: list[dict[str, Any]]
+    ends: dict[str, tuple[int, float]]
+    results: dict[str, Any]
+    dissected: list[dict[str, Any]]
+
+    def against(self, reference: str) -> dict[str, Any]:
+        """The arms' paired differences to another than the plan's own reference."""
+        from coeffdiff.evaluation.paired import summarize
+
+        found: dict[str, Any] = summarize(self.cells, self.ends, reference)["paired"]
+        return found
+
+
+def gathered(plans: Iterable[str], pack: bool = False) -> dict[str, Gathered]:
+    """By the plan's name in configs/compare. pack: move its new cells into its file."""
+    from coeffdiff.config import load_section
+    from coeffdiff.console import hushed
+    from coeffdiff.evaluation.compare import Comparison, Studio
+    from coeffdiff.evaluation.paired import summarize
+
+    found = {}
+    dissected = json.loads(DISSECTED.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder, hushed():
+        output = Path(folder)
+        (output / "cells").symlink_to(CELLS, target_is_directory=True)
+        studio = None
+        for name in sorted(set(plans)):
+            plan = load_section(Comparison, plan_file(name))
+            studio = studio or Studio(plan, output)
+            studio.plan = plan
+            jobs = studio.jobs()
+            asked = [(job, point) for job in jobs for point in job.points]
+            cells = [cell for job, point in asked if (cell := studio.read(job, point))]
+            if pack:
+                studio.cells.pack(name, (studio.key(job, point) for job, point in asked))
+            ends = {job.arm: (job.end.steps, job.end.scale) for job in jobs}
+            missing = [""] * (len(asked) - len(cells))
+            results = summarize(cells, ends, plan.reference, missing)
+            studio.plan = plan.model_copy(
+                update={"drift_pictures": 0}
+            )  # as dissect_comparison.py looks at it
+            rows = dissect_comparison.kept(studio, "coeff+lora", dissected) if "coeff+lora" in ends else []
+            found[name] = Gathered(cells, ends, results, rows)
+    return found
+
+
+def plan_file(name: str) -> Path:
+    return ROOT / "configs" / "compare" / f"{name}.yaml"
+
+
+def by_arm(gathered: Gathered) -> str:
+    """A row for each arm: the two axes with their differences to the reference, and what it costs."""
+    results = gathered.results
+    return _by_arm(results, results["paired"], f"less {results['reference']}'s")
+
+
+def by_rank(gathered: Gathered) -> str:
+    """The same with each arm beside LoRA of its own rank."""
+    pairs = {
+        f"coeff+{lora}": gathered.against(lora)[f"coeff+{lora}"]
+        for lora in gathered.ends
+        if lora.startswith("lora") and f"coeff+{lora}" in gathered.results["arms"]
+    }
+    return _by_arm(gathered.results, pairs, "less lora's of that rank")
+
+
+def _by_arm(results: Mapping[str, Any], paired: Mapping[str, Any], less: str) -> str:
+    lines = [
+        f"| arm | DINO, photos masked | {less} | CLIP-T | {less} | place | drift | mean abs alpha | numbers "
+        "| adapter, KB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, found in results["arms"].items():
+        pairs, cost = paired.get(arm, {"scores": {}})["scores"], found["cost"]
+        entries = [arm]
+        for name in ("dino_masked", "clip_t"):
+            entries += [mean(found, name), difference(pairs, name)]
+        alpha = f"{cost['mean_abs_alpha']:.3f}" if "mean_abs_alpha" in cost else ""
+        entries += [percent(found, "place"), mean(found, "drift"), alpha]
+        entries += (
+            [f"{cost['parameters']:,.0f}", f"{cost['adapter_bytes'] / 1000:,.0f}"] if cost else ["", ""]
+        )
+        lines.append("| " + " | ".join(entries) + " |")
+    return "\n".join([*lines, "", how_many(results)])
+
+
+def transposed(gathered: Gathered) -> str:
+    """A row for each score: the arms, then their differences to the reference."""
+    from coeffdiff.evaluation.paired import SCORES
+
+    results = gathered.results
+    arms, others = list(results["arms"]), [arm for arm in results["paired"] if arm != "base"]
+    heads = [*arms, *(f"{arm} - {results['reference']}" for arm in reversed(others))]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name in BROAD:
+        entries = [" ".join(SCORES[name])] + [mean(results["arms"][arm], name) for arm in arms]
+        for arm in reversed(others):
+            says = results["paired"][arm]["scores"][name]["says"]
+            entries.append(f"{difference(results['paired'][arm]['scores'], name)}, {says}")
+        lines.append("| " + " | ".join(entries) + " |")
+    return "\n".join([*lines, "", how_many(results)])
+
+
+def ceiling(rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> str:
+    """What the subjects' own renders score in the places of the prompts, less what the arms do."""
+    from coeffdiff.evaluation.paired import SCORES, paired
+
+    renders = [
+        {"subject": row["subject"], "seed": row["seed"], "scores": row["scores"]}
+        for row in rows
+        if row["part"] == dissect_comparison.PHOTOS
+    ]
+    against = ("lora", "coeff", "coeff+lora")
+    pairs = {
+        arm: paired(renders, [cell for cell in cells if cell["arm"] == arm])["scores"] for arm in against
+    }
+    lines = [
+        "| | the subject itself | " + " | ".join(f"less {arm}'s" for arm in against) + " |",
+        "|---" * (len(against) + 2) + "|",
+    ]
+    for name in dissect_comparison.SHOWN:
+        by_subject: dict[str, list[float]] = {}
+        for one in renders:
+            by_subject.setdefault(one["subject"], []).append(one["scores"][name])
+        mean = statistics.fmean(statistics.fmean(values) for values in by_subject.values())
+        entries = [" ".join(SCORES[name]), f"{mean:.3f}"]
+        entries += [f"{difference(pairs[arm], name)}, {pairs[arm][name]['says']}" for arm in against]
+        lines.append("| " + " | ".join(entries) + " |")
+    return "\n".join([*lines, "", f"{len({one['subject'] for one in renders})} subjects."])
+
+
+def dropped(found: Mapping[str, Gathered]) -> str:
+    """What a tenth of the captions dropped changes, and what alpha changes then: dev, fresh and all subjects."""
+    from coeffdiff.evaluation.paired import SCORES, paired
+
+    shown = ("dino_masked", "clip_t", "drift_unrelated")
+    lines = ["| subjects | | " + " | ".join(" ".join(SCORES[name]) for name in shown) + " |"]
+    lines.append("|---" * (len(shown) + 2) + "|")
+    without = ", captions dropped"
+    for less, arm in (("lora", f"lora{without}"), ("coeff+lora", f"coeff+lora{without}"),
+                      (f"lora{without}", f"coeff+lora{without}")):  # fmt: skip
+        for subjects, plans in DROPPED_IN.items():
+            cells = [cell for plan in plans for cell in found[plan].cells]
+            one, other = ([cell for cell in cells if cell["arm"] == name] for name in (arm, less))
+            pairs = paired(one, other)["scores"]
+            entries = [f"{pairs['dino_masked']['of']} {subjects}", f"{arm} - {less}"]
+            entries += [f"{difference(pairs, name)}, {pairs[name]['says']}" for name in shown]
+            lines.append("| " + " | ".join(entries) + " |")
+    return "\n".join(lines)
+
+
+def at_every_step(gathered: Gathered) -> str:
+    return _curves(gathered.results, "steps", "{} steps")
+
+
+def at_every_scale(gathered: Gathered) -> str:
+    return _curves(gathered.results, "scale", "scale {:g}")
+
+
+def _curves(results: Mapping[str, Any], over: str, title: str) -> str:
+    """DINO / CLIP-T / place of each arm at every point; the point that is best of an arm's tries stands out."""
+    points = sorted({point[over] for curve in results["curves"].values() for point in curve})
+    lines = ["| arm | " + " | ".join(title.format(point) for point in points) + " |"]
+    lines.append("|---" * (len(points) + 1) + "|")
+    best = {(one["arm"], one["steps"], one["scale"]) for one in results["best"].values()}
+    for arm, curve in results["curves"].items():
+        entries = []
+        at = {point[over]: point for point in curve}
+        for where in points:
+            if where not in at:
+                entries.append("")
+                continue
+            point = at[where]
+            scores = point["scores"]
+            entry = f"{scores['dino']:.2f} / {scores['clip_t']:.2f} / {100 * scores['place']:.0f} %"
+            chosen = (arm, point["steps"], point["scale"]) in best
+            entries.append(f"**{entry}**" if chosen else entry)
+        lines.append(f"| {arm} | " + " | ".join(entries) + " |")
+    return "\n".join([*lines, "", how_many(results)])
+
+
+def mean(found: Mapping[str, Any], name: str) -> str:
+    return f"{found['scores'][name]['mean']:.3f}" if name in found["scores"] else ""
+
+
+def percent(found: Mapping[str, Any], name: str) -> str:
+    return f"{100 * found['scores'][name]['mean']:.0f} %" if name in found["scores"] else ""
+
+
+def difference(pairs: Mapping[str, Any], name: str) -> str:
+    if name not in pairs:
+        return ""
+    one = pairs[name]
+    if one["low"] is None:
+        return f"{one['difference']:+.3f}"
+    return f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+
+
+def how_many(results: Mapping[str, Any]) -> str:
+    counts = sorted({found["subjects"] for found in results["arms"].values()}) or [0]
+    cells = sum(made["cells"] for made in results["made"])
+    lacking = f"; {len(results['missing'])} more are missing" if results["missing"] else ""
+    subjects = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    made = results["made"]
+    dates = sorted({date for way in made for date in way["dates"]})
+    between = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else ""
+    devices = " and ".join(dict.fromkeys(way["device"] for way in made))
+    return f"{subjects} subjects, {cells} cells{lacking}; {between}, {devices}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

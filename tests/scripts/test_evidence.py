@@ -1,0 +1,113 @@
+"""What measures adapters and makes the tables of the READMEs, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evidence_tables
+from coeffdiff.config import load_section
+from coeffdiff.evaluation.compare import Comparison
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def test_customization_is_measured_once_for_every_cell(tmp_path, run):
+    """Base, a trained arm in two variants and both ends: five rows; asked again, nothing is made anew, packed or not."""
+    arguments = ("--folder", "out", "--subjects", "robot_mug", "--arms", "base", "coeff", "ceiling", "floor")
+    arguments += ("--steps", "2", "--denoising-steps", "2")
+    arguments += ("--set", "method.coeff.dropout=0", "method.coeff.learning_rate=0.05")
+    first = run("evidence/measure_customization.py", *arguments, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert sum(line.startswith("robot_mug ") for line in first.stderr.splitlines()) == 5
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in first.stdout.splitlines()[2:7]}
+    assert list(rows) == [
+        "base",
+        "coeff method.coeff.dropout=0",
+        "coeff method.coeff.learning_rate=0.05",
+        "ceiling",
+        "floor",
+    ]
+    likeness = {name: float(row[2]) for name, row in rows.items()}
+    assert likeness["ceiling"] > likeness["floor"]
+    assert float(rows["coeff method.coeff.learning_rate=0.05"][5]) > float(
+        rows["coeff method.coeff.dropout=0"][5]
+    )  # mean |alpha|
+    cells = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").iterdir()]
+    assert {(cell["arm"], cell.get("steps")) for cell in cells} == {
+        ("base", None), ("coeff", 2), ("ceiling", None), ("floor", None)
+    }  # fmt: skip
+    for more in ((), ("--pack",), ()):
+        again = run("evidence/measure_customization.py", *arguments, *more, cwd=tmp_path)
+        assert again.stdout.replace(" --pack", "") == first.stdout and "robot_mug" not in again.stderr
+    (packed,) = (tmp_path / "out" / "cells").iterdir()
+    assert packed.name == "dev.jsonl" and packed.read_text().count("\n") == 5
+
+
+def test_a_comparisons_adapters_are_taken_apart(tmp_path, run):
+    """As trained they have the cell's scores; without alpha and without LoRA others; the subject itself the best."""
+    (tmp_path / "plan.yaml").write_text(
+        "{model: {name: pocket}, subjects: wooden_pot, seeds: [0], limit: 2, denoising_steps: 2, reference: coeff+lora,"
+        " settings: {training.steps: 2, training.masked_loss: false}, arms: {coeff+lora: {method.kind: coeff+lora}}}"
+    )
+    command = [sys.executable, "-m", "coeffdiff", "compare", "plan.yaml", "--output", "comparison"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arguments = ("plan.yaml", "--comparison", "comparison", "--output", "dissected.json")
+    done = run("evidence/dissect_comparison.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "dissected.json").read_text())
+    scores = {row["part"]: row["scores"] for row in rows}
+    (cell,) = (json.loads(file.read_text()) for file in (tmp_path / "comparison" / "cells").glob("*.json"))
+    assert scores["as trained"] == pytest.approx(
+        {n: cell["scores"][n] for n in scores["as trained"]}, abs=1e-5
+    )
+    assert len({of["dino"] for of in scores.values()}) == len(scores) == 6
+    assert max(scores, key=lambda part: scores[part]["dino"]) == "the subject itself"
+    assert done.stdout.count("\n| ") == 6 + 1 + 5  # parts; then a head and pocket's blocks
+    (moved,) = (row["moved"] for row in rows if "moved" in row)
+    assert len(moved) == 2 * 5 and 0.0 < min(moved.values()) < max(moved.values()) < 0.02
+
+
+def test_the_readmes_tables_are_what_the_cells_say(tmp_path, run):
+    """All of them as they are; with one digit changed, the table is named."""
+    root = SCRIPTS.parent
+    evidence = SCRIPTS / "evidence"
+    (tmp_path / "scripts" / "evidence").mkdir(parents=True)
+    copied = ("evidence_tables.py", "dissect_comparison.py", "measure_customization.py")
+    for name in (*copied, "dissected.json", "README.md", "core.png"):
+        shutil.copy(evidence / name, tmp_path / "scripts" / "evidence" / name)
+    for name in ("cells", "customization"):
+        (tmp_path / "scripts" / "evidence" / name).symlink_to(evidence / name)
+    (tmp_path / "scripts" / "build").symlink_to(SCRIPTS / "build")
+    (tmp_path / "configs").symlink_to(root / "configs")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    begin = readme.index("<!-- table: core -->")
+    spoiled = readme[:begin] + readme[begin:].replace("0.", "1.", 1)
+    for text, code, said in ((readme, 0, ""), (spoiled, 1, "Not what the cells say: core.\n")):
+        (tmp_path / "README.md").write_text(text, encoding="utf-8")
+        command = [sys.executable, str(tmp_path / "scripts" / "evidence" / "evidence_tables.py"), "--check"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
+def test_what_is_compared_stands_where_tuning_found_it_best(monkeypatch):
+    """Each trained arm of the core comparison and of the controls has the settings and steps of its best try."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    plans = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in ("core", "controls")}
+    tuned = evidence_tables.gathered(("tuning", "tuning_controls"))
+    tries = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in tuned}
+    called = {"lora, rank 17": "rank17"}
+    for name, plan in plans.items():
+        for arm, own in plan.arms.items():
+            found = [
+                tries[tuning].arms[best["arm"]] | {"training.steps": best["steps"]}
+                for tuning, there in tuned.items()
+                if (best := there.results["best"].get(called.get(arm, arm)))
+            ]
+            assert arm == "base" or found == [own], (name, arm)

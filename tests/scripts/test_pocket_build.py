@@ -1,0 +1,375 @@
+"""Building the pocket models: every stage in small, resuming, and what is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
+from transformers import CLIPModel, ViTModel
+
+from coeffdiff.errors import ModelError, TrainingError
+from coeffdiff.pocket import judges
+from coeffdiff.pocket.world import caption, mentioned, sample_scene
+from coeffdiff.pocket.world.subjects import SUBJECTS
+from coeffdiff.seeding import generator_for, stable_seed
+from pocket_build import clip, dino, renders, unet
+from pocket_build.fitting import Plan, fit, read_average
+from pocket_build.latents import build_latents, varied
+from pocket_build.renders import draw, individual, known_individuals, scene_of
+from pocket_build.stages import STAGES
+from pocket_build.unet import Conditioned, spoken, store_unfinished
+from pocket_build.workshop import PLANS, Workshop
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Everything small enough for a minute: 32 pictures a set, two or three steps a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(renders, "SHARD", 32)
+        patch.setattr(renders, "HELD_INDIVIDUALS", 2)
+        patch.setattr(unet, "BATCH", 8)
+        patch.setattr(clip, "CLIP_BATCH", 8)
+        patch.setattr(judges, "TRUSTED", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(small, tmp_path_factory):
+    """A workshop in which every stage has run."""
+    folder = tmp_path_factory.mktemp("pocket")
+    plans = {name: dataclasses.replace(plan, steps=2) for name, plan in PLANS.items()}
+    counts = {"train": 32, "heldout": 32, "individuals": 64}
+    shop = Workshop(folder / "work", folder / "weights", "cpu", torch.float32, 1, plans, counts)
+    for name, stage in STAGES.items():
+        if name == "score":
+            stage(shop, captions=2, steps=2)
+        else:
+            stage(shop)
+    return shop
+
+
+def test_every_stage_leaves_its_weights_and_what_it_took(built):
+    record = built.record()
+    assert set(record) == set(STAGES)
+    for stage, plan in built.plans.items():
+        assert record[stage]["steps"] == plan.steps == 2
+        assert built.finished(stage)
+        curve = [json.loads(line) for line in (built.weights / "curves" / f"{stage}.jsonl").open()]
+        assert [line["step"] for line in curve] == [2]
+    assert record["score"]["unet_steps"] == 2
+    assert sum(record["score"]["named"].values()) > 0
+
+
+def test_weights_are_stored_in_half_and_load_in_full_precision_by_the_plain_classes(built):
+    """As anyone would load them: no dtype named, and everything is float32, with the values of the fp16 files."""
+    files = [file for file in built.weights.rglob("*.safetensors") if file.parent.name != "judges"]
+    assert len(files) == 6
+    pipe = StableDiffusionXLPipeline.from_pretrained(built.weights / "pocket")
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    parts += (
+        CLIPModel.from_pretrained(built.weights / "pocket-clip"),
+        ViTModel.from_pretrained(built.weights / "pocket-dino", add_pooling_layer=False),
+    )
+    for part in parts:
+        for weight in part.parameters():
+            assert weight.dtype == torch.float32
+            assert torch.equal(weight, weight.half().float())
+
+
+def test_latents_have_unit_spread(built):
+    """The VAE's factor is one over the deviation of its latents."""
+    latents, time_ids = build_latents(built)
+    assert latents.shape == (64, 8, 16, 16) and time_ids.shape == (64, 6)
+    assert latents[0::2, :4].float().std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_unet_cut_short_is_stored_and_continued_where_there_is_no_checkpoint(built, tmp_path):
+    """Its average is what is stored; elsewhere, at a rate of zero, two more steps leave it as it is."""
+    weights, away = tmp_path / "weights", tmp_path / "away"
+    shutil.copytree(built.weights / "pocket" / "vae", weights / "pocket" / "vae")
+    (weights / "record.json").write_text(json.dumps({"vae": built.record()["vae"]}))
+    longer = built.plans | {"unet": Plan(4, 0.0, warmup=1, weight_decay=0.0)}
+    here = dataclasses.replace(built, weights=weights, plans=longer)
+    assert store_unfinished(here) == 2 and not here.finished("unet")
+    averaged = Conditioned()
+    read_average("unet", built.folder, averaged)
+    stored = load_file(here.unet_file)
+    for name, weight in averaged.unet.state_dict().items():
+        assert torch.equal(stored[name], weight.half()), name
+    away.mkdir()
+    (away / "renders").symlink_to(built.folder / "renders")
+    (away / "latents").symlink_to(built.folder / "latents")
+    there = dataclasses.replace(here, folder=away)
+    with pytest.raises(TrainingError, match="There is no checkpoint"):
+        store_unfinished(there)
+    STAGES["unet"](there)
+    assert there.finished("unet")
+    again = load_file(there.unet_file)
+    assert stored.keys() == again.keys() and all(torch.equal(stored[name], again[name]) for name in stored)
+    curve = [json.loads(line)["step"] for line in (weights / "curves" / "unet.jsonl").open()]
+    assert curve == [2, 4]
+    with pytest.raises(TrainingError, match="has 2 steps, and more are stored already"):
+        store_unfinished(here)
+
+
+def test_two_processes_are_not_at_one_stage_in_one_folder(built, tmp_path):
+    """They would write over each other's checkpoints and curves; another stage may be worked at meanwhile."""
+    shop = dataclasses.replace(built, folder=tmp_path / "new")
+    with shop.alone("vae"):
+        with pytest.raises(TrainingError, match="Another process is at the stage vae in"), shop.alone("vae"):
+            pytest.fail("both have it")
+        with shop.alone("clip"):
+            pass
+    with shop.alone("vae"):
+        pass
+
+
+def test_a_stage_waits_for_those_it_builds_on(built, tmp_path):
+    """And the score is taken again when the UNet is another."""
+    for stage in STAGES:
+        built.require(stage)
+    empty = dataclasses.replace(built, weights=tmp_path)
+    empty.require("vae")
+    with pytest.raises(TrainingError, match="judges needs decoder, which is not finished"):
+        empty.require("judges")
+    assert built.finished("score")
+    other = Path(shutil.copytree(built.weights, tmp_path / "other"))
+    shop = dataclasses.replace(built, weights=other)
+    shop.unet_file.write_bytes(shop.unet_file.read_bytes() + b" ")
+    assert not shop.finished("score")
+
+
+def test_a_kill_between_training_and_storing_costs_nothing(built, tmp_path, monkeypatch):
+    """The record has no such stage, so it runs again, from its last checkpoint, without a step."""
+    shop = dataclasses.replace(built, weights=Path(shutil.copytree(built.weights, tmp_path / "weights")))
+    known = shop.record()
+    del known["unet"]
+    shop.record_file.write_text(json.dumps(known))
+    stored = shop.unet_file.read_bytes()
+    shop.unet_file.unlink()
+    assert not shop.finished("unet")
+    monkeypatch.setattr(unet, "spoken", None)  # what every step calls
+    STAGES["unet"](shop)
+    assert shop.unet_file.read_bytes() == stored and shop.finished("unet")
+
+
+def test_nothing_trains_on_what_is_measured_later(built, tmp_path, monkeypatch):
+    """The last individuals are pocket-dino's test; the decoder and pocket-dino read none of their pictures."""
+    seen = set()
+    original = renders.Renders.images
+
+    def images(self, indices):
+        if self.name == "individuals":
+            seen.update(indices)
+        return original(self, indices)
+
+    monkeypatch.setattr(renders.Renders, "images", images)
+    monkeypatch.setattr(dino, "measure_dino", lambda shop: {})
+    monkeypatch.setattr(dino, "through_vae", lambda shop, source, pictures: source)
+    shop = dataclasses.replace(
+        built,
+        folder=tmp_path,
+        weights=Path(shutil.copytree(built.weights, tmp_path / "weights")),
+        plans={stage: dataclasses.replace(plan, steps=4) for stage, plan in PLANS.items()},
+    )
+    (tmp_path / "renders").symlink_to(built.folder / "renders")
+    STAGES["decoder"](shop)
+    STAGES["dino"](shop)
+    known = known_individuals(shop.individuals)
+    assert known == 64 // renders.VIEWS - 2
+    assert seen and max(seen) < known * renders.VIEWS
+
+
+def test_judges_who_are_often_wrong_may_not_judge(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "TRUSTED", 0.97)
+    facts = {f"{question}_{kind}": 0.98 for question in judges.QUESTIONS for kind in ("plain", "vae")}
+    shutil.copytree(built.weights / "judges", tmp_path / "judges")
+    with pytest.raises(ModelError, match="There are no judges"):
+        judges.trusted_judges(tmp_path)
+    (tmp_path / "record.json").write_text(json.dumps({"judges": facts | {"colour_plain": 0.96}}))
+    with pytest.raises(TrainingError, match="The judges of colour are right on less than 97%"):
+        judges.trusted_judges(tmp_path)
+    (tmp_path / "record.json").write_text(json.dumps({"judges": facts}))
+    found = judges.trusted_judges(tmp_path).answers(torch.zeros(3, 3, 128, 128))
+    assert {name: len(answer) for name, answer in found.items()} == dict.fromkeys(judges.QUESTIONS, 3)
+
+
+# --- fitting ------------------------------------------------------------------------------------------
+
+
+def line(step):
+    """y = 3 x + 1 to be found, from points of the step's own."""
+    x = torch.randn(16, 1, generator=generator_for("line", step))
+    return x, 3.0 * x + 1.0
+
+
+def fitted(folder, steps, network=None):
+    torch.manual_seed(0)
+    network = network or torch.nn.Linear(1, 1)
+
+    def loss(step):
+        x, y = line(step)
+        return {"squares": (network(x) - y).square().mean()}
+
+    plan = Plan(steps, 0.05, warmup=5, average=0.5, weight_decay=0.0)
+    return fit("line", folder, network, loss, plan, device="cpu")[0]
+
+
+def test_fit_finds_the_line(tmp_path):
+    found = fitted(tmp_path, 300)
+    assert found.weight.item() == pytest.approx(3.0, abs=0.01)
+    assert found.bias.item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_fit_resumes_bit_for_bit(tmp_path, monkeypatch):
+    """Stopped by Ctrl-C after its first checkpoint, and started again: the same weights and the same curve."""
+    whole = fitted(tmp_path / "whole", 120)
+    monkeypatch.setattr("pocket_build.fitting.SAVE_SECONDS", -1.0)
+
+    class Tired(torch.nn.Linear):
+        seen = 0
+
+        def forward(self, x):
+            Tired.seen += 1
+            if Tired.seen == 77:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "parts", 120, Tired(1, 1))
+    assert read_average("line", tmp_path / "parts", torch.nn.Linear(1, 1))[0] == 50
+    with (tmp_path / "parts" / "line.jsonl").open("a") as curve:
+        curve.write('{"step": 50, "squ')  # as a full disk leaves it
+    again = fitted(tmp_path / "parts", 120)
+    assert torch.equal(again.weight, whole.weight) and torch.equal(again.bias, whole.bias)
+    curves = [
+        [{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in file.open()]
+        for file in (tmp_path / "whole" / "line.jsonl", tmp_path / "parts" / "line.jsonl")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_the_curve_holds_means_of_its_own_steps(tmp_path):
+    """A loss of 1 is 1 in every line, also when a finished stage gets more steps between two lines."""
+    network = torch.nn.Linear(1, 1)
+    for steps in (2, 4, 60):
+        plan = Plan(steps, 0.0)
+        fit("one", tmp_path, network, lambda step: {"one": 0 * network.bias.sum() + 1.0}, plan, device="cpu")
+    curve = [json.loads(row) for row in (tmp_path / "one.jsonl").open()]
+    assert [(line["step"], line["one"]) for line in curve] == [(2, 1.0), (4, 1.0), (50, 1.0), (60, 1.0)]
+
+
+def test_fit_stops_at_a_loss_that_is_no_number(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    with pytest.raises(TrainingError, match="step 1 gave a gradient that is no number"):
+        fit(
+            "bad",
+            tmp_path,
+            network,
+            lambda step: {"nan": network.weight.sum() * float("nan")},
+            Plan(5, 0.1),
+            device="cpu",
+        )
+    assert not (tmp_path / "bad.pt").exists()
+
+
+def test_the_rate_rises_stays_and_falls():
+    """Warm-up of 10, the last fifth of 100 falls to zero."""
+    plan = Plan(100, 1.0, warmup=10, cooldown=0.2)
+    assert [plan.rate_at(step) for step in (0, 4, 9, 50, 80)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    assert plan.rate_at(90) == pytest.approx(0.5) and plan.rate_at(99) == pytest.approx(0.05)
+
+
+# --- what they learn from -----------------------------------------------------------------------------
+
+
+def test_sets_share_no_scene_and_individuals_stay_themselves():
+    seeds = [{stable_seed("pocket", name, i) for i in range(20_000)} for name in ("train", "heldout")]
+    assert not seeds[0] & seeds[1]
+    assert scene_of("train", 3) != scene_of("heldout", 3)
+    named = [(s.proportions, s.look, s.marks) for s in SUBJECTS.values()]
+    for number in range(60):
+        one = individual(number, 0)
+        assert (one.shape, one.look, one.marks) not in named
+    for number in range(6):
+        first, second = individual(number, 0), individual(number, 1)
+        assert first.look == second.look and first.shape == second.shape and first.marks == second.marks
+        assert first.camera != second.camera
+    with pytest.raises(ValueError, match="there is no set 'test'"):
+        scene_of("test", 0)
+
+
+def test_drawing_goes_on_where_it_stopped(small, tmp_path):
+    """A file that is there is not drawn again, whoever drew the others."""
+    told = []
+    some = draw(tmp_path, "train", 32)
+    stamp = some.files[0].stat().st_mtime_ns
+    more = draw(tmp_path, "train", 33, told=told.append)
+    assert told == [32, 64] and len(more) == 64
+    assert more.files[0].stat().st_mtime_ns == stamp
+    assert more.images([0, 40]).shape == (2, 3, 128, 128)
+
+
+def test_what_a_caption_mentions():
+    """The white of a rug says nothing of the object on it."""
+    scene = sample_scene(1, kind="mug", colour="white", pattern="dotted", setting="on top of a white rug")
+    assert mentioned(scene, "a photo of a mug on top of a white rug") == {
+        "setting": "on top of a white rug",
+        "kind": "mug",
+    }
+    assert mentioned(scene, "a dotted white mug") == {"kind": "mug", "colour": "white", "pattern": "dotted"}
+    for seed in range(50):
+        own = sample_scene(seed)
+        assert mentioned(own, caption(own, seed)), caption(own, seed)
+
+
+def test_words_that_mean_nothing_stand_before_the_thing():
+    """In real captions of all kinds: without the word and its article each is what it was, and places keep theirs."""
+    forms = set()
+    for index in range(1500):
+        scene = sample_scene(index)
+        said = caption(scene, index)
+        text = spoken(said, scene, generator_for("spoken", index))
+        if text == said:
+            continue
+        things = [a for a in ("kind",) if a in mentioned(scene, said)]
+        assert things, said
+        before = re.escape(said).replace(re.escape(scene.setting), "PLACE")
+        after = text.replace(scene.setting, "PLACE")
+        assert ("PLACE" in after) == ("PLACE" in before)
+        found = re.search(rf"(\b[a-z]{{2,5}} )((?:(?:{scene.colour}|{scene.pattern}) )*{scene.kind})", after)
+        assert found, text
+        form = "article" if after[: found.start(1)].endswith("a ") else "bare"
+        forms.add(form)
+        bare = after[: found.start(1)].removesuffix("a ") + after[found.start(2) :]
+        assert bare == re.sub(
+            rf"\ban? (?={re.escape(found[2])})", "", said.replace(scene.setting, "PLACE"), count=1
+        )
+    assert forms == {"article", "bare"}
+
+
+def test_cut_out_pictures_say_where_they_were_cut():
+    """A ramp from left to right: its value at the left edge is what the ids say."""
+    ramp = torch.arange(128).expand(3, 128, 128).to(torch.uint8)
+    kinds = set()
+    for index in range(20):
+        seen, ids = varied(ramp, generator_for("varied", index), 1)
+        height, width, top, left, *target = ids
+        assert seen.shape == ramp.shape and target == [128.0, 128.0] and height == width
+        if top or left or height != 128:
+            if 128 < height <= 160:
+                kinds.add("cut")
+                assert seen[0, 64, 0].item() == pytest.approx(left * 128 / width, abs=1.5)
+        elif torch.equal(seen, ramp.flip(-1)):
+            kinds.add("mirrored")
+    assert kinds == {"cut", "mirrored"}
+    seen, ids = varied(ramp, generator_for("varied", 0), 0)
+    assert torch.equal(seen, ramp) and ids[2:] == [0.0, 0.0, 128.0, 128.0]

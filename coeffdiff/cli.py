@@ -305,6 +305,7 @@ def check(
 ) -> None:
     """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
     from coeffdiff.config import load_settings
+    from coeffdiff.data.photos import with_offers
 
     flags = {
         "subject.images": str(images) if images else None,
@@ -315,7 +316,7 @@ def check(
         "training.steps": steps,
         "training.resolution": resolution,
     }
-    settings = load_settings(config, flags, set_ or ())
+    settings = with_offers(load_settings(config, flags, set_ or ()))
     folder = settings.subject.images
     if folder is None:
         raise ConfigError("A check needs --images; for instance: check --images photos/ --token sks.")
@@ -323,14 +324,26 @@ def check(
     from coeffdiff.data.photos import read_photos
     from coeffdiff.training.launch import start_processes
     from coeffdiff.training.prepare import resolve
+    from coeffdiff.training.prior import read_class_pictures
+    from coeffdiff.training.watch import check_watching
 
     state = start_processes()
     with progress("reading photos", len(list(folder.iterdir())) if folder.is_dir() else 0) as bar:
         photos = read_photos(folder, settings.training.masked_loss, on_file=bar)
+    class_pictures = read_class_pictures(settings)
     base = backbone.find_backbone(settings.model)
     settings, _ = resolve(settings, base, state)
+    check_watching(settings)
     with progress("looking at photos", len(photos.photos)) as bar:
-        report = preflight.check(settings, photos, base, state.device, budget_seconds=4, on_photo=bar)
+        report = preflight.check(
+            settings,
+            photos,
+            base,
+            state.device,
+            budget_seconds=4,
+            on_photo=bar,
+            class_pictures=class_pictures,
+        )
     if not is_main_process():
         return
     if as_json:
@@ -403,6 +416,10 @@ def sample(
     from coeffdiff.processes import together
 
     with together(_start_processes) as team:
+        from coeffdiff.promptfile import refuse_options
+
+        for text in prompt or ():
+            refuse_options(text, f"--prompt {text!r}")
         prompts = [*(prompt or ()), *_read_prompts(prompts_file)]
         if not prompts:
             raise ConfigError(
@@ -876,12 +893,16 @@ def toy(
 def _read_prompts(file: Path | None) -> list[str]:
     if file is None:
         return []
+    from coeffdiff.promptfile import prompts_in
+
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"The prompts file {file} cannot be read: {reason}.") from None
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        data = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"The prompts file {file} cannot be read: {error.strerror or error}.") from None
+    prompts, encoding = prompts_in(data, file)
+    if encoding != "UTF-8":
+        say(f"note     {file} is not UTF-8, and read as {encoding}")
+    return list(prompts)
 
 
 def _scales(text: str | None, adapters: list[str] | None) -> list[float | None]:

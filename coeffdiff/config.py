@@ -135,7 +135,7 @@ class SubjectSettings(Section):
     templates: list[str] = Field(
         ["a photo of {token} {class_word}"],
         min_length=1,
-        description="captions for photos without a .txt of their own; one is drawn at random each time",
+        description="captions for photos that have none of their own; one is drawn at random each time",
     )
     caption_dropout: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
         "auto",
@@ -311,8 +311,8 @@ class TrainingSettings(Section):
     )
     masked_loss: bool | Auto = Field(
         "auto",
-        description="use masks, from photo.mask.png beside a photo (white on the subject, in the photo's size) or "
-        "its alpha channel; auto: where there are any, true: every photo needs one, false: ignore them",
+        description="use masks, from photo.mask.png or photo-masklabel.png beside a photo (white on the subject, in the "
+        "photo's size) or its alpha channel; auto: where there are any, true: every photo needs one, false: ignore them",
     )
     outside_mask: float = Field(
         0.1,

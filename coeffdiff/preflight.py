@@ -22,14 +22,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from coeffdiff import backbone, estimate
+from coeffdiff import backbone, estimate, sampling
 from coeffdiff.config import PLACEHOLDER, Settings, with_values
 from coeffdiff.console import duration, visible
 from coeffdiff.data.latents import cache_folder
-from coeffdiff.data.photos import MASK_SUFFIX, Photo, PhotoSet, captions_for, view_of
+from coeffdiff.data.photos import Photo, PhotoSet, captions_for, fill, orientation_of, turned, view_of
 from coeffdiff.errors import ConfigError, PhotoError
+from coeffdiff.method.token import announce_tokens
 from coeffdiff.speed import half_precision
 from coeffdiff.tokens import caption_findings, holds, token_findings
+from coeffdiff.training.prior import class_captions
 
 Severity = Literal["note", "hint", "problem"]
 GIB = 2**30
@@ -124,6 +126,7 @@ def check(
     budget_seconds: float,
     free: Free | None = None,
     on_photo: Callable[[int], None] = lambda done: None,
+    class_pictures: PhotoSet | None = None,
 ) -> Report:
     """Everything at once.
 
@@ -132,6 +135,7 @@ def check(
         budget_seconds: how long operations may be timed; 0: no time is predicted.
         free: what is free; None: measured here.
         on_photo: told how many photos have been looked at.
+        class_pictures: of prior.images, whose captions are read too.
     """
     looked = look_at(settings, photos.photos, base, on_photo)
     arguments: dict[str, Any] = {"process_bytes": process_bytes()}
@@ -145,7 +149,8 @@ def check(
     )
     findings = (
         *photo_findings(looked, settings),
-        *text_findings(settings, looked, base),
+        *text_findings(settings, looked, base, class_pictures),
+        *schedule_findings(settings),
         *run_findings(settings, prediction, free, remedies),
     )
     return Report(tuple(looked), prediction, free, remedies, findings)
@@ -180,7 +185,7 @@ def look_at(
         bits = difference_hash(grey)
         name = photo.path.name
         captions = captions_for(photo, subject.templates, token, subject.class_word)
-        mask = photo.path.with_name(photo.path.stem + MASK_SUFFIX)
+        own_mask = photo.mask is not None and photo.mask.path == photo.path
         result.append(
             PhotoCheck(
                 name=name,
@@ -197,7 +202,7 @@ def look_at(
                 captions=captions,
                 own_caption=photo.caption is not None,
                 token_in_captions=all(holds(caption, token) for caption in captions),
-                mask=mask.name if mask.is_file() else None,
+                mask="alpha channel" if own_mask else photo.mask.path.name if photo.mask else None,
             )
         )
         seen.append((name, bits))
@@ -221,7 +226,7 @@ def small_grey(photo: Photo, side: int) -> Image.Image:
                     share = 2 * side / max(image.size)
                     width, height = (max(1, int(pixels * share)) for pixels in image.size)
                     image.draft("L", (width, height))
-                    grey = image.convert("L")
+                    grey = turned(image.convert("L"), orientation_of(image))
     except OSError as error:
         reason = error.strerror or "it can no longer be decoded"
         raise PhotoError(f"{photo.path} was checked, but can no longer be read ({reason}).") from None
@@ -295,7 +300,9 @@ def photo_findings(looked: Sequence[PhotoCheck], settings: Settings) -> list[Fin
     return findings
 
 
-def text_findings(settings: Settings, looked: Sequence[PhotoCheck], base: Any) -> list[Finding]:
+def text_findings(
+    settings: Settings, looked: Sequence[PhotoCheck], base: Any, class_pictures: PhotoSet | None = None
+) -> list[Finding]:
     """What is odd about token, class word and captions. The one place where such findings are added."""
     subject = settings.subject
     findings = []
@@ -308,17 +315,59 @@ def text_findings(settings: Settings, looked: Sequence[PhotoCheck], base: Any) -
             "measured a subject fidelity (DINO) of 0.744 with the right class noun, 0.303 without"
         )
         findings.append(Finding("hint", "class word", sentence))
+    outline = backbone.load_pipeline(base, dtype=torch.float32, parts=())  # tokenizers and scheduler alone
     if subject.token:
-        outline = backbone.load_pipeline(
-            base, dtype=torch.float32, parts=()
-        )  # tokenizers and scheduler alone
         token = subject.token
         for sentence in token_findings(outline, token, subject.class_word, learned=settings.learns_token):
             findings.append(Finding("note", "token", sentence))
         named = {photo.name: photo.captions for photo in looked}
         for sentence in caption_findings(named, token):
             findings.append(Finding("hint", "captions", sentence))
+        if settings.learns_token and not any(
+            holds(text, token) for texts in named.values() for text in texts
+        ):
+            sentence = (
+                f"none holds the token {token}, so there is nothing to learn it from; training refuses this"
+            )
+            findings.append(Finding("problem", "captions", sentence))
+    findings += _length_findings(settings, looked, outline, class_pictures)
     return findings
+
+
+def _length_findings(
+    settings: Settings, looked: Sequence[PhotoCheck], outline: Any, class_pictures: PhotoSet | None
+) -> list[Finding]:
+    """A hint for each text of the run that the model does not read to its end: captions and validation prompts."""
+    token = settings.subject.token or PLACEHOLDER
+    if settings.learns_token and settings.subject.token:
+        announce_tokens(outline, {token: settings.method.token.vectors})
+    captions = [photo.captions for photo in looked]
+    of_class: dict[str, str] = {}
+    of_pictures: list[tuple[str, ...]] = []
+    if settings.prior.weight and settings.subject.token:
+        of_class, of_pictures = class_captions(settings, captions, class_pictures)
+    word = settings.subject.class_word
+    prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
+    texts = [text for some in (*captions, of_class.values(), *of_pictures, prompts) for text in some]
+    warned = [line for text in dict.fromkeys(texts) for line in sampling.length_warnings(text, outline)]
+    findings = [Finding("hint", "captions", line.removesuffix(".")) for line in warned[:_LISTED]]
+    if len(warned) > _LISTED:
+        findings.append(Finding("hint", "captions", f"and {len(warned) - _LISTED} more texts are too long"))
+    return findings
+
+
+def schedule_findings(settings: Settings) -> list[Finding]:
+    """A warm-up that takes the whole run, so that the learning rate that was asked for is never used."""
+    training = settings.training
+    warmup, steps = training.warmup_steps, int(training.steps)
+    if warmup < steps:
+        return []
+    share = steps / warmup if warmup else 0
+    sentence = (
+        f"the warm-up takes {warmup} steps and the run has {steps}: the learning rate reaches {share:.0%} of what was "
+        "asked for, and only at its end; lower training.warmup_steps, or train longer"
+    )
+    return [Finding("hint", "schedule", sentence)]
 
 
 def _quoted(text: str) -> str:
@@ -525,7 +574,7 @@ def _size(size: float) -> str:
 def lines(findings: Sequence[Finding]) -> list[str]:
     """Findings as a person reads them; of many alike the first are named and the rest counted."""
     said, counts = [], dict.fromkeys(("note", "hint", "problem"), 0)
-    general = ("memory", "time", "disk", "photos", "token", "class word", "captions")
+    general = ("memory", "time", "disk", "photos", "token", "class word", "captions", "schedule")
     for finding in findings:
         if finding.subject not in general:
             counts[finding.severity] += 1

@@ -267,7 +267,10 @@ def test_srgb_and_broken_profiles_change_nothing(tmp_path, profile):
     if profile == "sRGB":
         data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     row("RGB", (250, 3, 77)).save(tmp_path / "a.png", icc_profile=data)
-    assert only(tmp_path).open().getpixel((0, 0)) == (250, 3, 77)
+    found = read_photos(tmp_path)
+    assert found.photos[0].open().getpixel((0, 0)) == (250, 3, 77)
+    told = "a.png has a damaged colour profile; its colours are taken as they are."
+    assert found.notes == (() if profile == "sRGB" else (told,))
 
 
 # --- what is left out
@@ -678,14 +681,22 @@ def test_a_class_caption_of_odd_words(caption, token, word, expected):
 # --- captions that cannot be read
 
 
-@pytest.mark.parametrize("data", [b"caf\xe9", "a cup".encode("utf-16"), "a cup".encode("utf-16-le")])
-def test_a_caption_that_is_not_utf8_is_noted(tmp_path, data):
-    """The photo stays, with the templates for a caption."""
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("a cup".encode("utf-16-le"), "is not UTF-8 text"),
+        (b"\xff\xfea", "begins like UTF-16 text, but is none"),
+        ("Фото".encode("cp1251"), "is neither UTF-8 nor Windows-1252 text"),
+        ("ein grüner Tisch, größer".encode()[:-5] + b".", "is damaged UTF-8 text"),
+    ],
+)
+def test_a_caption_in_no_known_encoding_is_noted(tmp_path, data, reason):
+    """The photo stays, with the templates for a caption; nothing is guessed."""
     quadrants().save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(data)
     found = read_photos(tmp_path)
     assert found.photos[0].caption is None
-    assert found.notes == ("a.txt is not UTF-8 text; a.png is captioned from the templates.",)
+    assert found.notes == (f"a.txt {reason}; a.png is captioned from the templates.",)
 
 
 @pytest.mark.parametrize(

@@ -419,3 +419,33 @@ def test_a_report_is_plain_data(photos, pocket):
     tree = json.loads(json.dumps(report.as_dict()))
     assert tree["free"]["memory"] == 64 * GIB
     assert tree["photos"][0]["bucket"] == [128, 128]
+
+
+def test_texts_that_the_model_does_not_read_to_their_end_are_said(photos, pocket):
+    """A caption and a validation prompt: what training hints at, a check does too."""
+    (photos / "00.txt").write_text("a sks mug " + "and a mug " * 40)
+    settings = settings_for(photos, **{"validation.prompts": ["a sks mug " + "in snow " * 60]})
+    found = preflight.text_findings(settings, look(photos, pocket), pocket)
+    assert sum("and the model reads 77" in f.sentence for f in found if f.subject == "captions") == 2
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(0, 0), (299, 0), (300, 1), (600, 1)])
+def test_a_warm_up_that_takes_the_whole_run_is_said(photos, warmup, said):
+    schedule = {"training.lr_schedule": "linear", "training.warmup_steps": warmup}
+    found = preflight.schedule_findings(settings_for(photos, **schedule))
+    assert len(found) == said
+    if warmup == 600:
+        assert "takes 600 steps and the run has 300: the learning rate reaches 50%" in found[0].sentence
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_nearly_equal_photos_are_found_however_they_are_stored(photos, pocket, orientation):
+    """The same picture, its pixels lying otherwise and EXIF telling how."""
+    from coeffdiff.data.photos import turned
+
+    back = {6: 8, 8: 6}.get(orientation, orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(photos / "00.jpg") as image:
+        turned(image, back).save(photos / "99.jpg", exif=exif, quality=95)
+    assert look(photos, pocket)[-1].duplicates == ("00.jpg",)

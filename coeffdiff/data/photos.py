@@ -23,7 +23,13 @@ from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from coeffdiff.config import PLACEHOLDER
+from coeffdiff.config import PLACEHOLDER, Settings, with_values
+from coeffdiff.console import say
+from coeffdiff.data.captions import CAPTION_SUFFIXES, METADATA, Captions, companion_of
+from coeffdiff.data.captions import shown as _shown
+from coeffdiff.data.colour import is_grey, profile_fault, to_srgb
+from coeffdiff.data.layout import photo_folder, what_it_is_called
+from coeffdiff.data.masks import Masks
 from coeffdiff.errors import ConfigError, PhotoError, ShapeError
 from coeffdiff.seeding import stable_seed
 
@@ -41,7 +47,6 @@ FAINTEST_MASK = (
 SYSTEM_FILE = "a hidden or system file"  # the one reason that an error need not repeat
 MAX_PIXELS = 150_000_000  # 450 MB decoded; above Pillow's warning (90 MP), below its refusal (179 MP)
 MAX_BYTES = 2**30
-MAX_CAPTION_BYTES = 20_000  # the model reads 77 tokens
 MAX_ASPECT = 4
 
 _Convert = Callable[[Image.Image], Image.Image | None]
@@ -65,6 +70,8 @@ _TO_UPRIGHT = {  # EXIF orientation -> the transposition that undoes it
 class Mask:
     """Where a photo shows its subject: photo.mask.png beside it, white on black, or the photo's own alpha channel.
 
+    masks.py knows its other names.
+
     path is the mask's file, or the photo's for an alpha channel; digest is the sha256 (hex) of its bytes.
     """
 
@@ -77,7 +84,7 @@ class Photo:
     """A photo that was decoded once without complaint; its pixels stay on disk.
 
     digest is the sha256 (hex) of the file's bytes; width and height are upright, in pixels; caption is the
-    text of photo.txt beside it, on one line, its placeholders not yet filled.
+    text that captions.py found for it, on one line, its placeholders not yet filled.
     """
 
     path: Path
@@ -166,7 +173,8 @@ def read_photos(
     """Every usable photo of a folder, sorted by name; the rest is left out by name and reason, never touched.
 
     Each file is decoded in full, so that a truncated one is found now and not in the middle of a run.
-    Subfolders are not entered; links to photos are followed. on_file is told how many files have been read.
+    Subfolders are not entered, but for one in kohya's layout (see layout.py); links to photos are followed. on_file
+    is told how many files have been read.
 
     Args:
         masks: auto takes those that are there, True wants one for every photo, False looks at none.
@@ -174,42 +182,41 @@ def read_photos(
     Raises: PhotoError if there is no such folder, it cannot be listed, it holds no usable photo, or a mask is
         missing or unusable: whoever made a mask does not want its photo trained without it.
     """
-    folder = Path(folder)
+    given = Path(folder)
+    folder = photo_folder(given, _holds_pictures)
     entries = _entries(folder)
-    captions = {path.stem: path for path in entries if path.suffix.lower() == ".txt"}
-    mask_files = {path.name[: -len(MASK_SUFFIX)]: path for path in entries if _is_mask(path)}
-    stems = {path.stem for path in entries if path.suffix.lower() in SUFFIXES and not _is_mask(path)}
+    mask_files = Masks(entries, SUFFIXES)
+    pictures = [path for path in entries if path.suffix.lower() in SUFFIXES and path not in mask_files]
+    names = {path.name for path in pictures}
+    stems = names | {path.stem for path in pictures}
+    captions = Captions.of(entries, names)
     photos: dict[str, Photo] = {}
     skipped: list[Skipped] = []
-    notes: list[str] = []
+    notes = _notes_on_layout(given, folder)
     for number, path in enumerate(entries, 1):
         on_file(number)
-        if _companion_of(path) in stems:
+        if (mask_files.owner(path) or companion_of(path)) in stems or path.name in METADATA:
             continue
         try:
-            data = _read(path)
+            data = _read(path, mask_files)
             digest = hashlib.sha256(data).hexdigest()
             if digest in photos:
                 raise PhotoError(f"same picture as {_shown(photos[digest].path)}")
             width, height = _decode(data).size
-            alpha = _alpha_of(data) if masks and path.stem not in mask_files else None
+            mask_file = mask_files.of(path)
+            alpha = _alpha_of(data) if masks and not mask_file else None
         except PhotoError as reason:
             skipped.append(Skipped(path, str(reason)))
             continue
-        caption = None
-        if path.stem in captions:
-            try:
-                caption = _read_caption(captions[path.stem])
-            except PhotoError as reason:
-                name = _shown(captions[path.stem])
-                notes.append(f"{name} {reason}; {_shown(path)} is captioned from the templates.")
+        if fault := _fault_of_colours(data):
+            notes.append(f"{_shown(path)} {fault}; its colours are taken as they are.")
         mask = None
         if alpha is not None:
             _check_mark(_shown(path), "it is transparent all over", alpha)
             mask = Mask(path, digest)
-        elif masks and path.stem in mask_files:
-            mask = _read_mask(mask_files[path.stem], path, (width, height))
-        photos[digest] = Photo(path, digest, width, height, caption, mask)
+        elif masks and mask_file:
+            mask = _read_mask(mask_file, path, (width, height))
+        photos[digest] = Photo(path, digest, width, height, captions.caption(path), mask)
     if not photos:
         raise PhotoError(_nothing_usable(folder, skipped, wanted))
     bare = [_shown(photo.path) for photo in photos.values() if photo.mask is None]
@@ -219,7 +226,29 @@ def read_photos(
             f"({', '.join(bare[:5])}{', ...' if len(bare) > 5 else ''}). Put photo{MASK_SUFFIX} beside each, "
             "or set training.masked_loss=auto."
         )
-    return PhotoSet(tuple(photos.values()), tuple(skipped), tuple(notes))
+    return PhotoSet(tuple(photos.values()), tuple(skipped), (*notes, *captions.close()))
+
+
+def with_offers(settings: Settings) -> Settings:
+    """Settings whose token and class word, where they say none, come from a folder's name in kohya's layout.
+
+    Raises: PhotoError if there are several such folders; ConfigError for a name that is no token.
+    """
+    subject = settings.subject
+    if subject.images is None or (subject.token and subject.class_word):
+        return settings
+    called = what_it_is_called(photo_folder(subject.images, _holds_pictures))
+    if called is None:
+        return settings
+    offered = {}
+    if not subject.token:
+        offered["subject.token"] = called.token
+    if not subject.class_word and called.class_word:
+        offered["subject.class_word"] = called.class_word
+    if offered:
+        said = " and ".join(f"{name} {value}" for name, value in offered.items())
+        say(f"offered  {said}, by the name of the folder {called.folder}")
+    return with_values(settings, offered) if offered else settings
 
 
 def fill(template: str, token: str, class_word: str | None) -> str:
@@ -399,18 +428,17 @@ def _entries(folder: Path) -> list[Path]:
         raise PhotoError(f"The folder {folder} cannot be read ({error.strerror or error}).") from None
 
 
-def _is_mask(path: Path) -> bool:
-    return path.name.lower().endswith(MASK_SUFFIX)
+def _notes_on_layout(given: Path, folder: Path) -> list[str]:
+    """What is said of a folder in kohya's layout."""
+    called = what_it_is_called(folder)
+    if called is None:
+        return []
+    found = f"The photos are those of {_shown(folder)} in {given}, kohya's layout" if given != folder else ""
+    found = found or f"{_shown(folder)} is named as in kohya's layout"
+    return [f"{found}; that each is to be seen {called.repeats} times is ignored, training.steps decides."]
 
 
-def _companion_of(path: Path) -> str | None:
-    """The stem of the photo that a caption or a mask belongs to; None for any other file."""
-    if _is_mask(path):
-        return path.name[: -len(MASK_SUFFIX)]
-    return path.stem if path.suffix.lower() == ".txt" else None
-
-
-def _read(path: Path) -> bytes:
+def _read(path: Path, masks: Masks) -> bytes:
     """The bytes of what may be a picture. Raises: PhotoError, a reason without the name, for anything else."""
     suffix = path.suffix.lower()
     if path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES:
@@ -421,10 +449,11 @@ def _read(path: Path) -> bytes:
             raise PhotoError("a subfolder, and subfolders are not read")
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait forever
             raise PhotoError("not an ordinary file")
-        if _is_mask(path):
-            raise PhotoError("a mask without a photo of that name")
-        if suffix == ".txt":
-            raise PhotoError("a text without a photo of that name")
+        if path in masks:
+            raise PhotoError(masks.why_not(path))
+        if suffix in CAPTION_SUFFIXES:
+            kind = "text" if suffix == ".txt" else "caption"
+            raise PhotoError(f"a {kind} without a photo of that name")
         if suffix not in SUFFIXES:
             raise PhotoError(f"{suffix or 'a name without suffix'} is not among {KINDS}")
         if status.st_size == 0:
@@ -469,23 +498,6 @@ def _check_mark(name: str, why: str, mask: Image.Image) -> None:
         )
 
 
-def _read_caption(path: Path) -> str | None:
-    """A caption on one line, or None if it is blank. Raises: PhotoError, the end of a sentence on the file."""
-    try:
-        if not path.is_file():  # reading a pipe would wait forever
-            raise PhotoError("is not an ordinary file")
-        if path.stat().st_size > MAX_CAPTION_BYTES:
-            raise PhotoError(f"is larger than {MAX_CAPTION_BYTES // 1000} kB")
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise PhotoError(f"cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise PhotoError("is not UTF-8 text") from None
-    if "\0" in text:  # UTF-16 without a byte order mark
-        raise PhotoError("is not UTF-8 text")
-    return " ".join(text.split()) or None
-
-
 def _decode_again(path: Path, digest: str, convert: _Convert) -> Image.Image | None:
     """What was decoded without complaint before. Raises: PhotoError, a whole sentence, if it is another file now."""
     try:
@@ -512,6 +524,13 @@ def _alpha_of(data: bytes) -> Image.Image | None:
     return None if alpha is None or alpha.getextrema()[0] == 255 else alpha
 
 
+def _fault_of_colours(data: bytes) -> str | None:
+    """What is wrong with the colour profile of a picture that has been decoded before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return profile_fault(Image.open(io.BytesIO(data), formats=_FORMATS))
+
+
 def _decode(data: bytes, convert: _Convert | None = None) -> Any:
     """A file's bytes as an upright picture, RGB or what `convert` makes of it (None stays None).
 
@@ -528,9 +547,9 @@ def _decode(data: bytes, convert: _Convert | None = None) -> Any:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            orientation = _orientation(image)  # after load: TIFF's decoder has turned the picture by then
+            orientation = orientation_of(image)  # after load: TIFF's decoder has turned the picture by then
             made = (convert or _rgb)(image)
-        return made.transpose(_TO_UPRIGHT[orientation]) if made and orientation in _TO_UPRIGHT else made
+        return turned(made, orientation) if made else made
     except Image.DecompressionBombError:
         raise PhotoError(
             f"more than {MAX_PIXELS // 10**6} megapixels, a decompression bomb or a picture to shrink first"
@@ -547,7 +566,12 @@ def _decode(data: bytes, convert: _Convert | None = None) -> Any:
         raise PhotoError("cut off, its end is missing" if cut else f"damaged ({detail})") from None
 
 
-def _orientation(image: Image.Image) -> int:
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture upright, from its EXIF orientation."""
+    return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
+
+
+def orientation_of(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # a mangled EXIF block is no reason to lose the photo
@@ -556,7 +580,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """8-bit sRGB from any mode that Pillow decodes to; transparent parts show white."""
-    profile = image.info.get("icc_profile")
+    profile, grey = image.info.get("icc_profile"), is_grey(image.mode)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     if image.has_transparency_data:
@@ -564,7 +588,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     elif image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("RGB")
     if profile:
-        image = _srgb(image, profile)
+        image = to_srgb(image, profile, grey)
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
@@ -610,21 +634,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.round(values, out=values), 0, 255, out=values).astype(np.uint8))
 
 
-def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """From the photo's own colour space (phones: Display P3; print: CMYK); as it is if the profile is unusable."""
-    from PIL import ImageCms
-
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return image
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
-    except (ImageCms.PyCMSError, OSError, ValueError, ImportError):
-        return image
-    return converted or image
-
-
 def _nothing_usable(folder: Path, skipped: Iterable[Skipped], wanted: str) -> str:
     named = [s for s in skipped if s.reason != SYSTEM_FILE]
     if not named:
@@ -641,8 +650,3 @@ def _holds_pictures(folder: Path) -> bool:
         return any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in folder.iterdir())
     except OSError:  # not a folder, or one that may not be read
         return False
-
-
-def _shown(path: Path) -> str:
-    """A file's name, printable on any terminal even if it holds control characters or is no valid text."""
-    return path.name if path.name.isprintable() else ascii(path.name)[1:-1]

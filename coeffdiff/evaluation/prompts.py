@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coeffdiff.config import PLACEHOLDER
+from coeffdiff.console import say
+from coeffdiff.data.captions import decode_text
 from coeffdiff.errors import ConfigError
 from coeffdiff.metrics import plain_text
 from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.world import KINDS, SETTINGS, article
+from coeffdiff.promptfile import prompts_in
 
 LISTING = "prompts_and_classes.txt"
 
@@ -213,8 +216,9 @@ def parse_listing(file: Path) -> Listing:
 def _from_file(file: Path) -> tuple[str, ...]:
     if file.name == LISTING:
         raise ConfigError(f"Use --prompts dreambooth with --images, the data set's folder, to read {file}.")
-    lines = [line.strip() for line in _text(file).splitlines()]
-    templates = tuple(line for line in lines if line and not line.startswith("#"))
+    templates, encoding = prompts_in(_bytes(file), file)
+    if encoding != "UTF-8":
+        say(f"note     {file} is not UTF-8, and read as {encoding}")
     for template in templates:
         if "{token}" not in template and PLACEHOLDER not in template:
             raise ConfigError(
@@ -227,11 +231,17 @@ def _from_file(file: Path) -> tuple[str, ...]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return decode_text(_bytes(file))[0]
+    except ValueError as reason:
+        raise ConfigError(f"{file} cannot be read: it {reason}.") from None
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
     except FileNotFoundError:
         raise ConfigError(
             f"There is no list of prompts {str(file)!r}: auto, object, living, pocket, dreambooth, or a text file."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{file} cannot be read: {reason}.") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from None

@@ -25,7 +25,7 @@ from coeffdiff import backbone
 from coeffdiff.config import Settings, with_values
 from coeffdiff.console import Bar, complain, is_main_process, progress, say
 from coeffdiff.data.latents import share_of
-from coeffdiff.data.photos import NO_PHOTOS, read_photos
+from coeffdiff.data.photos import NO_PHOTOS, read_photos, with_offers
 from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
 from coeffdiff.files import appearing, sweep
 from coeffdiff.method.adapter import save_adapter, write_adapter
@@ -95,6 +95,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
 def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStack) -> Result:
     begun = time.monotonic()
     # 1. What is asked for, checked before anything is slow or written
+    settings = with_offers(settings)
     if settings.subject.images is None or settings.subject.token is None:
         missing = "--images" if settings.subject.images is None else "--token"
         raise ConfigError(f"Training needs {missing}; for instance: train --images photos/ --token sks.")

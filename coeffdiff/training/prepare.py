@@ -151,7 +151,14 @@ def introduce(
     if state.device.type == "cpu":
         say(f"threads  {torch.get_num_threads()}, {waiting()}")
     if state.is_main_process:
-        report = preflight.check(settings, photos, base, state.device, budget_seconds=_TIMING_SECONDS)
+        report = preflight.check(
+            settings,
+            photos,
+            base,
+            state.device,
+            budget_seconds=_TIMING_SECONDS,
+            class_pictures=class_pictures,
+        )
         for line in preflight.lines(report.findings):
             say(line)
 
@@ -181,9 +188,6 @@ def encode(
     learned = LearnedToken(pipe, settings) if settings.learns_token else None
     if learned:
         learned.check(captions)
-    for text in dict.fromkeys(trained + prompts):
-        for warning in sampling.length_warnings(text, pipe):
-            say(f"hint     {warning}")
     texts = encode_texts(pipe, trained, state.device)
     unconditional = encode_unconditional(pipe, state.device) if subject.caption_dropout else None
     previews = (

@@ -311,8 +311,9 @@ class TrainingSettings(Section):
     )
     masked_loss: bool | Auto = Field(
         "auto",
-        description="use masks, from photo.mask.png or photo-masklabel.png beside a photo (white on the subject, in the "
-        "photo's size) or its alpha channel; auto: where there are any, true: every photo needs one, false: ignore them",
+        description="use masks, from photo.mask.png or photo-masklabel.png beside a photo (white on the subject, in "
+        "the photo's size) or its alpha channel; auto: where there are any, true: every photo needs one, false: "
+        "ignore them",
     )
     outside_mask: float = Field(
         0.1,

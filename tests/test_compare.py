@@ -3,6 +3,7 @@ told apart by everything that decides them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -446,3 +447,18 @@ def test_a_cell_is_found_whatever_an_arm_is_called(plan, done):
     studio = Studio(plan.model_copy(update={"arms": renamed, "reference": "nothing"}), done.folder)
     assert not any(studio.lacks(job) for job in studio.jobs())
     assert {studio.read(job, job.end)["arm"] for job in studio.jobs()} == set(renamed)
+
+
+def test_a_fresh_subject_is_the_same_on_every_processor():
+    """Marks are placed by torch, whose last digits differ between processors; a digit that counts still counts."""
+    from coeffdiff.evaluation.compare import _rounded
+    from coeffdiff.pocket.world.subjects import fresh_subject
+
+    subject = fresh_subject(103)
+    name = next(iter(subject.shape))
+
+    def moved(by):
+        return dataclasses.replace(subject, shape={**subject.shape, name: round(subject.shape[name], 4) + by})
+
+    assert repr(_rounded(moved(1e-7))) == repr(_rounded(moved(0.0)))
+    assert repr(_rounded(moved(1e-3))) != repr(_rounded(moved(0.0)))

@@ -85,6 +85,7 @@ _INDIFFERENT = (
     "training.steps",  # a cell has its own
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_adapters_every",
     "training.log_every",
     "validation.",
     "tracking.",
@@ -568,7 +569,7 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
     if own:
         for subject in own:
             folder = output / "work" / "photos" / subject.name
-            yield Sitter(subject.name, folder, subject.class_word, repr(subject), subject)
+            yield Sitter(subject.name, folder, subject.class_word, repr(_rounded(subject)), subject)
         return
     listing = read_listing(root)  # in it, or beside it where it is one subject's folder
     classes = listing.classes if listing else {}
@@ -581,6 +582,20 @@ def find_sitters(wanted: str, class_word: str | None, output: Path) -> Iterator[
         own_class = classes.get(folder.name) or class_word
         identity = _hash([photo.identity for photo in read_photos(folder).photos])
         yield Sitter(folder.name, folder, own_class, identity)
+
+
+def _rounded(value: Any) -> Any:
+    """A subject with its numbers to four decimals: the last digits of those that torch computes are a processor's."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_rounded(part) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _rounded(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
 
 
 def _made_up_or_folder(wanted: str) -> tuple[list[subjects.Subject], Path]:

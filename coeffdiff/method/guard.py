@@ -107,11 +107,12 @@ def places(unet: nn.Module, names: Iterable[str]) -> list[Place]:
 
 def displaced(found: list[Place]) -> int:
     """How many of these modules are no longer where they were; one compiled in its place still is."""
-    return sum(
-        1
-        for holder, key, child in found
-        if (now := holder._modules.get(key)) is not child and getattr(now, "_orig_mod", None) is not child
-    )
+    lost = 0
+    for holder, key, child in found:
+        now = holder._modules.get(key)
+        if now is not child and getattr(now, "_orig_mod", None) is not child:
+            lost += 1
+    return lost
 
 
 # --- methods that ask first ----------------------------------------------------------------------------------------

@@ -60,11 +60,13 @@ class LoraPart:
             return self._on_at_zero()
         if displaced(self.places):
             return self._gone()
+        name = self.name
         for at, (_, layer) in enumerate(self.layers):
             if (
-                layer.disable_adapters
-                or not self._of_scale(layer.scaling.get(self.name), self.scaling[at])
-                or not (self._fused(layer) if layer.merged_adapters else self.name in layer.active_adapters)
+                layer._disable_adapters
+                or not self._of_scale(layer.scaling.get(name), self.scaling[at])
+                or (layer.merged_adapters and not self._fused(layer))
+                or (not layer.merged_adapters and name not in layer.active_adapters)
             ):
                 return self._wrong(at)
         return ""
@@ -95,7 +97,7 @@ class LoraPart:
 
     @staticmethod
     def _of_scale(now: float | None, wanted: float) -> bool:
-        return now is not None and abs(now - wanted) <= _TOLERANCE * abs(wanted)
+        return now == wanted or (now is not None and abs(now - wanted) <= _TOLERANCE * abs(wanted))
 
     def _on_at_zero(self) -> str:
         for _, layer in self.layers:
@@ -113,8 +115,8 @@ class LoraPart:
 
     def _gone(self) -> str:
         return (
-            f"The LoRA of {self.label} is gone from this UNet: unload_lora_weights, delete_adapters or another block in its "
-            "place took it off. remove() the adapter and load it again."
+            f"The LoRA of {self.label} is gone from this UNet: unload_lora_weights, delete_adapters or another block "
+            "in its place took it off. remove() the adapter and load it again."
         )
 
     def _wrong(self, at: int) -> str:
@@ -129,8 +131,8 @@ class LoraPart:
             )
         if layer.merged_adapters and self.name not in layer.merged_adapters:
             return (
-                f"{what} does nothing on {where}: {', '.join(layer.merged_adapters)} is fused there, and PEFT then leaves "
-                "out what is not. Call unfuse_lora(), or fuse_lora() and unload_lora_weights() before the adapter is loaded."
+                f"{what} does nothing on {where}: {', '.join(layer.merged_adapters)} is fused there, and PEFT then "
+                "leaves out what is not. Call unfuse_lora(), or fuse and unload the other before the adapter is loaded."
             )
         now, wanted = layer.scaling[self.name], self.scaling[at]
         if not self._of_scale(now, wanted):

@@ -8,10 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import re
-import tempfile
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -196,11 +193,14 @@ class Bench:
         self.a = self.load(kind) if kind else None
 
     def load(self, kind, **how):
-        return load_adapter(self.pipe, self.shelf[kind], **how)
+        adapter = load_adapter(self.pipe, self.shelf[kind], **how)
+        self.unet.double()  # its LoRA came as float32, which fusing would keep
+        return adapter
 
     def theirs(self, name="theirs", **how):
         """Somebody else's LoRA, by diffusers."""
         self.pipe.load_lora_weights(self.shelf["theirs"], weight_name=LORA_FILE, adapter_name=name, **how)
+        self.unet.double()
 
     def predict(self, unet=None, **how):
         network = self.unet if unet is None else unet
@@ -585,3 +585,254 @@ def test_what_is_done_to_the_unet(kind, action, wanted, base, shelf, expected, u
     torch.testing.assert_close(out, expected(wanted), rtol=1e-6, atol=1e-7)
     if wanted:
         assert (out - expected({})).abs().max() > 1e-3
+
+
+# --- what people do with whole pipelines -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(base, shelf, unet_call, unet_inputs):
+    return lambda kind: Bench(base, kind, shelf, unet_call, unet_inputs)
+
+
+@pytest.fixture
+def oracle(base, shelf):
+    return lambda wanted: by_hand(base, shelf, wanted)
+
+
+PICTURE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+TASKS = {
+    "text to image": (StableDiffusionXLPipeline, {}),
+    "img2img": (StableDiffusionXLImg2ImgPipeline, {"image": PICTURE, "strength": 0.9}),
+    "inpaint": (
+        StableDiffusionXLInpaintPipeline,
+        {"image": PICTURE, "mask_image": (PICTURE[:, :1] > 0.5).double(), "strength": 0.9},
+    ),
+    "PAG at 0": (StableDiffusionXLPAGPipeline, {"pag_scale": 0.0}),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("task", TASKS)
+def test_pipelines_of_the_same_components(task, when, bench, oracle):
+    """from_pipe or the constructor, before the load or after it: the UNet is one, and so is the adapter."""
+    cls, how = TASKS[task]
+    c = bench(None)
+    made = cls(**c.pipe.components) if when == "before" else None
+    adapter = c.load("coeff+lora")
+    c.unet.double()
+    made = made or cls(**c.pipe.components)
+    want = c.draw(cls, cls(**(dict(c.pipe.components) | {"unet": oracle(BOTH)})), **how)
+    torch.testing.assert_close(c.draw(cls, made, **how), want, rtol=1e-5, atol=1e-5)
+    adapter.remove()
+    want = c.draw(cls, cls(**(dict(c.pipe.components) | {"unet": oracle({})})), **how)
+    torch.testing.assert_close(c.draw(cls, made, **how), want, rtol=1e-5, atol=1e-5)
+
+
+def test_perturbed_attention_guidance_is_refused(bench):
+    """It would take alpha's place in the layers that it perturbs; without alpha it may."""
+    c = bench("coeff")
+    with pytest.raises(InjectionError, match=r"perturbed attention guidance .* put PAG\w+ in its place"):
+        c.draw(StableDiffusionXLPAGPipeline, pag_scale=3.0)
+    c.a.remove()
+    c.draw(StableDiffusionXLPAGPipeline, pag_scale=3.0)
+    assert type(next(iter(attention_layers(c.unet).values()))).__name__ == "Attention"
+
+
+def test_a_controlnet_begins_as_the_base_model_or_not_at_all(bench):
+    """from_unet takes parts of the state, alphas and LoRA among them."""
+    for kind in ("coeff", "lora"):
+        c = bench(kind)
+        with pytest.raises(
+            InjectionError, match=r"ControlNetModel.from_unet does. .* remove\(\) the adapter first"
+        ):
+            ControlNetModel.from_unet(c.unet)
+        assert c.unet.state_dict()
+        c.a.remove()
+        net = ControlNetModel.from_unet(c.unet).double()
+    a = c.load("lora")
+    pipe = StableDiffusionXLControlNetPipeline(**c.pipe.components, controlnet=net)
+    assert c.draw(StableDiffusionXLControlNetPipeline, pipe, image=PICTURE).isfinite().all()
+    assert a.scale == 1
+
+
+@pytest.mark.parametrize("kind", ["coeff", "lora", "coeff+lora", "dora", "token"])
+def test_save_pretrained_is_refused_before_anything_is_written(kind, bench, base, tmp_path, unet_call):
+    """Pipeline and UNet, also through a pipeline made later; after remove() what is written is the base model."""
+    c = bench(kind)
+    with pytest.raises(
+        AdapterError, match=r"save_pretrained would write .*adapter as weights that no model reads"
+    ):
+        c.pipe.save_pretrained(tmp_path / "pipe")
+    assert not (tmp_path / "pipe").exists()
+    later = StableDiffusionXLPipeline(**c.pipe.components)
+    with pytest.raises(AdapterError, match="save_pretrained would write"):
+        later.save_pretrained(tmp_path / "later")
+    with pytest.raises(AdapterError, match=r"remove\(\) the adapter, save, and keep its folder"):
+        c.unet.save_pretrained(tmp_path / "unet")
+    c.a.remove()
+    assert not {"check_inputs", "save_pretrained", "_coeffdiff_unet"} & set(vars(c.pipe))
+    c.unet.save_pretrained(tmp_path / "unet")
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(unet_call(again, batch=1), unet_call(base.unet, batch=1))
+
+
+def test_saving_text_parts_with_a_token_is_refused(bench, tmp_path):
+    c = bench("token")
+    for part in (c.pipe.text_encoder, c.pipe.text_encoder_2, c.pipe.tokenizer, c.pipe.tokenizer_2):
+        with pytest.raises(AdapterError, match="a text encoder or tokenizer with a learned token in it"):
+            part.save_pretrained(tmp_path)
+    c.a.remove()
+    c.pipe.tokenizer.save_pretrained(tmp_path)
+    assert len(type(c.pipe.tokenizer).from_pretrained(tmp_path)) == len(c.pipe.tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["coeff", "lora", "token"])
+def test_another_unet_is_refused(kind, bench, base):
+    """At the call, when set_scale is asked, and until the first is back; a compiled one is the same one."""
+    c = bench(kind)
+    own, sentence = c.unet, r"has another UNet than the one that .*adapter was loaded on"
+    c.pipe.unet = copy.deepcopy(base.unet)
+    with pytest.raises(InjectionError, match=sentence):
+        c.draw()
+    with pytest.raises(InjectionError, match=sentence):
+        c.a.set_scale(0.5)
+    c.draw(pipe=StableDiffusionXLPipeline(**c.pipe.components))  # anew, without it
+    c.pipe.unet = torch.compile(own, backend="eager")
+    c.a.set_scale(0.5)
+    c.pipe.unet = copy.deepcopy(base.unet)
+    c.a.remove()
+    c.draw()
+
+
+def test_a_callback_that_parts_an_adapter_is_refused_at_the_next_step(bench):
+    """In the middle of a picture; switching the whole adapter off there is allowed."""
+    c = bench("coeff+lora")
+
+    def between(act):
+        return lambda pipe, step, t, kwargs: act() or {}
+
+    with pytest.raises(InjectionError, match="disable_lora or disable_adapters did that"):
+        c.draw(callback_on_step_end=between(c.pipe.disable_lora))
+    c.pipe.enable_lora()
+    assert c.draw(callback_on_step_end=between(lambda: c.a.set_scale(0))).isfinite().all()
+    assert c.a.scale == 0
+
+
+def test_a_scale_for_lora_alone_is_refused_in_a_call(bench):
+    c = bench("coeff+lora")
+    with pytest.raises(InjectionError, match="cross_attention_kwargs"):
+        c.draw(cross_attention_kwargs={"scale": 0.5})
+
+
+def test_removal_after_unfusing_says_that_weights_were_rounded(bench, base):
+    """fuse_lora and unfuse_lora add and subtract; what is left is no more than rounding."""
+    c = bench("lora")
+    c.unet.float()
+    fuse(c)
+    unfuse(c)
+    with pytest.warns(BaseWeightsChanged, match="not bit for bit what they were before the adapter"):
+        c.a.remove()
+    for name, weight in base.unet.state_dict().items():
+        torch.testing.assert_close(c.unet.state_dict()[name].double(), weight, rtol=1e-4, atol=1e-5)
+    quiet = bench("lora")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BaseWeightsChanged)
+        quiet.a.remove()
+
+
+# --- a learned token ---------------------------------------------------------------------------------------------------
+
+
+def alike(got, want):
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def plain(base):
+    return read(base)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_pipelines_that_share_text_encoders_read_alike(when, bench, text, plain):
+    """Made before the load or after it: the token is there, off at scale 0, and gone after removal, for each."""
+    c = bench(None)
+    other = StableDiffusionXLImg2ImgPipeline(**c.pipe.components) if when == "before" else None
+    adapter = c.load("token")
+    other = other or StableDiffusionXLImg2ImgPipeline(**c.pipe.components)
+    for pipe in (c.pipe, other):
+        alike(read(pipe), text)
+    adapter.set_scale(0)
+    for pipe in (c.pipe, other):
+        alike(read(pipe), plain)
+    adapter.set_scale(1)
+    alike(read(other), text)
+    adapter.remove()
+    for pipe in (c.pipe, other):
+        alike(read(pipe), plain)
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"]
+)
+def test_a_copied_pipeline_has_its_own_token(how, bench, text, plain):
+    c = bench("token")
+    twin = how(c.pipe)
+    c.a.remove()
+    alike(read(c.pipe), plain)
+    alike(read(twin), text)
+    c.draw(pipe=twin)
+    loaded_adapters(twin)[0].remove()
+    alike(read(twin), plain)
+    c.draw(pipe=twin)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"])
+def test_a_swapped_text_part_is_refused(part, bench, base):
+    """At the call, and at a UNet's forward; parts that are dropped after their work are no swap."""
+    c = bench("token")
+    own = getattr(c.pipe, part)
+    setattr(c.pipe, part, copy.deepcopy(getattr(base, part)))
+    for act in (c.draw, c.predict, lambda: c.a.scale):
+        with pytest.raises(
+            InjectionError, match=f"The learned token of .* is gone: this pipeline's {part} has been"
+        ):
+            act()
+    setattr(c.pipe, part, own)
+    c.predict()
+    c.pipe.text_encoder = c.pipe.text_encoder_2 = None
+    c.predict()
+
+
+def test_textual_inversion_comes_before_the_adapter(bench, base, text):
+    """After it, it is refused with nothing changed; before it, both are read."""
+    c = bench("token")
+    row = torch.randn(1, base.text_encoder.config.hidden_size)
+    size = len(c.pipe.tokenizer)
+    with pytest.raises(InjectionError, match="Load textual inversions first and the adapter after them"):
+        c.pipe.load_textual_inversion(row, token="theirs")
+    assert len(c.pipe.tokenizer) == size
+    alike(read(c.pipe), text)
+    both = bench(None)
+    both.pipe.load_textual_inversion(row, token="theirs")
+    both.load("token")
+    alike(read(both.pipe), text)
+    assert not torch.allclose(read(both.pipe, "a theirs")[0], read(both.pipe, "a thing")[0])
+
+
+def test_the_token_in_plain_diffusers_pools_as_its_card_says(bench, shelf, text):
+    """load_textual_inversion alone pools at the token; with the end's id told it is what load_adapter gives."""
+    c = bench(None)
+    rows = load_file(shelf["token"] / EMBEDS_FILE)
+    parts = (
+        ("clip_l", c.pipe.text_encoder, c.pipe.tokenizer),
+        ("clip_g", c.pipe.text_encoder_2, c.pipe.tokenizer_2),
+    )
+    for key, encoder, tokenizer in parts:
+        c.pipe.load_textual_inversion(rows[key], token="sks", text_encoder=encoder, tokenizer=tokenizer)
+    assert not torch.allclose(read(c.pipe)[1], text[1], atol=1e-2)
+    for _, encoder, tokenizer in parts:
+        getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
+    alike(read(c.pipe), text)

@@ -513,12 +513,7 @@ UNET = [  # name, kind of the adapter that is loaded first (None: none), what is
         then(kohya_order, lambda c: fuse(c, adapter_names=["theirs"])),
         says("would switch"),
     ),
-    (
-        "theirs fused before",
-        None,
-        theirs_fused_then_ours,
-        says("theirs is fused there, and PEFT then leaves out"),
-    ),
+    ("theirs fused before: PEFT unmerges it", None, theirs_fused_then_ours, BOTH | {"theirs": 1.0}),
     ("theirs fused and unloaded", None, theirs_fused_and_unloaded_then_ours, BOTH | {"theirs": 1.0}),
     (
         "peft's merge",
@@ -726,14 +721,15 @@ def test_a_scale_for_lora_alone_is_refused_in_a_call(bench):
         c.draw(cross_attention_kwargs={"scale": 0.5})
 
 
-def test_removal_after_unfusing_says_that_weights_were_rounded(bench, base):
+def test_removal_after_unfusing_says_that_weights_were_rounded(bench, base, shelf):
     """fuse_lora and unfuse_lora add and subtract; what is left is no more than rounding."""
-    c = bench("lora")
+    c = bench(None)
     c.unet.float()
+    adapter = load_adapter(c.pipe, shelf["lora"])
     fuse(c)
     unfuse(c)
     with pytest.warns(BaseWeightsChanged, match="not bit for bit what they were before the adapter"):
-        c.a.remove()
+        adapter.remove()
     for name, weight in base.unet.state_dict().items():
         torch.testing.assert_close(c.unet.state_dict()[name].double(), weight, rtol=1e-4, atol=1e-5)
     quiet = bench("lora")
@@ -774,12 +770,9 @@ def test_pipelines_that_share_text_encoders_read_alike(when, bench, text, plain)
         alike(read(pipe), plain)
 
 
-@pytest.mark.parametrize(
-    "how", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"]
-)
-def test_a_copied_pipeline_has_its_own_token(how, bench, text, plain):
+def test_a_copied_pipeline_has_its_own_token(bench, text, plain):
     c = bench("token")
-    twin = how(c.pipe)
+    twin = copy.deepcopy(c.pipe)
     c.a.remove()
     alike(read(c.pipe), plain)
     alike(read(twin), text)

@@ -84,5 +84,9 @@ class KernelsUnused(RuntimeWarning):
     """The fused attention kernels cannot be imported or were found to be wrong, and slower chunks do their work."""
 
 
+class BaseWeightsChanged(RuntimeWarning):
+    """The base model is not bit for bit what it was before an adapter: its LoRA was fused and taken out again."""
+
+
 class Interrupted(CoeffDiffError):  # noqa: N818
     exit_code = 130

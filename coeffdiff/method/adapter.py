@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,18 +26,14 @@ from coeffdiff.files import appearing, in_utf8
 from coeffdiff.method import finding
 from coeffdiff.method.coefficients import Coefficients, Form, Mixes
 from coeffdiff.method.finding import find_adapter
-from coeffdiff.method.injection import (
-    attention_layers,
-    coefficients_of,
-    eject,
-    inject,
-    set_scale,
-    unwrapped,
-    verify,
-)
+from coeffdiff.method.guard import unwatch, verify, watch
+from coeffdiff.method.home import enter, leave, verify_home
+from coeffdiff.method.injection import attention_layers, coefficients_of, eject, inject, set_scale, unwrapped
 from coeffdiff.method.lora import (
     LORA_FILE,
     check_lora,
+    check_removable,
+    check_settable,
     load_lora,
     remove_lora,
     save_lora,
@@ -46,6 +43,7 @@ from coeffdiff.method.token import (
     EMBEDS_FILE,
     MOST_VECTORS,
     PARTS,
+    TokenPart,
     add_token,
     remove_token,
     save_rows,
@@ -160,48 +158,80 @@ class Adapter:
 
     def __init__(self, pipe: Any, name: str, path: Path, header: AdapterHeader) -> None:
         self.header, self.path, self.name = header, path, name
-        self.scale = 1.0
+        self._scale = 1.0
         self._unet = unwrapped(pipe.unet)
+        self._home: Any = weakref.ref(pipe) if hasattr(pipe, "__weakref__") else None
         self._pipe = (
             pipe if header.vectors else None
         )  # a token lives there; a copy of the UNet need not copy it
+
+    @property
+    def scale(self) -> float:
+        """What set_scale set. Raises: InjectionError if something else has parted alpha, LoRA and token since."""
+        if self._present():
+            self.verify()
+        return self._scale
 
     def set_scale(self, scale: float) -> None:
         """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded).
 
         A learned token has no scale: it is read as it was learned, at 0 as the ordinary word that it was before.
+        A LoRA that something else has switched off or rescaled is then on again, beside those that are.
+        Raises: InjectionError if a part is gone, or the LoRA is fused into the weights. Nothing has changed then.
         """
         if not math.isfinite(scale):
             raise AdapterError(f"The scale of {self.path} must be a finite number, not {scale}.")
         self._check_loaded()
+        verify_home(self._home and self._home(), self._unet)
+        if self.header.lora:
+            check_settable(self._unet, self.name, scale)
         set_scale(self._unet, scale, self.name)
         if self.header.lora:
             set_lora_scale(self._unet, self.name, scale)
         if self.header.vectors:
             switch_token(self._pipe, self.name, on=scale != 0)
-        self.scale = scale
+        self._scale = scale
 
     def remove(self) -> None:
-        """Take alpha, LoRA and token off; UNet, text encoders and pipeline have their original parts again."""
+        """Take alpha, LoRA and token off; UNet, text encoders and pipeline have their original parts again.
+
+        Raises: InjectionError if the LoRA is fused into the weights. Nothing has changed then.
+        """
         self._check_loaded()
+        if self.header.lora:
+            check_removable(self._unet, self.name)
         eject(self._unet, self.name)
-        remove_lora(self._unet, self.name)
+        if self.header.lora:
+            remove_lora(self._unet, self.name)
         if self.header.vectors:
+            unwatch(self._unet, f"token {self.name}")
             remove_token(self._pipe, self.name)
         del _loaded(self._unet)[self.name]
+        if not _loaded(self._unet):
+            leave(self._home and self._home(), self._unet)
 
     def verify(self) -> None:
-        """Raises: InjectionError if something has displaced alpha since (attention slicing, an IP-Adapter...)."""
+        """Raises: InjectionError if a part is no longer what set_scale made it.
+
+        Displaced alpha (attention slicing, an IP-Adapter...), LoRA that is off, rescaled or unloaded, a token that the
+        pipeline would not read. The same is compared before each forward of the UNet.
+        """
         self._check_loaded()
         verify(self._unet)
 
     def verify_text(self, pipe: Any) -> None:
         """Raises: InjectionError if this pipeline, which is to encode prompts, would not read the learned token."""
-        if self.header.vectors and self.scale:
+        if self.header.vectors and self._scale:
             verify_token(pipe, self.name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_home": None}  # a copy's pipeline is not this one
+
+    def _present(self) -> bool:
+        return _loaded(self._unet).get(self.name) is self
+
     def _check_loaded(self) -> None:
-        if _loaded(self._unet).get(self.name) is not self:
+        if not self._present():
             raise AdapterError(f"{self.path} has been removed from this pipeline; load it again.")
 
 
@@ -230,7 +260,8 @@ def load_adapter(
     others = _loaded(unet)
     for other in others.values():
         check_apart((folder, header), (other.path, other.header))
-    name = next(f"coeffdiff_{n}" for n in range(len(others) + 1) if f"coeffdiff_{n}" not in others)
+    taken = {*others, *getattr(unet, "peft_config", {})}
+    name = next(f"coeffdiff_{n}" for n in range(len(taken) + 1) if f"coeffdiff_{n}" not in taken)
     adapter = Adapter(pipe, name, folder, header)
     try:
         if alphas:
@@ -244,13 +275,19 @@ def load_adapter(
             load_lora(unet, lora, name, **header.lora.model_dump(), origin=str(folder / LORA_FILE))
         if rows:
             add_token(pipe, header.token, rows, name, origin=str(folder / EMBEDS_FILE))
+            watch(unet, f"token {name}", TokenPart(pipe, name, str(folder)))
         others[name] = adapter
+        enter(pipe)
         adapter.set_scale(header.recommended_scale if scale is None else scale)
+        adapter.verify()
     except BaseException:
         eject(unet, name)
         remove_lora(unet, name)
+        unwatch(unet, f"token {name}")
         remove_token(pipe, name)
         others.pop(name, None)
+        if not others:
+            leave(pipe, unet)
         raise
     return adapter
 

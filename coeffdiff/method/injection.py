@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coeffdiff.errors import ConfigError, InjectionError
 from coeffdiff.method.attention import BACKENDS, mixed_attention, mixed_values
 from coeffdiff.method.coefficients import Coefficients, Form, Mixes
+from coeffdiff.method.guard import Place, displaced, parts_of, places, unwatch, unwrapped, verify, watch
 from coeffdiff.seeding import generator_for
 
 Targets = Literal["self", "cross", "both"]
@@ -26,7 +27,9 @@ _CULPRITS = {
     "Fused": "QKV fusing (fuse_qkv_projections)",
     "IPAdapter": "loading an IP-Adapter",
     "XFormers": "enabling xformers",
+    "PAG": "perturbed attention guidance (a PAG pipeline with pag_scale above 0)",
 }
+_ALPHA = "alpha"  # the key of all alphas among the guard's parts
 
 
 class MixedAttnProcessor(nn.Module):
@@ -106,6 +109,60 @@ class MixedAttnProcessor(nn.Module):
         return out
 
 
+class LayerWithAlpha(Attention):
+    """What an attention layer is while it holds alpha: assigning another processor is refused in words.
+
+    diffusers' PAG pipelines assign one; torch would say "cannot assign as child module".
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "processor" and "processor" in self._modules and not isinstance(value, nn.Module):
+            raise InjectionError(_lost(1, 1, "this layer", type(value).__name__))
+        super().__setattr__(name, value)
+
+
+class AlphaPart:
+    """Every alpha of a UNet, for the guard: each layer still runs the processor that holds it."""
+
+    def __init__(self, unet: nn.Module, registry: dict[str, MixedAttnProcessor]) -> None:
+        self.registry = registry
+        layers = attention_layers(unet)
+        self.layers: list[tuple[str, Attention, MixedAttnProcessor]] = [
+            (name, layers[name], processor) for name, processor in registry.items()
+        ]
+        self.places: list[Place] = places(unet, registry)
+
+    def shrink(self) -> None:
+        """After an alpha went: the layers that still have one."""
+        self.layers = [layer for layer in self.layers if layer[0] in self.registry]
+
+    @property
+    def on(self) -> bool:
+        return any(processor.active for processor in self.registry.values())
+
+    def problem(self) -> str:
+        lost = [
+            (name, layer) for name, layer, own in self.layers if layer._modules.get("processor") is not own
+        ]
+        if lost:
+            name, layer = lost[0]
+            return _lost(len(lost), len(self.layers), f"{name}, ...", type(layer.processor).__name__)
+        if displaced(self.places):
+            return (
+                "alpha is gone from this UNet: some of its blocks have been replaced by others. Put them back, or "
+                "remove() the adapter and load it again."
+            )
+        return ""
+
+
+def _lost(lost: int, of: int, where: str, found: str) -> str:
+    culprit = next((text for key, text in _CULPRITS.items() if key in found), "another attention processor")
+    return (
+        f"alpha is gone from {lost} of {of} attention layers ({where}): "
+        f"{culprit} put {found} in its place. Undo that, or load the adapter again without it."
+    )
+
+
 def attention_layers(unet: nn.Module) -> dict[str, Attention]:
     """Every attention layer of a UNet by its name, in the model's order; names are free of compile's prefix."""
     return {name: module for name, module in unwrapped(unet).named_modules() if isinstance(module, Attention)}
@@ -174,12 +231,13 @@ def inject(
         if layer_name not in registry:
             registry[layer_name] = MixedAttnProcessor(layer.processor, backend)
             layer.set_processor(registry[layer_name])
+            if type(layer) is Attention:
+                layer.__class__ = LayerWithAlpha
         coefficients = Coefficients(layer.heads, form, generator_for("alpha", seed, layer_name), mixes)
         registry[layer_name].adapters[name] = coefficients.to(layer.to_q.weight.device)
         registry[layer_name].set_scale(name, 1.0)
         result[layer_name] = coefficients
-    if getattr(bare, "_coeffdiff_guard", None) is None:
-        bare._coeffdiff_guard = bare.register_forward_pre_hook(_guard)
+    watch(bare, _ALPHA, AlphaPart(bare, registry))
     return result
 
 
@@ -193,12 +251,17 @@ def eject(unet: nn.Module, name: str | None = None) -> None:
                 processor.set_scale(adapter, 0.0)
                 del processor.adapters[adapter]
         if not processor.adapters:
-            if layers[layer_name].processor is processor:
-                layers[layer_name].set_processor(processor.original)
+            layer = layers.get(layer_name)
+            if isinstance(layer, LayerWithAlpha):
+                layer.__class__ = Attention
+            if layer is not None and layer.processor is processor:
+                layer.set_processor(processor.original)
             del registry[layer_name]
-    if not registry and getattr(bare, "_coeffdiff_guard", None) is not None:
-        bare._coeffdiff_guard.remove()
-        bare._coeffdiff_guard = None
+    part = parts_of(bare).get(_ALPHA)
+    if isinstance(part, AlphaPart):
+        part.shrink()
+    if not registry:
+        unwatch(bare, _ALPHA)
 
 
 def set_scale(unet: nn.Module, scale: float, name: str = "default") -> None:
@@ -229,42 +292,6 @@ def coefficients_of(unet: nn.Module, name: str = "default") -> dict[str, Coeffic
 
 def injected_names(unet: nn.Module) -> set[str]:
     return {name for processor in _registry(unwrapped(unet)).values() for name in processor.adapters}
-
-
-def verify(unet: nn.Module) -> None:
-    """Raise InjectionError, naming the likely cause, if a layer no longer runs the processor that holds its alpha."""
-    bare = unwrapped(unet)
-    registry = _registry(bare)
-    if not registry:
-        return
-    # One look-up per layer, not a walk over all modules: torch.compile traces this too, and cheaply
-    now = {name: bare.get_submodule(name).processor for name in registry}
-    lost = [name for name, processor in registry.items() if now[name] is not processor]
-    if lost:
-        found = type(now[lost[0]]).__name__
-        culprit = next(
-            (text for key, text in _CULPRITS.items() if key in found), "another attention processor"
-        )
-        raise InjectionError(
-            f"alpha is gone from {len(lost)} of {len(registry)} attention layers ({lost[0]}, ...): "
-            f"{culprit} put {found} in its place. Undo that, or load the adapter again without it."
-        )
-
-
-def unwrapped(unet: nn.Module) -> Any:
-    """The module inside torch.compile's and DistributedDataParallel's wrappers."""
-    while True:
-        inner = getattr(unet, "_orig_mod", None)
-        if inner is None and isinstance(unet, nn.parallel.DistributedDataParallel):
-            inner = unet.module
-        if inner is None:
-            return unet
-        unet = inner
-
-
-def _guard(unet: nn.Module, _inputs: Any) -> None:
-    # Under torch.compile as well: it traces this check, and a displaced processor makes it trace again
-    verify(unet)
 
 
 def _registry(bare: nn.Module) -> dict[str, MixedAttnProcessor]:

@@ -1,8 +1,9 @@
 """A learned token: new rows beside both text encoders' embedding matrices, and tokenizers that lead to them.
 
-The encoders' own matrices and the pipeline's own tokenizers are never written to (a tokenizer cannot un-add a
-token): the rows live in a module around the matrix, the word in a copy of the tokenizer, and removal puts the
-originals back. Letters: N vectors of the token, D width of an encoder.
+The encoders' own matrices are never written to, nor what the pipeline's tokenizers read with (which cannot un-add a
+token): the rows live in a module around the matrix, the word in a copy of the tokenizer's backend, and removal puts the
+originals back. Encoders and tokenizers stay the same objects, so that all pipelines that share them read alike.
+Letters: N vectors of the token, D width of an encoder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tokenizers import AddedToken, Regex, normalizers
 from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError, InjectionError
+from coeffdiff.method.guard import gate, ungate
 
 EMBEDS_FILE = "learned_embeds.safetensors"
 MOST_VECTORS = 64  # of the 75 tokens that a prompt has room for
@@ -44,6 +46,7 @@ class ExtendedEmbedding(nn.Module):
         self.off: set[str] = set()  # kept, but no text leads to them
         self.first: dict[str, int] = {}  # id of each token's first row
         self.pooled_at: int | None = None  # the encoder's eos_token_id as it was
+        self.reader: Any = None  # the tokenizer's backend that leads to these rows
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings [..., D] in the matrix's dtype."""
@@ -54,6 +57,44 @@ class ExtendedEmbedding(nn.Module):
             learned = rows((ids - first).clamp(0, rows.num_embeddings - 1)).to(found.dtype)
             found = torch.where(own[..., None], learned, found)
         return found
+
+    def __getattr__(self, name: str) -> Any:
+        # diffusers' load_textual_inversion and transformers' resize_token_embeddings ask for it, to replace it
+        if name == "weight":
+            raise NoMatrix(
+                "This text encoder holds a learned token, so its embeddings cannot be resized or written to, as "
+                "load_textual_inversion does. Load textual inversions first and the adapter after them."
+            )
+        return super().__getattr__(name)
+
+
+class NoMatrix(InjectionError, AttributeError):  # noqa: N818
+    """An AttributeError as well, so that hasattr answers no."""
+
+
+class TokenPart:
+    """A learned token for the guard: the pipeline that it was loaded on still reads it, wherever it has encoders."""
+
+    on = False  # a token has no scale
+
+    def __init__(self, pipe: Any, name: str, label: str) -> None:
+        self.pipe, self.name, self.label = pipe, name, label
+
+    def problem(self) -> str:
+        if torch.compiler.is_compiling():  # a pipeline's call has looked already
+            return ""
+        for key, encoder, tokenizer in _parts(self.pipe):
+            if encoder is None:  # its work is done
+                continue
+            embedding = encoder.get_input_embeddings()
+            held = isinstance(embedding, ExtendedEmbedding) and self.name in embedding.tokens
+            if not held or getattr(tokenizer, "_tokenizer", None) is not embedding.reader:
+                part = PARTS[key][1 if held else 0]
+                return (
+                    f"The learned token of {self.label} is gone: this pipeline's {part} has been replaced since. Put "
+                    "the other back, or load the adapter again."
+                )
+        return ""
 
 
 def add_token(
@@ -200,6 +241,28 @@ def with_tokens(tokenizer: Any, tokens: Iterable[tuple[str, int]]) -> Any:
     return extended
 
 
+def read_with(tokenizer: Any, tokens: Iterable[tuple[str, int]]) -> None:
+    """Let this very tokenizer read each word as so many new tokens; without any it reads as it did at first."""
+    plain = original(tokenizer)
+    if tokens := list(tokens):
+        if plain is tokenizer:
+            plain = copy.copy(tokenizer)
+        tokenizer._tokenizer = with_tokens(plain, tokens)._tokenizer
+        tokenizer._coeffdiff_original = plain
+        gate(tokenizer, "save_pretrained", _refuse_saving)
+    elif plain is not tokenizer:
+        tokenizer._tokenizer = plain._tokenizer
+        del tokenizer._coeffdiff_original
+        ungate(tokenizer, "save_pretrained")
+
+
+def _refuse_saving(*_: Any, **__: Any) -> None:
+    raise AdapterError(
+        "save_pretrained would write a text encoder or tokenizer with a learned token in it, which is not read back. "
+        "remove() the adapter, save, and keep its folder beside the model."
+    )
+
+
 def announce_tokens(pipe: Any, tokens: Mapping[str, int]) -> None:
     """Let the tokenizers of a pipeline without text encoders count learned tokens (word -> vectors) as they are."""
     for _, name in PARTS.values():
@@ -230,30 +293,28 @@ def _extended(pipe: Any) -> list[ExtendedEmbedding]:
 
 def _renew(pipe: Any) -> None:
     """Tokenizers, ids and pooling for the tokens that are there and on; the originals where there are none."""
-    for key, encoder, tokenizer in _parts(pipe):
+    for _, encoder, tokenizer in _parts(pipe):
         embedding = encoder.get_input_embeddings() if encoder is not None else None
         if not isinstance(embedding, ExtendedEmbedding):
             continue
-        tokenizer = original(tokenizer)
         on = {
             name: len(embedding.learned[name].weight)
             for name in embedding.tokens
             if name not in embedding.off
         }
-        start = len(tokenizer)
+        start = len(original(tokenizer))
         embedding.first = {}
         for name, vectors in on.items():
             embedding.first[name], start = start, start + vectors
-        tokenizer_name = PARTS[key][1]
-        if on:
-            words = [(embedding.tokens[name], vectors) for name, vectors in on.items()]
-            setattr(pipe, tokenizer_name, with_tokens(tokenizer, words))
-        else:
-            setattr(pipe, tokenizer_name, tokenizer)
+        read_with(tokenizer, [(embedding.tokens[name], vectors) for name, vectors in on.items()])
+        embedding.reader = tokenizer._tokenizer
         pooling = next(module for module in encoder.modules() if "eos_token_id" in vars(module))
         if on and pooling.eos_token_id == _POOLS_AT_HIGHEST:
             embedding.pooled_at, pooling.eos_token_id = pooling.eos_token_id, tokenizer.eos_token_id
         elif not on and embedding.pooled_at is not None:
             pooling.eos_token_id, embedding.pooled_at = embedding.pooled_at, None
-        if not embedding.tokens:
+        if embedding.tokens:
+            gate(encoder, "save_pretrained", _refuse_saving)
+        else:
             encoder.set_input_embeddings(embedding.base)
+            ungate(encoder, "save_pretrained")

@@ -271,7 +271,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
-    from coeffdiff.config import load_settings
+    from coeffdiff.config import PLACEHOLDER, load_settings
 
     flags = {
         "subject.images": str(images) if images else None,
@@ -290,12 +290,16 @@ def check(
     from coeffdiff.data.photos import read_photos
     from coeffdiff.training.launch import start_processes
     from coeffdiff.training.prepare import resolve
+    from coeffdiff.training.refusals import refuse_early
+    from coeffdiff.training.state import new_run
 
     state = start_processes()
     with progress("reading photos", len(list(folder.iterdir())) if folder.is_dir() else 0) as bar:
         photos = read_photos(folder, settings.training.masked_loss, on_file=bar)
     base = backbone.find_backbone(settings.model)
     settings, _ = resolve(settings, base, state)
+    refuse_early(settings, photos, base)
+    new_run(settings.output, settings.subject.token or PLACEHOLDER)
     with progress("looking at photos", len(photos.photos)) as bar:
         report = preflight.check(settings, photos, base, state.device, budget_seconds=4, on_photo=bar)
     if not is_main_process():

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image, ImageFilter
 
 from coeffdiff import backbone, estimate
@@ -28,6 +29,7 @@ from coeffdiff.console import duration, visible
 from coeffdiff.data.latents import cache_folder
 from coeffdiff.data.photos import MASK_SUFFIX, Photo, PhotoSet, captions_for, view_of
 from coeffdiff.errors import ConfigError, PhotoError
+from coeffdiff.noise import schedule_findings
 from coeffdiff.speed import half_precision
 from coeffdiff.tokens import caption_findings, holds, token_findings
 
@@ -146,6 +148,7 @@ def check(
     findings = (
         *photo_findings(looked, settings),
         *text_findings(settings, looked, base),
+        *model_findings(settings, base),
         *run_findings(settings, prediction, free, remedies),
     )
     return Report(tuple(looked), prediction, free, remedies, findings)
@@ -318,6 +321,28 @@ def text_findings(settings: Settings, looked: Sequence[PhotoCheck], base: Any) -
         named = {photo.name: photo.captions for photo in looked}
         for sentence in caption_findings(named, token):
             findings.append(Finding("hint", "captions", sentence))
+    return findings
+
+
+_USUAL_RATES = 0.5  # above it nothing was ever seen to learn; ours and others' lie between 1e-5 and 3e-2
+
+
+def model_findings(settings: Settings, base: Any) -> list[Finding]:
+    """What will keep this model from learning: its noise schedule, and rates far beyond any that are usual."""
+    scheduler = backbone.load_pipeline(base, dtype=torch.float32, parts=()).scheduler
+    loss_scheduler = DDPMScheduler.from_config(scheduler.config)
+    findings = [Finding("hint", "model", sentence) for sentence in schedule_findings(loss_scheduler)]
+    method = settings.method
+    sections = (("coeff", method.coeff), ("lora", method.lora), ("token", method.token))
+    rates = {name: float(section.learning_rate) for name, section in sections}
+    for name, rate in rates.items():
+        trained = settings.learns_token if name == "token" else name in method.kind
+        if trained and rate > _USUAL_RATES:
+            sentence = (
+                f"method.{name}.learning_rate {rate:g} is far above the usual 1e-5 to 3e-2: the loss "
+                "will hardly stay finite"
+            )
+            findings.append(Finding("problem", "rate", sentence))
     return findings
 
 
@@ -525,7 +550,7 @@ def _size(size: float) -> str:
 def lines(findings: Sequence[Finding]) -> list[str]:
     """Findings as a person reads them; of many alike the first are named and the rest counted."""
     said, counts = [], dict.fromkeys(("note", "hint", "problem"), 0)
-    general = ("memory", "time", "disk", "photos", "token", "class word", "captions")
+    general = ("memory", "time", "disk", "photos", "token", "class word", "captions", "model", "rate")
     for finding in findings:
         if finding.subject not in general:
             counts[finding.severity] += 1

@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from coeffdiff import __version__
 from coeffdiff.console import (
     answer,
+    be_lenient,
     complain,
     duration,
     hush_bitsandbytes,
@@ -28,6 +29,9 @@ from coeffdiff.console import (
     progress,
     say,
     share_cores,
+    show,
+    show_json,
+    show_table,
     visible,
 )
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused, ModelError
@@ -102,6 +106,7 @@ def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
     share_cores()
     hush_bitsandbytes()
+    be_lenient()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
     if not sys.warnoptions:
@@ -160,8 +165,7 @@ _REFUSALS = frozenset(
 
 def _complain(sentence: str) -> None:
     """Say it from whichever process met it: the photos may be missing on the second machine alone."""
-    rank = os.environ.get("RANK", "0")
-    complain(sentence if rank == "0" else f"[rank {rank}] {sentence}")
+    complain(sentence if is_main_process() else f"[rank {os.environ['RANK']}] {sentence}")
 
 
 @app.callback(invoke_without_command=True)
@@ -169,7 +173,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        print(f"coeffdiff {__version__}")
+        show(f"coeffdiff {__version__}")
         raise typer.Exit
 
 
@@ -185,7 +189,7 @@ def _print_settings(kind: Any) -> None:
     from coeffdiff.config import documented_settings
 
     for setting in documented_settings(kind):
-        print(f"{setting.name}  [{json.dumps(setting.default, default=str)}]\n    {setting.description}")
+        show(f"{setting.name}  [{json.dumps(setting.default, default=str)}]\n    {setting.description}")
 
 
 @app.command()
@@ -250,7 +254,7 @@ def train(
     if not is_main_process():
         return
     if as_json:
-        print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
+        show_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()})
     else:
         say(f"done in {duration(result.seconds)}, last loss {result.loss:.4f}")
         answer(str(result.adapter))
@@ -307,10 +311,10 @@ def check(
     if as_json:
         skipped = [{"name": one.path.name, "reason": one.reason} for one in photos.skipped]
         about = {"model": base.name, "settings": settings.model_dump(mode="json")}
-        print(json.dumps(report.as_dict() | about | {"left_out": skipped, "notes": photos.notes}))
+        show_json(report.as_dict() | about | {"left_out": skipped, "notes": photos.notes})
         return
     for line in preflight.table(report, photos):
-        print(line)
+        show(line)
 
 
 @app.command()
@@ -465,7 +469,7 @@ def sample(
     if not team.is_main:
         return
     if as_json:
-        print(json.dumps({"folder": str(folder), "files": [str(file) for file in files]}))
+        show_json({"folder": str(folder), "files": [str(file) for file in files]})
     else:
         for file in files:
             answer(str(file))
@@ -490,8 +494,6 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
 ) -> None:
     """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
-    from rich.console import Console
-
     from coeffdiff.inspection import inspect_adapter, tables
 
     [(folder, _)] = _adapters([str(adapter)] if adapter else None, with_scales=False)
@@ -509,10 +511,9 @@ def inspect(
         file = free_name(output / "alpha.png")
         save_png(sheet, file)
     if as_json:
-        print(json.dumps(found.as_json() | {"heat_maps": str(file) if file else None}))
+        show_json(found.as_json() | {"heat_maps": str(file) if file else None})
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(tables(found, heads))
+    show_table(tables(found, heads))
     if file:
         answer(str(file))
 
@@ -532,7 +533,7 @@ def merge(
 
     header = merge_adapters([*map(_folder_and_scale, adapters)], output, model)
     if as_json:
-        print(json.dumps({"adapter": str(output), "header": header.model_dump(mode="json")}))
+        show_json({"adapter": str(output), "header": header.model_dump(mode="json")})
         return
     for part in header.merged:
         say(f"part     {part.token} x {part.scale:g} ({part.kind}, {part.trained_steps} steps)")
@@ -559,7 +560,7 @@ def demo(
 
     result = run_demo(output, subject=subject, method=method, steps=steps, seed=seed)
     if as_json:
-        print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
+        show_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()})
         return
     word = result.class_word
     say(f"done in {duration(result.seconds)}")
@@ -656,9 +657,9 @@ def evaluate(
     if not team.is_main:
         return
     if as_json:
-        print(json.dumps(result.results))
+        show_json(result.results)
         return
-    print(summary(result.results))
+    show(summary(result.results))
     say(f"done in {duration(result.results['seconds'])}: {result.report}, {result.numbers}, {result.table}")
 
 
@@ -719,9 +720,9 @@ def compare(
     asked = load_section(Comparison, plan, flags, set_ or ())
     outcome = run_comparison(asked.only(arm) if arm else asked, output, _part(part))
     if as_json:
-        print(json.dumps(outcome.results))
+        show_json(outcome.results)
         return
-    print(as_text(outcome.results))
+    show(as_text(outcome.results))
     answer(str(outcome.report))
 
 
@@ -756,9 +757,9 @@ def toy(
     with progress("tuning", len(SETTINGS) * len(ARMS)) as bar:
         result = run_toy(output, seeds=seeds, steps=steps, restarts=restarts, on_progress=bar)
     if as_json:
-        print(json.dumps(result.results))
+        show_json(result.results)
         return
-    print(table(result.results))
+    show(table(result.results))
     say(f"done in {duration(result.seconds)}: {result.picture}, {result.numbers}")
 
 

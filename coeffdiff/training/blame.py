@@ -53,7 +53,7 @@ def cause_of(
         if not predicted.isfinite().all():
             if training.precision == "fp16":
                 return f"the base model itself overflows in fp16: {_BF16}"
-            return f"the base model itself predicts such numbers in precision {training.precision}, as a damaged one does"
+            return f"the base model itself predicts such numbers in precision {training.precision}: is it damaged?"
         if not _base_loss(batch, predicted, scheduler, settings).isfinite():
             return _of_the_loss(settings)
     if settings.prior.weight > _LARGE_WEIGHT:

@@ -107,6 +107,10 @@ def main() -> None:
     share_cores()
     hush_bitsandbytes()
     be_lenient()
+    if (
+        "WORLD_SIZE" in os.environ
+    ):  # where torch's C++ prints its stack beside an error that we say in a sentence
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
     if not sys.warnoptions:
@@ -276,7 +280,9 @@ def check(
 ) -> None:
     """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
     from coeffdiff.config import PLACEHOLDER, load_settings
+    from coeffdiff.launched import forget_launch
 
+    forget_launch()
     flags = {
         "subject.images": str(images) if images else None,
         "subject.token": token,
@@ -495,7 +501,9 @@ def inspect(
 ) -> None:
     """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
     from coeffdiff.inspection import inspect_adapter, tables
+    from coeffdiff.launched import forget_launch
 
+    forget_launch()
     [(folder, _)] = _adapters([str(adapter)] if adapter else None, with_scales=False)
     found = inspect_adapter(folder)
     file = None
@@ -529,8 +537,10 @@ def merge(
     as_json: Annotated[bool, typer.Option("--json", help="Print its header as JSON on stdout.")] = False,
 ) -> None:
     """One adapter that does what several do together: coeff = I + the sum of scale x alpha, LoRAs added up."""
+    from coeffdiff.launched import forget_launch
     from coeffdiff.method.merging import merge_adapters
 
+    forget_launch()
     header = merge_adapters([*map(_folder_and_scale, adapters)], output, model)
     if as_json:
         show_json({"adapter": str(output), "header": header.model_dump(mode="json")})
@@ -753,7 +763,9 @@ def toy(
     """The paper's toy experiment: one attention layer, three ways to tune it, what each can and cannot reach."""
     from coeffdiff.evaluation.toy import ARMS, SETTINGS, table
     from coeffdiff.evaluation.toy import toy as run_toy
+    from coeffdiff.launched import forget_launch
 
+    forget_launch()
     with progress("tuning", len(SETTINGS) * len(ARMS)) as bar:
         result = run_toy(output, seeds=seeds, steps=steps, restarts=restarts, on_progress=bar)
     if as_json:

@@ -39,6 +39,6 @@ def schedule_findings(scheduler: Any) -> list[str]:
         return []
     return [
         "its scheduler has zero terminal SNR (rescale_betas_zero_snr) and it predicts epsilon. At the last timestep "
-        "the input is the noise that is asked for, so nothing is learned there, and samplers that begin there divide by "
-        "zero. Models with such a schedule predict v: is prediction_type right?"
+        "the input is the noise that is asked for, so nothing is learned there, and samplers that begin there divide "
+        "by zero. Models with such a schedule predict v: is prediction_type right?"
     ]

@@ -141,7 +141,7 @@ def test_every_command_ends_well_whatever_letters_the_output_has(encoding, shop,
 
 
 # Everything that writes to a terminal past console.py
-_PRINTING = {"print", "pprint"}
+_PRINTING = {"print", "pprint", "Console"}
 _STREAMS = {("sys", "stdout"), ("sys", "stderr"), ("typer", "echo"), ("typer", "secho"), ("click", "echo")}
 
 
@@ -149,12 +149,10 @@ def bare_prints(source: str) -> list[int]:
     """Lines that print by themselves."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in _PRINTING or node.func.id == "Console":
-                found.append(node.lineno)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if (node.value.id, node.attr) in _STREAMS:
-                found.append(node.lineno)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in _PRINTING:
+            found.append(node.lineno)
+        if isinstance(node, ast.Attribute) and (getattr(node.value, "id", ""), node.attr) in _STREAMS:
+            found.append(node.lineno)
     return found
 
 

@@ -17,7 +17,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -60,6 +59,7 @@ from coeffdiff.evaluation.prompts import LISTING, choose_prompts, read_listing
 from coeffdiff.evaluation.report import write_comparison
 from coeffdiff.files import appearing, held
 from coeffdiff.inspection import inspect_adapter
+from coeffdiff.launched import read_launch
 from coeffdiff.method.adapter import load_adapter, read_header
 from coeffdiff.metrics import encoders_for
 from coeffdiff.pictures import labelled_grid, save_png
@@ -231,7 +231,7 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
             no other is at.
     Raises: CoeffDiffError with one sentence; what is finished stays.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if read_launch().size > 1:
         raise LaunchError(
             "compare shares its work among processes that are started one by one: start the same command several "
             "times (each with a GPU of its own in CUDA_VISIBLE_DEVICES), without accelerate launch."

@@ -60,8 +60,8 @@ def start_processes(environ: Mapping[str, str] = os.environ) -> PartialState:
 
 def _met(launch: Launch, on_cpu: bool, environ: Mapping[str, str]) -> PartialState:
     """Accelerate's state, when all processes are there. Raises: LaunchError if some do not come in time."""
-    if launch.size == 1 and "LOCAL_RANK" not in environ:
-        return PartialState(cpu=on_cpu)
+    if torch.distributed.is_initialized() or (launch.size == 1 and "LOCAL_RANK" not in environ):
+        return PartialState(cpu=on_cpu)  # they have met before, or there is nobody to meet
     seconds = _wait_seconds(environ)
     me = f"Process {launch.rank} of {launch.size}"
     others = "the other" if launch.size == 2 else f"the {launch.size - 1} others"

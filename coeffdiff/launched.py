@@ -35,9 +35,7 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
         _refuse(environ, f"{missing} is not set, which a launcher does")
     if rank is not None and size is not None and rank >= size:
         _refuse(environ, f"ranks of {size} processes end at {size - 1}")
-    here = found.get("LOCAL_WORLD_SIZE")
-    if here is not None and found.get("LOCAL_RANK", 0) >= here:
-        _refuse(environ, f"local ranks of {here} processes end at {here - 1}")
+    # LOCAL_WORLD_SIZE is not held against LOCAL_RANK: on CPUs Accelerate itself writes a 1 beside any rank
     host, port = environ.get("MASTER_ADDR", "127.0.0.1"), environ.get("MASTER_PORT", "29500")
     if size is not None and not (port.isdecimal() and int(port) < 65536):
         raise LaunchError(

@@ -63,12 +63,13 @@ def _met(launch: Launch, on_cpu: bool, environ: Mapping[str, str]) -> PartialSta
     if torch.distributed.is_initialized() or (launch.size == 1 and "LOCAL_RANK" not in environ):
         return PartialState(cpu=on_cpu)  # they have met before, or there is nobody to meet
     seconds = _wait_seconds(environ)
+    advice = left_over(environ)  # before Accelerate adds variables of its own
     me = f"Process {launch.rank} of {launch.size}"
     others = "the other" if launch.size == 2 else f"the {launch.size - 1} others"
     told = threading.Timer(
         _SAID_AFTER,
         lambda: complain(
-            f"{me} waits for {others} at {launch.place}, for up to {duration(seconds)}. {left_over(environ)}"
+            f"{me} waits for {others} at {launch.place}, for up to {duration(seconds)}. {advice}"
         ),
     )
     told.daemon = True
@@ -89,7 +90,7 @@ def _met(launch: Launch, on_cpu: bool, environ: Mapping[str, str]) -> PartialSta
         reason = " ".join(str(error).split("\n")[0].split())[:200].rstrip(".")
         raise LaunchError(
             f"{me} did not meet {others} at {launch.place} within {duration(seconds)} ({reason}). Start all of them, "
-            f"with COEFFDIFF_WAIT=SECONDS to wait longer. {left_over(environ)}."
+            f"with COEFFDIFF_WAIT=SECONDS to wait longer. {advice}."
         ) from None
     finally:
         told.cancel()

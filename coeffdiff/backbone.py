@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import threading
@@ -672,6 +673,12 @@ def _vae_config(backbone: Backbone) -> dict[str, Any]:
     config = _json(source, _joined(subfolder, "config.json"))
     if not isinstance(config.get("block_out_channels"), list):
         raise ModelError(f"The VAE config of {source.name} names no block_out_channels, so it is damaged.")
+    divisors = [config.get("scaling_factor", 1.0), *(config.get("latents_std") or ())]
+    if not all(isinstance(one, int | float) and 0 < one < math.inf for one in divisors):
+        raise ModelError(
+            f"The VAE config of {source.name} scales latents by {divisors[0]!r}, deviations {divisors[1:]!r}, where "
+            "numbers above zero are expected (SDXL's scaling_factor is 0.13025); it is damaged."
+        )
     return config
 
 

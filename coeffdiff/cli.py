@@ -22,12 +22,16 @@ from typer.core import TyperGroup
 from coeffdiff import __version__
 from coeffdiff.console import (
     answer,
+    be_lenient,
     complain,
     duration,
     hush_bitsandbytes,
     is_main_process,
     progress,
     say,
+    show,
+    show_json,
+    show_table,
     visible,
 )
 from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused, ModelError
@@ -123,6 +127,11 @@ NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers a
 def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
     hush_bitsandbytes()
+    be_lenient()
+    if (
+        "WORLD_SIZE" in os.environ
+    ):  # where torch's C++ prints its stack beside an error that we say in a sentence
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
     if not sys.warnoptions:
@@ -182,8 +191,7 @@ _REFUSALS = frozenset(
 
 def _complain(sentence: str) -> None:
     """Say it from whichever process met it: the photos may be missing on the second machine alone."""
-    rank = os.environ.get("RANK", "0")
-    complain(sentence if rank == "0" else f"[rank {rank}] {sentence}")
+    complain(sentence if is_main_process() else f"[rank {os.environ['RANK']}] {sentence}")
 
 
 @app.callback(invoke_without_command=True)
@@ -191,7 +199,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        print(f"coeffdiff {__version__}")
+        show(f"coeffdiff {__version__}")
         raise typer.Exit
 
 
@@ -216,7 +224,7 @@ def _print_settings(kind: Any) -> None:
     from coeffdiff.config import documented_settings
 
     for setting in documented_settings(kind):
-        print(f"{setting.name}  [{json.dumps(setting.default, default=str)}]\n    {setting.description}")
+        show(f"{setting.name}  [{json.dumps(setting.default, default=str)}]\n    {setting.description}")
 
 
 @app.command()
@@ -283,7 +291,7 @@ def train(
     if not is_main_process():
         return
     if as_json:
-        print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
+        show_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()})
     else:
         say(f"done in {duration(result.seconds)}, last loss {result.loss:.4f}")
         answer(str(result.adapter))
@@ -304,9 +312,11 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
-    from coeffdiff.config import load_settings
+    from coeffdiff.config import PLACEHOLDER, load_settings
     from coeffdiff.data.photos import with_offers
+    from coeffdiff.launched import forget_launch
 
+    forget_launch()
     flags = {
         "subject.images": str(images) if images else None,
         "subject.token": token,
@@ -324,16 +334,16 @@ def check(
     from coeffdiff.data.photos import read_photos
     from coeffdiff.training.launch import start_processes
     from coeffdiff.training.prepare import resolve
-    from coeffdiff.training.prior import read_class_pictures
-    from coeffdiff.training.watch import check_watching
+    from coeffdiff.training.refusals import refuse_early
+    from coeffdiff.training.state import new_run
 
     state = start_processes()
     with progress("reading photos", len(list(folder.iterdir())) if folder.is_dir() else 0) as bar:
         photos = read_photos(folder, settings.training.masked_loss, on_file=bar)
-    class_pictures = read_class_pictures(settings)
     base = backbone.find_backbone(settings.model)
     settings, _ = resolve(settings, base, state)
-    check_watching(settings)
+    class_pictures = refuse_early(settings, photos, base)
+    new_run(settings.output, settings.subject.token or PLACEHOLDER)
     with progress("looking at photos", len(photos.photos)) as bar:
         report = preflight.check(
             settings,
@@ -349,10 +359,10 @@ def check(
     if as_json:
         skipped = [{"name": one.path.name, "reason": one.reason} for one in photos.skipped]
         about = {"model": base.name, "settings": settings.model_dump(mode="json")}
-        print(json.dumps(report.as_dict() | about | {"left_out": skipped, "notes": photos.notes}))
+        show_json(report.as_dict() | about | {"left_out": skipped, "notes": photos.notes})
         return
     for line in preflight.table(report, photos):
-        print(line)
+        show(line)
 
 
 @app.command()
@@ -564,7 +574,7 @@ def sample(
     if not team.is_main:
         return
     if as_json:
-        print(json.dumps({"folder": str(folder), "files": [str(file) for file in files]}))
+        show_json({"folder": str(folder), "files": [str(file) for file in files]})
     else:
         for file in files:
             answer(str(file))
@@ -593,10 +603,10 @@ def inspect(
 ) -> None:
     """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
     check_output(output)
-    from rich.console import Console
-
     from coeffdiff.inspection import inspect_adapter, tables
+    from coeffdiff.launched import forget_launch
 
+    forget_launch()
     [(folder, _)] = _adapters([str(adapter)] if adapter else None, with_scales=False)
     found = inspect_adapter(folder)
     file = None
@@ -612,10 +622,9 @@ def inspect(
         file = free_name(output / "alpha.png")
         save_png(sheet, file)
     if as_json:
-        print(json.dumps(found.as_json() | {"heat_maps": str(file) if file else None}))
+        show_json(found.as_json() | {"heat_maps": str(file) if file else None})
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(tables(found, heads))
+    show_table(tables(found, heads))
     if file:
         answer(str(file))
 
@@ -635,11 +644,13 @@ def merge(
 ) -> None:
     """One adapter that does what several do together: coeff = I + the sum of scale x alpha, LoRAs added up."""
     check_output(output)
+    from coeffdiff.launched import forget_launch
     from coeffdiff.method.merging import merge_adapters
 
+    forget_launch()
     header = merge_adapters([*map(_folder_and_scale, adapters)], output, model)
     if as_json:
-        print(json.dumps({"adapter": str(output), "header": header.model_dump(mode="json")}))
+        show_json({"adapter": str(output), "header": header.model_dump(mode="json")})
         return
     for part in header.merged:
         say(f"part     {part.token} x {part.scale:g} ({part.kind}, {part.trained_steps} steps)")
@@ -667,7 +678,7 @@ def demo(
 
     result = run_demo(output, subject=subject, method=method, steps=steps, seed=seed)
     if as_json:
-        print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
+        show_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()})
         return
     word = result.class_word
     say(f"done in {duration(result.seconds)}")
@@ -778,9 +789,9 @@ def evaluate(
     if not team.is_main:
         return
     if as_json:
-        print(json.dumps(result.results))
+        show_json(result.results)
         return
-    print(summary(result.results))
+    show(summary(result.results))
     say(f"done in {duration(result.results['seconds'])}: {result.report}, {result.numbers}, {result.table}")
 
 
@@ -846,9 +857,9 @@ def compare(
     asked = load_section(Comparison, plan, flags, set_ or ())
     outcome = run_comparison(asked.only(arm) if arm else asked, output, _part(part))
     if as_json:
-        print(json.dumps(outcome.results))
+        show_json(outcome.results)
         return
-    print(as_text(outcome.results))
+    show(as_text(outcome.results))
     answer(str(outcome.report))
 
 
@@ -880,13 +891,15 @@ def toy(
     check_output(output)
     from coeffdiff.evaluation.toy import ARMS, SETTINGS, table
     from coeffdiff.evaluation.toy import toy as run_toy
+    from coeffdiff.launched import forget_launch
 
+    forget_launch()
     with progress("tuning", len(SETTINGS) * len(ARMS)) as bar:
         result = run_toy(output, seeds=seeds, steps=steps, restarts=restarts, on_progress=bar)
     if as_json:
-        print(json.dumps(result.results))
+        show_json(result.results)
         return
-    print(table(result.results))
+    show(table(result.results))
     say(f"done in {duration(result.seconds)}: {result.picture}, {result.numbers}")
 
 

@@ -1,7 +1,10 @@
-"""What a person is told while something runs: on standard error, once, however many processes take part."""
+"""All that is printed: what a person is told while something runs, on standard error and once, and the answers, on
+standard output. Neither ends in an error where a terminal or pipe lacks a letter: it is written out, as \\u732b."""
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import os
 import sys
@@ -19,8 +22,12 @@ class Bar(Protocol):
 
 
 def is_main_process() -> bool:
-    """Known from the launcher's environment, so that it holds before torch is loaded."""
-    return os.environ.get("RANK", "0") == "0"
+    """Known from the launcher's environment, so that it holds before torch is loaded.
+
+    A rank without a number of processes is left over from something else: this process is alone.
+    """
+    alone = os.environ.get("WORLD_SIZE", "").strip() in ("", "1")
+    return alone or os.environ.get("RANK", "0").strip() == "0"
 
 
 def hush_bitsandbytes() -> None:
@@ -69,7 +76,7 @@ def say(*lines: str) -> None:
 def complain(*lines: str) -> None:
     """Like say, from whichever process it is."""
     for line in lines:
-        print(visible(line), file=sys.stderr, flush=True)
+        print(visible(line), file=_lenient(sys.stderr), flush=True)
 
 
 def answer(text: str) -> None:
@@ -77,10 +84,44 @@ def answer(text: str) -> None:
     if sys.stdout.isatty():
         text = visible(text)
     try:
-        print(text, flush=True)
+        text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # a name that is no text, or a pipe that is not UTF-8
+        sys.stdout.flush()
         sys.stdout.buffer.write(os.fsencode(text) + b"\n")
         sys.stdout.buffer.flush()
+    else:
+        print(text, flush=True)
+
+
+def show(text: str) -> None:
+    """A result for a person on standard output, in as many lines as it has."""
+    for line in text.split("\n"):
+        print(visible(line), file=_lenient(sys.stdout), flush=True)
+
+
+def show_json(tree: Any, **options: Any) -> None:
+    """A result for a program on standard output: one line of ASCII, whatever names it holds."""
+    print(json.dumps(tree, **options), file=_lenient(sys.stdout), flush=True)
+
+
+def show_table(table: Any) -> None:
+    """One of rich's renderables on standard output, 120 wide where there is no terminal."""
+    from rich.console import Console
+
+    Console(file=_lenient(sys.stdout), width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def be_lenient() -> None:
+    """For what others print, such as help and usage errors: letters that an output lacks are written out."""
+    for stream in (sys.stdout, sys.stderr):
+        _lenient(stream)
+
+
+def _lenient(stream: Any) -> Any:
+    """The stream, which from here on writes letters that its encoding lacks as backslashes and numbers."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 @contextmanager
@@ -111,7 +152,7 @@ def progress(title: str, total: float) -> Iterator[Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(file=_lenient(sys.stderr))) as bars:
         task = bars.add_task(title, total=total, status="")
         yield lambda done, status="": bars.update(task, completed=done, status=visible(status))
 

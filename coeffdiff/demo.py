@@ -20,6 +20,7 @@ from coeffdiff.config import load_settings
 from coeffdiff.console import duration, progress, say
 from coeffdiff.errors import ConfigError, LaunchError
 from coeffdiff.files import appearing
+from coeffdiff.launched import read_launch
 from coeffdiff.method.adapter import load_adapter, read_coefficients, read_lora, read_rows
 from coeffdiff.pictures import Band, figure, save_png
 from coeffdiff.pocket import POCKET
@@ -33,7 +34,6 @@ from coeffdiff.pocket.world.subjects import (
     write_photos,
 )
 from coeffdiff.training import loop
-from coeffdiff.training.launch import start_processes
 
 FOLDER = Path("demo")  # or demo-2, demo-3, ... where there is one already
 TOKEN = "sks"
@@ -100,7 +100,7 @@ def demo(
     }
     settings = load_settings(None, values)
     base = backbone.find_backbone(settings.model)
-    if start_processes().num_processes > 1:
+    if read_launch().size > 1:
         raise LaunchError("The demo is the work of one process; start it without accelerate launch.")
 
     # 2. Photos, and an ordinary run on them

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image, ImageFilter
 
 from coeffdiff import backbone, estimate, sampling
@@ -29,6 +30,7 @@ from coeffdiff.data.latents import cache_folder
 from coeffdiff.data.photos import Photo, PhotoSet, captions_for, fill, orientation_of, turned, view_of
 from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.method.token import announce_tokens
+from coeffdiff.noise import schedule_findings
 from coeffdiff.speed import half_precision
 from coeffdiff.tokens import caption_findings, holds, token_findings
 from coeffdiff.training.prior import class_captions
@@ -150,7 +152,8 @@ def check(
     findings = (
         *photo_findings(looked, settings),
         *text_findings(settings, looked, base, class_pictures),
-        *schedule_findings(settings),
+        *warmup_findings(settings),
+        *model_findings(settings, base),
         *run_findings(settings, prediction, free, remedies),
     )
     return Report(tuple(looked), prediction, free, remedies, findings)
@@ -356,7 +359,7 @@ def _length_findings(
     return findings
 
 
-def schedule_findings(settings: Settings) -> list[Finding]:
+def warmup_findings(settings: Settings) -> list[Finding]:
     """A warm-up that takes the whole run, so that the learning rate that was asked for is never used."""
     training = settings.training
     warmup, steps = training.warmup_steps, int(training.steps)
@@ -368,6 +371,28 @@ def schedule_findings(settings: Settings) -> list[Finding]:
         "asked for, and only at its end; lower training.warmup_steps, or train longer"
     )
     return [Finding("hint", "schedule", sentence)]
+
+
+_USUAL_RATES = 0.5  # above it nothing was ever seen to learn; ours and others' lie between 1e-5 and 3e-2
+
+
+def model_findings(settings: Settings, base: Any) -> list[Finding]:
+    """What will keep this model from learning: its noise schedule, and rates far beyond any that are usual."""
+    scheduler = backbone.load_pipeline(base, dtype=torch.float32, parts=()).scheduler
+    loss_scheduler = DDPMScheduler.from_config(scheduler.config)
+    findings = [Finding("hint", "model", sentence) for sentence in schedule_findings(loss_scheduler)]
+    method = settings.method
+    sections = (("coeff", method.coeff), ("lora", method.lora), ("token", method.token))
+    rates = {name: float(section.learning_rate) for name, section in sections}
+    for name, rate in rates.items():
+        trained = settings.learns_token if name == "token" else name in method.kind
+        if trained and rate > _USUAL_RATES:
+            sentence = (
+                f"method.{name}.learning_rate {rate:g} is far above the usual 1e-5 to 3e-2: the loss "
+                "will hardly stay finite"
+            )
+            findings.append(Finding("problem", "rate", sentence))
+    return findings
 
 
 def _quoted(text: str) -> str:
@@ -574,7 +599,10 @@ def _size(size: float) -> str:
 def lines(findings: Sequence[Finding]) -> list[str]:
     """Findings as a person reads them; of many alike the first are named and the rest counted."""
     said, counts = [], dict.fromkeys(("note", "hint", "problem"), 0)
-    general = ("memory", "time", "disk", "photos", "token", "class word", "captions", "schedule")
+    general = (
+        *("memory", "time", "disk", "photos", "token", "class word", "captions"),
+        *("schedule", "model", "rate"),
+    )
     for finding in findings:
         if finding.subject not in general:
             counts[finding.severity] += 1

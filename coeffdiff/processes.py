@@ -5,12 +5,12 @@ How they are started, and which launches are refused, is not decided here: see t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from coeffdiff.errors import CoeffDiffError, LaunchError
+from coeffdiff.launched import read_launch
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Team:
         self._start, self._state = start, None
         self.rank, self.size = 0, 1
         self._broken = False
-        if start and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if start and read_launch().size > 1:
             self._state = start()
             self.rank, self.size = self._state.process_index, self._state.num_processes
 

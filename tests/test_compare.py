@@ -395,7 +395,8 @@ def test_a_file_in_the_way_is_one_sentence(shop, tmp_path):
 
 
 def test_several_processes_of_one_launch_are_refused(monkeypatch, plan, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     result = CliRunner().invoke(app, ["compare", "--output", str(tmp_path / "out")])
     assert result.exit_code == 2 and "start the same command several times" in result.output
 

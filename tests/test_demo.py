@@ -217,11 +217,8 @@ def test_ctrl_c_leaves_what_had_been_made(monkeypatch):
 
 def test_several_processes_are_refused(monkeypatch):
     """They would paint the same photos."""
-
-    class Several:
-        num_processes = 2
-
-    monkeypatch.setattr(demos, "start_processes", Several)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(LaunchError, match="one process"):
         demo(**QUICK)
     assert not Path("demo").exists()

@@ -435,11 +435,16 @@ def test_random_crops_differ_and_share_a_bucket(tmp_path, tiny_pipeline):
 
 
 def test_latents_that_are_not_finite_are_named(tmp_path, tiny_pipeline):
-    """A VAE that overflows would train on NaN; it is named with what to do."""
+    """A VAE that overflows or is damaged would train on NaN; which of both, and what to do."""
     photos = folder_of(tmp_path, square=(64, 64))
     with torch.no_grad():
         tiny_pipeline.vae.encoder.conv_in.bias.fill_(float("nan"))
-    with pytest.raises(ModelError, match=r"not finite.*sdxl-vae-fp16-fix"):
+    with pytest.raises(
+        ModelError, match=r"not finite in torch.float32.*in encoder\.conv_in\.bias: it is damaged"
+    ):
+        encode(photos, tiny_pipeline, tmp_path / "cache")
+    tiny_pipeline.vae.to(torch.bfloat16)
+    with pytest.raises(ModelError, match=r"not finite in torch.bfloat16.*sdxl-vae-fp16-fix"):
         encode(photos, tiny_pipeline, tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))
 

@@ -52,7 +52,7 @@ def test_more_processes_than_gpus_are_refused_before_any_of_them_starts(monkeypa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(launch, "PartialState", None)
     with pytest.raises(LaunchError, match=r"3 processes on this machine.*CUDA sees 1 GPU here.*Start 1"):
-        start_processes({"LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "6"})
+        start_processes({"LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "6", "RANK": "0", "LOCAL_RANK": "0"})
 
 
 @pytest.mark.parametrize("environ", [{}, {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}])

@@ -673,8 +673,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint():
     ended = coeffdiff(*command(*rate))
     assert ended.code == 2
     assert ended.sentence == (
-        "NonFiniteLoss: The loss is not finite at step 2; the learning rate is the usual cause: lower "
-        "method.coeff.learning_rate. The last good checkpoint is run/checkpoints/step-000001."
+        "NonFiniteLoss: The loss is not finite at step 2; the learning rate is the usual cause: start anew with "
+        "a lower method.coeff.learning_rate (1e+30), as --resume with the same would end here again. The last good checkpoint is run/checkpoints/step-000001."
     )
     assert load_checkpoint(RunFolder(Path("run"))).step == 1
     assert not Path("run/adapter").exists()

@@ -72,6 +72,68 @@ def test_min_snr_caps_the_easy_timesteps(snr, velocity, weight):
     torch.testing.assert_close(min_snr_weights(torch.tensor([snr]), 5.0, velocity), torch.tensor([weight]))
 
 
+def zero_terminal(prediction_type: str) -> DDPMScheduler:
+    """alpha_bar is exactly 0 at timestep 999."""
+    made = DDPMScheduler.from_config(
+        scheduler(prediction_type).config, rescale_betas_zero_snr=True, prediction_type=prediction_type
+    )
+    assert made.alphas_cumprod[999] == 0
+    return made
+
+
+@pytest.mark.parametrize(
+    ("snr", "velocity", "weight"),
+    [
+        (0.0, False, 1.0),  # as at every SNR up to gamma
+        (0.0, True, 0.0),  # 0 / (0 + 1)
+        (1e-38, False, 1.0),
+        (1e-38, True, 1e-38),
+        (float("inf"), False, 0.0),  # 5 / inf
+        (float("inf"), True, 0.0),
+    ],
+)
+def test_the_weight_has_a_value_where_there_is_no_signal_and_where_there_is_no_noise(snr, velocity, weight):
+    torch.testing.assert_close(min_snr_weights(torch.tensor([snr]), 5.0, velocity), torch.tensor([weight]))
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+@pytest.mark.parametrize("gamma", [1e-300, 1e-40, 5.0, 1e38, 1e300])
+def test_no_gamma_and_no_timestep_makes_a_weight_that_is_no_number(velocity, gamma):
+    """SDXL's schedule, with and without zero terminal SNR, at all of its timesteps."""
+    kind = "v_prediction" if velocity else "epsilon"
+    for made in (scheduler(kind), zero_terminal(kind)):
+        snr = signal_to_noise(made.alphas_cumprod, torch.arange(1000))
+        weights = min_snr_weights(snr, gamma, velocity)
+        assert weights.isfinite().all() and (weights >= 0).all() and (weights <= 1).all()
+
+
+@pytest.mark.parametrize(("kind", "loss", "gradient"), [("epsilon", 4.0, 4.0), ("v_prediction", 0.0, 0.0)])
+def test_at_pure_noise_the_loss_and_its_gradient_are_numbers(kind, loss, gradient):
+    """Off by 2 everywhere: 4 for epsilon, whose target is the input, and d/de (2 + e)^2 = 4; v weighs nothing."""
+    latents, noise = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
+    made, off = zero_terminal(kind), torch.zeros((), requires_grad=True)
+    timesteps = torch.tensor([999, 999])
+    right = noise if kind == "epsilon" else -latents  # v = sqrt(a) noise - sqrt(1 - a) latents at a = 0
+
+    def predict(noisy, _):
+        torch.testing.assert_close(noisy, noise)
+        return right + 2 + off
+
+    found = denoising_loss(predict, latents, noise, timesteps, made, 5.0)
+    found.backward()
+    torch.testing.assert_close(found.detach(), torch.tensor(loss))
+    torch.testing.assert_close(off.grad, torch.tensor(gradient))
+
+
+def test_without_weighting_pure_noise_teaches_v_what_the_picture_is():
+    """snr_gamma None: the target is minus the latents, and being off by 2 costs 4."""
+    latents, noise = torch.randn(1, 4, 3, 5), torch.randn(1, 4, 3, 5)
+    found = denoising_loss(
+        lambda x, t: -latents + 2, latents, noise, torch.tensor([999]), zero_terminal("v_prediction"), None
+    )
+    torch.testing.assert_close(found, torch.tensor(4.0))
+
+
 def test_each_sample_has_its_own_weight():
     """A batch costs the mean of what its samples cost alone: weights are per sample, not per batch."""
     latents, noise = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)

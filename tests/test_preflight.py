@@ -432,7 +432,7 @@ def test_texts_that_the_model_does_not_read_to_their_end_are_said(photos, pocket
 @pytest.mark.parametrize(("warmup", "said"), [(0, 0), (299, 0), (300, 1), (600, 1)])
 def test_a_warm_up_that_takes_the_whole_run_is_said(photos, warmup, said):
     schedule = {"training.lr_schedule": "linear", "training.warmup_steps": warmup}
-    found = preflight.schedule_findings(settings_for(photos, **schedule))
+    found = preflight.warmup_findings(settings_for(photos, **schedule))
     assert len(found) == said
     if warmup == 600:
         assert "takes 600 steps and the run has 300: the learning rate reaches 50%" in found[0].sentence

@@ -175,6 +175,7 @@ def test_a_launch_that_only_looks_parallel_is_refused(monkeypatch):
     """WORLD_SIZE 2 without a group: refused as in training, at once."""
     from coeffdiff.training.launch import refuse_lonely_processes
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(LaunchError, match=r"believes to be alone and would write the same files"):
         Team(lambda: refuse_lonely_processes(1, os.environ))

@@ -290,13 +290,26 @@ def encode_unconditional(pipe: Any, device: torch.device | str = "cpu") -> Encod
 def encode_texts(
     pipe: Any, captions: Iterable[str], device: torch.device | str = "cpu"
 ) -> dict[str, EncodedText]:
-    """Each distinct caption through both text encoders, which must be on `device`; results on the CPU, float32."""
+    """Each distinct caption through both text encoders, which must be on `device`; results on the CPU, float32.
+
+    Raises: ModelError if they are not finite.
+    """
     encoded = {}
     for caption in dict.fromkeys(captions):
         embeds, _, pooled, _ = pipe.encode_prompt(
             caption, device=torch.device(device), num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         encoded[caption] = EncodedText(embeds[0].float().cpu(), pooled[0].float().cpu())
+        if not (embeds.isfinite().all() and pooled.isfinite().all()):
+            dtype = str(embeds.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"The text encoders give values that are not finite in {dtype}: they "
+                + (
+                    "are damaged; take another copy of the model."
+                    if dtype == "float32"
+                    else "overflow in it or are damaged; try --set training.precision=bf16, or another copy."
+                )
+            )
     return encoded
 
 
@@ -342,11 +355,19 @@ def _encode(vae: Any, image: Image.Image, device: torch.device | str) -> dict[st
         "std": posterior.std[0].float().cpu().contiguous(),
     }
     if not all(tensor.isfinite().all() for tensor in encoded.values()):
-        raise ModelError(
-            f"The VAE gives values that are not finite in {vae.dtype}. SDXL's own VAE overflows in half precision: "
-            "use --set model.vae=madebyollin/sdxl-vae-fp16-fix, or a VAE whose config says force_upcast."
-        )
+        raise ModelError(f"The VAE gives values that are not finite in {vae.dtype}{_why_not_finite(vae)}")
     return encoded
+
+
+def _why_not_finite(vae: Any) -> str:
+    broken = next((name for name, weight in vae.named_parameters() if not weight.isfinite().all()), None)
+    if vae.dtype == torch.float32:
+        held = f", and its weights hold such values in {broken}" if broken else ""
+        return f"{held}: it is damaged; take another copy, or another VAE with model.vae."
+    return (
+        ". SDXL's own VAE overflows in half precision: use --set model.vae=madebyollin/sdxl-vae-fp16-fix, or a VAE "
+        "whose config says force_upcast."
+    )
 
 
 def _small_mask(mask: Image.Image | None, view: View, latents: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -63,6 +62,7 @@ from coeffdiff.evaluation.prompts import LISTING, choose_prompts, read_listing
 from coeffdiff.evaluation.report import write_comparison
 from coeffdiff.files import appearing, held
 from coeffdiff.inspection import inspect_adapter
+from coeffdiff.launched import read_launch
 from coeffdiff.method.adapter import load_adapter, read_header
 from coeffdiff.metrics import encoders_for
 from coeffdiff.pictures import labelled_grid, save_png
@@ -245,7 +245,7 @@ def compare(
             leaves each in a file of its own, which is easier to gather from several machines.
     Raises: CoeffDiffError with one sentence; what is finished stays.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if read_launch().size > 1:
         raise LaunchError(
             "compare shares its work among processes that are started one by one: start the same command several "
             "times (each with a GPU of its own in CUDA_VISIBLE_DEVICES), without accelerate launch."

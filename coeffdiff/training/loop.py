@@ -33,6 +33,7 @@ from coeffdiff.method.coefficients import clear_dropout, draw_dropout
 from coeffdiff.method.injection import verify
 from coeffdiff.shortage import explained, training_switches
 from coeffdiff.speed import compile_blocks, prepare_kernels
+from coeffdiff.training.blame import cause_of, first_not_finite
 from coeffdiff.training.card import model_card
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.memory import peak_gib, reset_peak
@@ -48,7 +49,8 @@ from coeffdiff.training.prepare import (
     resolve,
 )
 from coeffdiff.training.preview import write_previews
-from coeffdiff.training.prior import loss_terms, read_class_pictures
+from coeffdiff.training.prior import loss_terms
+from coeffdiff.training.refusals import refuse_early
 from coeffdiff.training.state import (
     Checkpoint,
     RunFolder,
@@ -62,10 +64,12 @@ from coeffdiff.training.state import (
     save_checkpoint,
     store,
 )
-from coeffdiff.training.watch import Made, Watch, check_watching, judge_for, start_trackers, trackers_for
+from coeffdiff.training.watch import Made, Watch, judge_for, start_trackers, trackers_for
 
 # Seconds. Several processes hear of Ctrl-C at looks alone, and torchrun kills them 30 seconds after it
 _BETWEEN_LOOKS = 10.0
+# Steps in a row that an fp16 scaler may skip: it halves its scale at each, and begins at 2^16
+_MOST_OVERFLOWS = 40
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,9 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         raise ConfigError(f"Training needs {missing}; for instance: train --images photos/ --token sks.")
     state = start_processes()
     photos = read_photos(settings.subject.images, settings.training.masked_loss)
-    class_pictures = read_class_pictures(settings)
     base = backbone.find_backbone(settings.model)
     settings, chosen = resolve(settings, base, state)
-    check_watching(settings)
+    class_pictures = refuse_early(settings, photos, base)
     training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
     steps, accumulate, batch_size = int(training.steps), int(training.accumulate), int(training.batch_size)
     left = functools.partial(training_switches, settings, state.device.type, resumed=bool(resume))
@@ -226,12 +229,22 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         state.wait_for_everyone()
         return files
 
+    def cause(step: int, groups: list[str]) -> str:
+        """Of a loss or gradient of this step that is not finite; no other process is asked."""
+        shares = (
+            share_of(samples_a_step, batch_size, micro, state.process_index, state.num_processes)
+            for micro in range(accumulate)
+        )
+        batches = (data.batch(step, share, state.device) for share in shares)
+        return cause_of(step, batches, unet, noise_scheduler, settings, groups)
+
     # 6. The loop: draw, predict, loss, backward, step; once in a while look, log, preview, save. Between two looks
     # nothing waits for a GPU (but for fp16, whose scaler has to know whether a gradient overflowed)
     reset_peak(state.device)
     alone = state.num_processes == 1
     looks = int(training.log_every) if alone else 1  # several decide at a look when the next one is
     unseen: list[Unseen] = []
+    overflowed = 0  # steps in a row that an fp16 scaler has skipped
     with (
         StepLog(run.log, step, state.is_main_process) as log,
         watch,
@@ -303,7 +316,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             if not alone:
                 looks = _from_main(state, functools.partial(_next_look, seconds, int(training.log_every)))
             for line in lines:
-                _check_finite(line, run, training.precision)
+                overflowed = overflowed + 1 if line["skipped"] else 0
+                _check_finite(line, run, training.precision, overflowed, cause)
                 line |= {"seconds": round(seconds, 4), "peak_gib": round(peak, 3)}
                 log.write(line)
                 watch.step(line)
@@ -462,23 +476,31 @@ def _next_look(seconds: float, most: int) -> int:
     return max(1, min(most, int(_BETWEEN_LOOKS / max(seconds, 1e-6))))
 
 
-def _check_finite(line: dict[str, Any], run: RunFolder, precision: str) -> None:
+def _check_finite(
+    line: dict[str, Any],
+    run: RunFolder,
+    precision: str,
+    overflowed: int,
+    cause: Callable[[int, list[str]], str],
+) -> None:
+    step, groups = line["step"], list(line["grad_norm"])
+    if overflowed > _MOST_OVERFLOWS:
+        raise NonFiniteLoss(
+            f"The gradient has overflowed in fp16 at each of the last {overflowed} steps, so nothing is learned: try "
+            f"--set training.precision=bf16. {_last_good(run)}"
+        )
     # With fp16 a gradient that overflows is the scaler's business: it skips the step and lowers its scale.
     if math.isfinite(line["loss"]) and (
         precision == "fp16" or all(map(math.isfinite, line["grad_norm"].values()))
     ):
         return
-    rates = " or ".join(f"method.{name}.learning_rate" for name in line["grad_norm"])
-    cause = f"the learning rate is the usual cause: lower {rates}"
-    if precision == "fp16":
-        cause = "fp16 overflows in some models: try --set training.precision=bf16"
     what = "loss" if not math.isfinite(line["loss"]) else "gradient"
-    raise NonFiniteLoss(f"The {what} is not finite at step {line['step']}; {cause}. {_last_good(run)}")
+    raise NonFiniteLoss(f"The {what} is not finite at step {step}; {cause(step, groups)}. {_last_good(run)}")
 
 
 def _check_learned(tensors: dict[str, Tensor], step: int, run: RunFolder) -> None:
     """Nothing that is not finite is ever saved: the step that the optimizer has just made may have overflowed."""
-    broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    broken = first_not_finite(tensors.items())
     if broken:
         raise NonFiniteLoss(
             f"{broken} is not finite after step {step}: the learning rate is too high. {_last_good(run)}"

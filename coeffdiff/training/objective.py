@@ -87,7 +87,14 @@ def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 def min_snr_weights(snr: Tensor, gamma: float, velocity: bool) -> Tensor:
     """min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v. [B].
 
-    Source: Hang et al. 2023, arXiv 2303.09556, section 3.4. With zero terminal SNR the epsilon form would divide
-    by zero; there only v is trained.
+    Both weigh the squared error of the picture by min(SNR, gamma): an error of epsilon is sqrt(SNR) times that of the
+    picture, one of v sqrt(SNR + 1) times. At SNR 0 (zero terminal SNR) there is no picture in the input. Epsilon's
+    weight is 1 there, its value for every SNR up to gamma, on a target that is the input itself; v's is 0. At an
+    infinite SNR (a first beta of 0) both are 0.
+    Source: Hang et al. 2023, arXiv 2303.09556, section 3.4.
     """
-    return torch.clamp(snr, max=gamma) / (snr + 1 if velocity else snr)
+    numbers = torch.finfo(snr.dtype)
+    gamma = min(max(gamma, numbers.tiny), numbers.max)  # a gamma of 1e-50 would be 0 / 0 again
+    if velocity:
+        return torch.clamp(snr, max=gamma) / (snr + 1)
+    return torch.clamp(gamma / snr, max=1)

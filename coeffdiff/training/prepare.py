@@ -186,8 +186,6 @@ def encode(
     pipe.text_encoder.to(state.device)
     pipe.text_encoder_2.to(state.device)
     learned = LearnedToken(pipe, settings) if settings.learns_token else None
-    if learned:
-        learned.check(captions)
     texts = encode_texts(pipe, trained, state.device)
     unconditional = encode_unconditional(pipe, state.device) if subject.caption_dropout else None
     previews = (
@@ -266,10 +264,7 @@ def make_trainable(unet: nn.Module, settings: Settings, learned: LearnedToken | 
 def header_for(settings: Settings, trainables: Trainables, model: str, step: int) -> AdapterHeader:
     """What the adapter will say of itself after `step` steps on `model`."""
     subject, lora = settings.subject, settings.method.lora
-    if len(model) > 1000 or not model.isprintable():  # what others could not load again
-        raise ConfigError(
-            f"The name of the model {model[:200]} is overlong or has control characters; rename it."
-        )
+    check_model_name(model)
     mixes: Mixes = settings.method.coeff.mixes if trainables.coefficients else "maps"
     return AdapterHeader(
         format_version=format_for(mixes),
@@ -287,6 +282,14 @@ def header_for(settings: Settings, trainables: Trainables, model: str, step: int
         resolution=int(settings.training.resolution),
         versions=versions(),
     )
+
+
+def check_model_name(name: str) -> None:
+    """Raises: ConfigError for what an adapter could not name so that others load it again."""
+    if len(name) > 1000 or not name.isprintable():
+        raise ConfigError(
+            f"The name of the model {name[:200]} is overlong or has control characters; rename it."
+        )
 
 
 def versions() -> dict[str, str]:

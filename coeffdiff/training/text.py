@@ -38,14 +38,6 @@ class LearnedToken:
         for rows in self.rows.values():
             rows.requires_grad_(True)
 
-    def check(self, captions: Sequence[tuple[str, ...]]) -> None:
-        """Raises: ConfigError if no photo has a caption with the token."""
-        if not any(holds(text, self.word) for texts in captions for text in texts):
-            raise ConfigError(
-                f"No caption holds the token {self.word}, so there is nothing to learn it from; put {{token}} into "
-                "subject.templates, or the word into the photos' .txt files."
-            )
-
     def conditions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """embeds [B, T, W] and pooled [B, P] of the batch's captions, float32, with gradient for the rows.
 

@@ -1,0 +1,53 @@
+"""What a run is refused for before any weights are read: asked by `train` before it writes, and by `check`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from coeffdiff import backbone
+from coeffdiff.config import PLACEHOLDER, Settings
+from coeffdiff.data.photos import PhotoSet, captions_for, fill
+from coeffdiff.errors import ConfigError
+from coeffdiff.noise import check_schedule
+from coeffdiff.tokens import holds
+from coeffdiff.training.prepare import check_model_name
+from coeffdiff.training.prior import class_captions, read_class_pictures
+from coeffdiff.training.watch import check_watching
+
+
+def refuse_early(settings: Settings, photos: PhotoSet, base: Any) -> PhotoSet | None:
+    """The pictures of the class, if the settings name any.
+
+    settings: resolved; the token may be missing, for `check`.
+    Raises: ConfigError, PhotoError or ModelError, with one sentence.
+    """
+    check_watching(settings)
+    check_model_name(base.name)
+    class_pictures = read_class_pictures(settings)
+    _check_texts(settings, photos, class_pictures)
+    scheduler = backbone.load_pipeline(base, dtype=torch.float32, parts=()).scheduler
+    check_schedule(DDPMScheduler.from_config(scheduler.config), base.name)
+    return class_pictures
+
+
+def _check_texts(settings: Settings, photos: PhotoSet, class_pictures: PhotoSet | None) -> None:
+    subject = settings.subject
+    token, word = subject.token or PLACEHOLDER, subject.class_word
+    captions = [captions_for(photo, subject.templates, token, word) for photo in photos.photos]
+    class_captions(settings, captions, class_pictures)
+    for prompt in settings.validation.prompts:
+        fill(prompt, token, word)
+    if subject.token and settings.learns_token:
+        check_token_is_said(captions, token)
+
+
+def check_token_is_said(captions: list[tuple[str, ...]], token: str) -> None:
+    """Raises: ConfigError if no photo has a caption with the token that is learned."""
+    if not any(holds(text, token) for texts in captions for text in texts):
+        raise ConfigError(
+            f"No caption holds the token {token}, so there is nothing to learn it from; put {{token}} into "
+            "subject.templates, or the word into the photos' .txt files."
+        )

@@ -1,0 +1,210 @@
+"""Runs that meet numbers that are not finite: they go on where that is right, and else the sentence names the cause."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from coeffdiff.cli import app
+from coeffdiff.errors import NonFiniteLoss
+from coeffdiff.method.adapter import read_header
+from coeffdiff.pocket.model import save_random
+from coeffdiff.training import loop
+from coeffdiff.training.state import RunFolder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    return save_random("tiny", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def model(saved, tmp_path, monkeypatch) -> Path:
+    """A copy of the tiny model to break, beside two photos."""
+    (tmp_path / "photos").mkdir()
+    for turned in (0, 90):
+        picture = Image.radial_gradient("L").resize((64, 48)).rotate(turned, expand=True)
+        picture.convert("RGB").save(tmp_path / f"photos/{turned}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def edit(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def poison(file: Path, value: float = math.nan) -> str:
+    """One number of a weight that everything passes; its name."""
+    held = load_file(file)
+    left_out = ("embed", "decoder")  # which not every text and no photo passes
+    names = (name for name in sorted(held) if name.endswith("weight"))
+    name = next(name for name in names if not any(part in name for part in left_out))
+    held[name].view(-1)[0] = value
+    save_file(held, file, metadata={"format": "pt"})
+    return name
+
+
+def run(command: str, *more: str):
+    arguments = [
+        "--images",
+        "photos",
+        "--token",
+        "sks",
+        "--class-word",
+        "ball",
+        "--model",
+        "model",
+        "--steps",
+        "3",
+    ]
+    if command == "train":
+        arguments += ["--output", "run", "--set", "validation.prompts=[]"]
+    return CliRunner().invoke(app, [command, *arguments, *more])
+
+
+def refused(ended) -> str:
+    assert ended.exit_code == 2, ended.output + repr(ended.exception)
+    assert "Traceback" not in ended.output
+    return ended.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_zero_terminal_snr_trains_to_the_end(model, kind, monkeypatch):
+    """Every sample of every other step is pure noise, at min-SNR's own gamma; the losses are numbers."""
+    edit(model / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True, prediction_type=kind)
+    real, seen = loop.denoising_loss, []
+
+    def at_the_end(predict, latents, noise, timesteps, *more, **named):
+        seen.append(1)
+        return real(
+            predict, latents, noise, timesteps.fill_(999) if len(seen) % 2 else timesteps, *more, **named
+        )
+
+    monkeypatch.setattr(loop, "denoising_loss", at_the_end)
+    ended = run("train")
+    assert ended.exit_code == 0, ended.output
+    losses = [json.loads(line)["loss"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
+    assert (losses[0] == 0) == (kind == "v_prediction")
+    assert read_header(Path("run/adapter")).trained_steps == 3
+    assert ("hint     model: its scheduler has zero terminal SNR" in ended.stderr) == (kind == "epsilon")
+
+
+def test_a_run_that_had_died_of_it_goes_on(model, monkeypatch):
+    """A checkpoint of step 1, then NaN, as the weights of before gave; resumed, it ends as if nothing had been."""
+    real, seen = loop.denoising_loss, []
+
+    def dies(*arguments, **named):
+        seen.append(1)
+        return real(*arguments, **named) * (math.nan if len(seen) == 2 else 1)
+
+    monkeypatch.setattr(loop, "denoising_loss", dies)
+    every = ("--set", "training.checkpoint_every=1")
+    assert "not finite at step 2" in refused(run("train", *every))
+    monkeypatch.setattr(loop, "denoising_loss", real)
+    ended = run("train", "--resume")
+    assert ended.exit_code == 0, ended.output
+    assert RunFolder(Path("run")).finished
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (
+            "unet/diffusion_pytorch_model.safetensors",
+            "the base model's UNet holds such numbers in {name}, so it is damaged",
+        ),
+        (
+            "vae/diffusion_pytorch_model.safetensors",
+            "The VAE gives values that are not finite in torch.float32",
+        ),
+        (
+            "text_encoder/model.safetensors",
+            "The text encoders give values that are not finite in float32: they are damaged",
+        ),
+        (
+            "text_encoder_2/model.safetensors",
+            "The text encoders give values that are not finite in float32: they are damaged",
+        ),
+    ],
+)
+def test_damaged_weights_are_named_and_no_rate(model, file, words):
+    name = poison(model / file)
+    said = refused(run("train"))
+    assert words.format(name=name) in said
+    assert "rate" not in said
+    assert not Path("run/adapter").exists()
+
+
+def test_a_base_model_that_overflows_is_named(model):
+    """Every weight is finite, its products are not."""
+    file = model / "unet/diffusion_pytorch_model.safetensors"
+    held = load_file(file)
+    for name in ("conv_in.weight", "conv_out.weight"):
+        held[name].fill_(3e38)
+    save_file(held, file, metadata={"format": "pt"})
+    said = refused(run("train"))
+    assert "the base model itself predicts such numbers in precision no" in said
+    assert "rate" not in said
+
+
+def test_a_weight_of_the_loss_is_named():
+    """prior.weight beyond float32."""
+    said = refused(run("train", "--set", "prior.weight=1e39"))
+    assert "prior.weight 1e+39" in said and "learning_rate" not in said
+
+
+def test_a_backward_pass_that_overflows_at_once_is_not_the_rates_fault(monkeypatch):
+    """Nothing has been learned before step 1, so no rate can be at fault."""
+    real = loop.denoising_loss
+    monkeypatch.setattr(loop, "denoising_loss", lambda *a, **k: real(*a, **k) * torch.tensor(1e38) * 1e38)
+    said = refused(run("train"))
+    assert "not finite at step 1; nothing had been learned yet" in said and "rate" not in said
+
+
+def test_fp16_that_overflows_for_ever_ends_the_run():
+    """41 skipped steps in a row: the scaler is at 2^-25 by then. Fewer are its ordinary work."""
+    line = {"step": 60, "loss": 0.5, "grad_norm": {"lora": math.inf}}
+    folder = RunFolder(Path("run"))
+    loop._check_finite(line, folder, "fp16", 40, lambda *_: "")
+    with pytest.raises(
+        NonFiniteLoss, match=r"overflowed in fp16 at each of the last 41 steps.*precision=bf16"
+    ):
+        loop._check_finite(line, folder, "fp16", 41, lambda *_: "")
+
+
+# --- what check knows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("scheduler/scheduler_config.json", {"beta_end": 1.5}, "which make no noise schedule"),
+        ("scheduler/scheduler_config.json", {"beta_end": math.nan}, "which make no noise schedule"),
+        ("vae/config.json", {"scaling_factor": 0}, "scales latents by 0"),
+        ("vae/config.json", {"scaling_factor": math.inf}, "scales latents by inf"),
+        ("vae/config.json", {"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "above zero"),
+    ],
+)
+def test_configs_that_would_give_no_numbers_are_refused_by_both(model, file, change, words):
+    edit(model / file, **change)
+    said = [refused(run(command)) for command in ("check", "train")]
+    assert words in said[0] and said[0] == said[1]
+    assert not Path("run").exists()
+
+
+def test_check_tells_of_rates_and_of_a_schedule_that_does_not_fit(model):
+    edit(model / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True)
+    ended = run("check", "--set", "method.coeff.learning_rate=30")
+    assert ended.exit_code == 0, ended.output
+    assert "hint     model: its scheduler has zero terminal SNR" in ended.stdout
+    assert "problem  rate: method.coeff.learning_rate 30 is far above the usual" in ended.stdout

@@ -30,7 +30,7 @@ from coeffdiff.console import (
     share_cores,
     visible,
 )
-from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused, ModelError
+from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused
 
 
 class _Commands(TyperGroup):
@@ -93,7 +93,14 @@ OffloadOption = Annotated[Offload, typer.Option(help="Keep parts of the model of
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures made at a time.")]
 AdaptersModel = Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)")]
 ModelConfig = Annotated[
-    str | None, typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.")
+    str | None,
+    typer.Option(
+        help="Where a single-file model takes its configs from: a diffusers folder. (default: the adapter's)"
+    ),
+]
+OtherVae = Annotated[
+    str | None,
+    typer.Option(help="Another VAE; none: the model's own. (default: what the adapter was trained with)"),
 ]
 NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
 
@@ -346,12 +353,12 @@ def sample(
     output: Annotated[Path | None, typer.Option(help="Folder for the pictures. (default: samples/N)")] = None,
     model: AdaptersModel = None,
     model_config: ModelConfig = None,
+    vae: OtherVae = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was written as JSON on stdout.")
     ] = False,
 ) -> None:
     """Make pictures with an adapter; every PNG carries its own recipe. Under accelerate launch the work is shared."""
-    from coeffdiff.config import SDXL_BASE, ModelSettings
     from coeffdiff.processes import together
 
     with together(_start_processes) as team:
@@ -363,7 +370,7 @@ def sample(
         strengths = _scales(scales, adapter)
         wanted = team.from_main(lambda: _adapters(adapter))
 
-        from coeffdiff import backbone, estimate, sampling
+        from coeffdiff import backbone, estimate, opening, sampling
         from coeffdiff.method.adapter import check_architecture, load_adapter, read_header, read_rows
         from coeffdiff.method.token import announce_tokens
         from coeffdiff.shortage import explained, sampling_switches
@@ -377,18 +384,15 @@ def sample(
             batch_size=batch_size,
         )
         headers = [read_header(folder) for folder, _ in wanted]
-        name = model or (headers[0].base_model if headers else SDXL_BASE)
-        try:
-            base = backbone.find_backbone(ModelSettings(name=name, config=model_config))
-        except ModelError as error:
-            if model or not headers:
-                raise
-            raise ModelError(
-                f"{error} The adapter was trained on it; pass --model if it has moved."
-            ) from None
+        trained = [
+            opening.Trained(folder, header) for (folder, _), header in zip(wanted, headers, strict=True)
+        ]
         device, dtype = sampling.choose_device(precision, team.device)
+        base = opening.open_base(trained, opening.Asked(model, model_config, vae), dtype)
         shared = f" in {team.size} processes" if team.size > 1 else ""
         say(f"model    {base.name} on {device.type}, {str(dtype).removeprefix('torch.')}{shared}")
+        if base.vae:
+            say(f"vae      {opening.where(base.vae[0])}")
 
         # All that can be wrong is found before the weights are read, which takes a while
         if headers:
@@ -407,6 +411,12 @@ def sample(
         named = [(path, header) for (path, _), header in zip(wanted, headers, strict=True)]
         for warning in sampling.warnings_for(prompts, named, outline, options):
             say(f"hint     {warning}")
+        for line in opening.differences(trained, base, dtype):
+            say(f"hint     {line}")
+        drawn = None if width or height else sampling.picture_size(outline, options)
+        narrow = next(name for name, known in sampling.DTYPES.items() if known == dtype)
+        for line in opening.unlike_previews(trained, drawn, narrow if precision == "auto" else None):
+            say(f"hint     {line}")
         seeds = range(seed, seed + count)
         requests = [
             sampling.Request(text, number, strength)
@@ -454,7 +464,7 @@ def sample(
                 requests,
                 options,
                 folder,
-                details={"model": base.name},
+                details=opening.recipe(base),
                 on_progress=lambda done: bar(done),
                 team=team,
             )
@@ -521,12 +531,16 @@ def merge(
     model: Annotated[
         str | None, typer.Option(help="Base model, where the adapters name different ones.")
     ] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="VAE, where the adapters name different ones; none: the model's own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print its header as JSON on stdout.")] = False,
 ) -> None:
     """One adapter that does what several do together: coeff = I + the sum of scale x alpha, LoRAs added up."""
     from coeffdiff.method.merging import merge_adapters
 
-    header = merge_adapters([*map(_folder_and_scale, adapters)], output, model)
+    vae = os.path.abspath(vae) if vae and Path(vae).is_dir() else vae  # noqa: PTH100
+    header = merge_adapters([*map(_folder_and_scale, adapters)], output, model, vae)
     if as_json:
         print(json.dumps({"adapter": str(output), "header": header.model_dump(mode="json")}))
         return
@@ -617,6 +631,7 @@ def evaluate(
     ] = None,
     model: AdaptersModel = None,
     model_config: ModelConfig = None,
+    vae: OtherVae = None,
     as_json: NumbersAsJson = False,
 ) -> None:
     """Score adapters by DreamBooth's protocol, and how far they move what nobody asked them to. Processes share it."""
@@ -643,6 +658,7 @@ def evaluate(
             first_seed=EVALUATION_FIRST_SEED if seed is None else seed,
             model=model,
             model_config=model_config,
+            vae=vae,
             precision=precision,
             offload=offload,
             dino=dino,

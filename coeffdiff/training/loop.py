@@ -31,6 +31,7 @@ from coeffdiff.fingerprints import fingerprints
 from coeffdiff.method.adapter import save_adapter
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
 from coeffdiff.method.injection import verify
+from coeffdiff.opening import recipe
 from coeffdiff.shortage import explained, training_switches
 from coeffdiff.speed import compile_blocks, prepare_kernels
 from coeffdiff.training.card import model_card
@@ -178,7 +179,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     model = accelerator.prepare_model(unet, evaluation_mode=not (trainables.alphas or trainables.lora))
     optimizer = accelerator.prepare(adamw)
     # Made now, although it is written last: what it refuses must not cost a whole run
-    header = header_for(settings, trainables, base.name, steps)
+    header = header_for(with_absolute_paths(settings), trainables, base.name, steps, weights)
     watch = Watch(run, settings, accelerator, judge)
 
     # 5. From the beginning, or from where it stopped
@@ -217,7 +218,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             clear_dropout(trainables.coefficients)
             parts = {"unet": unet, "vae": vae, "scheduler": pipe.scheduler}
             adapter = {"path": str(run.adapter), "scale": 1.0, "kind": header.kind, "token": header.token}
-            details = {"model": base.name, "adapters": [adapter | {"trained_steps": step}]}
+            details = recipe(base) | {"adapters": [adapter | {"trained_steps": step}]}
             encoded = learned.encoded(list(previews)) if learned else previews
             files = write_previews(run.samples(step), settings, encoded, parts, details, state, on_progress)
             watch.validated(step, loss, files, log, trainables)

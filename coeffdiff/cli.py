@@ -359,6 +359,7 @@ def sample(
     ] = False,
 ) -> None:
     """Make pictures with an adapter; every PNG carries its own recipe. Under accelerate launch the work is shared."""
+    from coeffdiff.files import refuse_unwritable
     from coeffdiff.processes import together
 
     with together(_start_processes) as team:
@@ -387,6 +388,7 @@ def sample(
         trained = [
             opening.Trained(folder, header) for (folder, _), header in zip(wanted, headers, strict=True)
         ]
+        team.from_main(lambda: refuse_unwritable(output or Path("samples")))
         device, dtype = sampling.choose_device(precision, team.device)
         base = opening.open_base(trained, opening.Asked(model, model_config, vae), dtype)
         shared = f" in {team.size} processes" if team.size > 1 else ""
@@ -498,9 +500,12 @@ def inspect(
     """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
     from rich.console import Console
 
+    from coeffdiff.files import refuse_unwritable
     from coeffdiff.inspection import inspect_adapter, tables
 
     [(folder, _)] = _adapters([str(adapter)] if adapter else None, with_scales=False)
+    if output:
+        refuse_unwritable(output)
     found = inspect_adapter(folder)
     file = None
     if output:

@@ -410,7 +410,7 @@ def test_merge_writes_an_adapter_that_samples(trained):
         (["inspect", "none"], "AdapterError: There is no adapter none"),
         (
             ["inspect", "RUN", "--output", "note.txt"],
-            "ConfigError: The picture note.txt/alpha.png cannot be written",
+            "ConfigError: The folder note.txt cannot be written: note.txt is not a folder",
         ),
         (["merge", "RUN", "--output", "m"], "AdapterError: Merging takes at least two adapters"),
         (["merge", "RUN:much", "RUN", "--output", "m"], "the scale 'much' is not a number"),

@@ -10,7 +10,8 @@ import coeffdiff
 PACKAGE = Path(coeffdiff.__file__).parent
 # From the ground up; a module may import what stands on an earlier line, or in its own package.
 ORDER = [
-    {"errors", "seeding", "files"},
+    {"errors", "seeding"},
+    {"files"},
     {"speed"},
     {"method"},
     {"config", "console", "pictures", "processes", "tokens"},

@@ -58,7 +58,7 @@ from coeffdiff.evaluation.evaluate import Protocol, Scored, Seen, Subject, devic
 from coeffdiff.evaluation.paired import summarize, table_of
 from coeffdiff.evaluation.prompts import LISTING, choose_prompts, read_listing
 from coeffdiff.evaluation.report import write_comparison
-from coeffdiff.files import appearing, held
+from coeffdiff.files import appearing, held, refuse_unwritable
 from coeffdiff.inspection import inspect_adapter
 from coeffdiff.method.adapter import load_adapter, read_header
 from coeffdiff.metrics import encoders_for
@@ -238,6 +238,7 @@ def compare(plan: Comparison, output: Path, part: tuple[int, int] = (1, 1)) -> O
         )
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file; name another --output.")
+    refuse_unwritable(output)
     _check(plan)
     studio = Studio(plan, output)
     jobs = studio.jobs()

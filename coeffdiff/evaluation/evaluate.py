@@ -43,7 +43,7 @@ from coeffdiff.evaluation.prompts import (
     without_token,
 )
 from coeffdiff.evaluation.report import RunPage, write_report
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, refuse_unwritable
 from coeffdiff.method.adapter import (
     AdapterHeader,
     check_architecture,
@@ -516,6 +516,7 @@ def evaluate(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is not empty; name another --output. Nothing was changed.")
     names = dict.fromkeys(base.name for base, _ in bases)
+    team.from_main(lambda: refuse_unwritable(output))
     encoders = {name: encoders_for(name, dino, clip, device) for name in names}
     team.gather(None)  # here at the latest, what one of them lacks ends all
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, why_unwritable
 from coeffdiff.method.adapter import (
     COEFF_FILE,
     OWN_VAE,
@@ -60,6 +60,8 @@ def merge_adapters(
         raise AdapterError("Merging takes at least two adapters, such as runs/a:0.7 runs/b:0.3.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise AdapterError(f"{output} is not empty; name another --output. Nothing was changed.")
+    if reason := why_unwritable(output.parent):  # where its temporary name will be
+        raise AdapterError(f"The adapter {output} cannot be written: {reason}.")
     folders = [find_adapter(path) for path, _ in adapters]
     read = [read_coefficients(folder) for folder in folders]
     headers = [header for header, _ in read]

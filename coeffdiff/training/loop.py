@@ -27,6 +27,7 @@ from coeffdiff.console import Bar, complain, is_main_process, progress, say
 from coeffdiff.data.latents import share_of
 from coeffdiff.data.photos import NO_PHOTOS, read_photos
 from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
+from coeffdiff.files import refuse_unwritable
 from coeffdiff.fingerprints import fingerprints
 from coeffdiff.method.adapter import save_adapter
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
@@ -121,6 +122,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     left = functools.partial(training_switches, settings, state.device.type, resumed=bool(resume))
     until_the_end.enter_context(explained(left))
     run = resume or _from_main(state, lambda: new_run(settings.output, str(settings.subject.token)))
+    _from_main(state, lambda: refuse_unwritable(run.path, "The run folder"))
     settings = with_values(settings, {"output": str(run.path)})
     if resume and state.is_main_process:
         until_the_end.enter_context(alone_in(resume))

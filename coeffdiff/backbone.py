@@ -36,6 +36,7 @@ _NETWORKS: dict[str, tuple[str, str, Part]] = {  # folder -> class, stem of the 
     "vae": ("AutoencoderKL", "diffusion_pytorch_model", "vae"),
     "unet": ("UNet2DConditionModel", "diffusion_pytorch_model", "unet"),
 }
+NETWORKS = _NETWORKS
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 _CONFIG_FILES = (*(f"{name}/config.json" for name in _NETWORKS), "scheduler/scheduler_config.json")
 _SMALL_FILES = [  # all that is no weights, and little more than a megabyte
@@ -52,6 +53,12 @@ _FILE_PREFIXES = {
     "VAE": "first_stage_model.",
     "first text encoder": "conditioner.embedders.0.transformer.",
     "second text encoder": "conditioner.embedders.1.model.",
+}
+_IN_FILE = {
+    "unet": "UNet",
+    "vae": "VAE",
+    "text_encoder": "first text encoder",
+    "text_encoder_2": "second text encoder",
 }
 _ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers unpickles tensors alone
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -205,6 +212,31 @@ def fingerprint_of(network: Any) -> str:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[tuple[Path, str]]:
+    """The safetensors files that load_pipeline(dtype=dtype) would read for a network, each with the prefix that the
+    names of its tensors have in there; nothing where some would have to be downloaded first."""
+    import torch
+
+    source, _ = _place(backbone, network)
+    if backbone.file and source is backbone.source:
+        return [(backbone.file, _FILE_PREFIXES[_IN_FILE[network]])]
+    _, files = _weights(backbone, network, half=dtype != torch.float32)
+    here = source.here().issuperset(files)
+    return [(source.folder / file, "") for file in files if here and file.endswith(".safetensors")]
+
+
+def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
+    """A network's config, as its file says it."""
+    source, subfolder = _place(backbone, network)
+    return _json(source, _joined(subfolder, "config.json"))
+
+
+def scheduler_config(backbone: Backbone) -> dict[str, Any]:
+    """The scheduler's config, with what a single file says of itself."""
+    config = _json(backbone.source, "scheduler/scheduler_config.json")
+    return config | (_predicts(_header(backbone.file)) if backbone.file is not None else {})
 
 
 def prediction_type(pipe: Any) -> Literal["epsilon", "v_prediction"]:
@@ -560,6 +592,9 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
+header_of = _header
+
+
 def _json(source: Source, file: str) -> dict[str, Any]:
     path = source.folder / file
     try:
@@ -778,15 +813,13 @@ def _load_tokenizers(source: Source) -> dict[str, Any]:
 def _load_scheduler(backbone: Backbone) -> Any:
     import diffusers
 
-    config = _json(backbone.source, "scheduler/scheduler_config.json")
+    config = scheduler_config(backbone)
     kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
     is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not is_scheduler:
         raise ModelError(
             f"{backbone.source.name} names {config.get('_class_name')!r}, which is no scheduler of diffusers."
         )
-    if backbone.file is not None:
-        config.update(_predicts(_header(backbone.file)))
     return kind.from_config(config)
 
 

@@ -34,7 +34,7 @@ from coeffdiff.console import (
     show_table,
     visible,
 )
-from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused, ModelError
+from coeffdiff.errors import AdapterError, CoeffDiffError, ConfigError, KernelsUnused
 from coeffdiff.outputs import check_output
 from coeffdiff.paths import expanded
 from coeffdiff.threads import choose_waiting
@@ -119,7 +119,16 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Pictures made at a time.")]
 AdaptersModel = Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)", **NAME)]
 ModelConfig = Annotated[
     str | None,
-    typer.Option(help="Where a single-file model takes its configs from: a diffusers folder.", **NAME),
+    typer.Option(
+        help="Where a single-file model takes its configs from: a diffusers folder. (default: the adapter's)",
+        **NAME,
+    ),
+]
+OtherVae = Annotated[
+    str | None,
+    typer.Option(
+        help="Another VAE; none: the model's own. (default: what the adapter was trained with)", **NAME
+    ),
 ]
 NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
 
@@ -417,12 +426,13 @@ def sample(
     ] = None,
     model: AdaptersModel = None,
     model_config: ModelConfig = None,
+    vae: OtherVae = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was written as JSON on stdout.")
     ] = False,
 ) -> None:
     """Make pictures with an adapter; every PNG carries its own recipe. Under accelerate launch the work is shared."""
-    from coeffdiff.config import SDXL_BASE, ModelSettings
+    from coeffdiff.files import refuse_unwritable
     from coeffdiff.processes import together
 
     with together(_start_processes) as team:
@@ -445,7 +455,7 @@ def sample(
         else:
             wanted = team.from_main(lambda: _adapters(adapter))
 
-        from coeffdiff import backbone, estimate, sampling
+        from coeffdiff import backbone, estimate, opening, sampling
         from coeffdiff.method.adapter import (
             check_apart,
             check_architecture,
@@ -470,18 +480,14 @@ def sample(
         if not checkpoints:
             for one, other in itertools.combinations(described, 2):
                 check_apart(one, other)
-        name = model or (headers[0].base_model if headers else SDXL_BASE)
-        try:
-            base = backbone.find_backbone(ModelSettings(name=name, config=model_config))
-        except ModelError as error:
-            if model or not headers:
-                raise
-            raise ModelError(
-                f"{error} The adapter was trained on it; pass --model if it has moved."
-            ) from None
+        trained = [opening.Trained(folder, header) for folder, header in described]
+        team.from_main(lambda: refuse_unwritable(output or Path("samples")))
         device, dtype = sampling.choose_device(precision, team.device)
+        base = opening.open_base(trained, opening.Asked(model, model_config, vae), dtype)
         shared = f" in {team.size} processes" if team.size > 1 else ""
         say(f"model    {base.name} on {device.type}, {str(dtype).removeprefix('torch.')}{shared}")
+        if base.vae:
+            say(f"vae      {opening.where(base.vae[0])}")
 
         # All that can be wrong is found before the weights are read, which takes a while
         if headers:
@@ -501,6 +507,12 @@ def sample(
             prompts, described[-1:] if checkpoints else described, outline, options
         ):
             say(f"hint     {warning}")
+        for line in opening.differences(trained, base, dtype):
+            say(f"hint     {line}")
+        drawn = None if width or height else sampling.picture_size(outline, options)
+        narrow = next(name for name, known in sampling.DTYPES.items() if known == dtype)
+        for line in opening.unlike_previews(trained, drawn, narrow if precision == "auto" else None):
+            say(f"hint     {line}")
         seeds = range(seed, seed + count)
         requests = [
             sampling.Request(text, number, strength)
@@ -549,7 +561,7 @@ def sample(
                     options,
                     folder,
                     prepare=lambda: sampling.prepare_device(pipe, device, offload),
-                    details={"model": base.name},
+                    details=opening.recipe(base),
                     on_progress=lambda done: bar(done),
                     team=team,
                 )
@@ -567,7 +579,7 @@ def sample(
                     requests,
                     options,
                     folder,
-                    details={"model": base.name},
+                    details=opening.recipe(base),
                     on_progress=lambda done: bar(done),
                     team=team,
                 )
@@ -603,11 +615,14 @@ def inspect(
 ) -> None:
     """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
     check_output(output)
+    from coeffdiff.files import refuse_unwritable
     from coeffdiff.inspection import inspect_adapter, tables
     from coeffdiff.launched import forget_launch
 
     forget_launch()
     [(folder, _)] = _adapters([str(adapter)] if adapter else None, with_scales=False)
+    if output:
+        refuse_unwritable(output)
     found = inspect_adapter(folder)
     file = None
     if output:
@@ -640,6 +655,9 @@ def merge(
     model: Annotated[
         str | None, typer.Option(help="Base model, where the adapters name different ones.", **NAME)
     ] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="VAE, where the adapters name different ones; none: the model's own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print its header as JSON on stdout.")] = False,
 ) -> None:
     """One adapter that does what several do together: coeff = I + the sum of scale x alpha, LoRAs added up."""
@@ -648,7 +666,8 @@ def merge(
     from coeffdiff.method.merging import merge_adapters
 
     forget_launch()
-    header = merge_adapters([*map(_folder_and_scale, adapters)], output, model)
+    vae = os.path.abspath(vae) if vae and Path(vae).is_dir() else vae  # noqa: PTH100
+    header = merge_adapters([*map(_folder_and_scale, adapters)], output, model, vae)
     if as_json:
         show_json({"adapter": str(output), "header": header.model_dump(mode="json")})
         return
@@ -748,6 +767,7 @@ def evaluate(
     ] = None,
     model: AdaptersModel = None,
     model_config: ModelConfig = None,
+    vae: OtherVae = None,
     as_json: NumbersAsJson = False,
 ) -> None:
     """Score adapters by DreamBooth's protocol, and how far they move what nobody asked them to. Processes share it."""
@@ -780,6 +800,7 @@ def evaluate(
             first_seed=EVALUATION_FIRST_SEED if seed is None else seed,
             model=model,
             model_config=model_config,
+            vae=vae,
             precision=precision,
             offload=offload,
             dino=dino,

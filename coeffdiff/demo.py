@@ -19,7 +19,7 @@ from coeffdiff import __version__, backbone, sampling
 from coeffdiff.config import load_settings
 from coeffdiff.console import duration, progress, say
 from coeffdiff.errors import ConfigError, LaunchError
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, refuse_unwritable
 from coeffdiff.launched import read_launch
 from coeffdiff.method.adapter import load_adapter, read_coefficients, read_lora, read_rows
 from coeffdiff.pictures import Band, figure, save_png
@@ -86,6 +86,7 @@ def demo(
     individual = _subject_named(subject)
     folder, places, word = _free(folder), new_places(individual), individual.class_word
     options = sampling.Options(steps=denoising_steps, guidance=GUIDANCE, batch_size=PLACES)
+    refuse_unwritable(folder)
     photos, pictures = folder / "photos", folder / "pictures"
     values: dict[str, Any] = {
         "model.name": POCKET,

@@ -311,6 +311,8 @@ def _facts(found: Inspection) -> Table:
         "adapter": str(found.folder),
         "kind": header.described,
         "base model": header.base_model,
+        "VAE": (header.base and header.base.vae) or "",
+        "configs": (header.base and header.base.config) or "",
         "token": header.token,
         "class word": header.class_word or "none",
         "trained": f"{header.trained_steps} steps at {header.resolution} px",

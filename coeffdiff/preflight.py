@@ -26,6 +26,7 @@ from PIL import Image, ImageFilter
 from coeffdiff import backbone, estimate, sampling
 from coeffdiff.config import PLACEHOLDER, Settings, with_values
 from coeffdiff.console import duration, visible
+from coeffdiff.data.class_captions import class_captions
 from coeffdiff.data.latents import cache_folder
 from coeffdiff.data.photos import Photo, PhotoSet, captions_for, fill, orientation_of, turned, view_of
 from coeffdiff.errors import ConfigError, PhotoError
@@ -33,7 +34,6 @@ from coeffdiff.method.token import announce_tokens
 from coeffdiff.noise import schedule_findings
 from coeffdiff.speed import half_precision
 from coeffdiff.tokens import caption_findings, holds, token_findings
-from coeffdiff.training.prior import class_captions
 
 Severity = Literal["note", "hint", "problem"]
 GIB = 2**30

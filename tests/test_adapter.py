@@ -511,7 +511,7 @@ DAMAGED = {
     "newer": (
         "coeff",
         lambda f: change(f, format_version=FORMAT_VERSION + 1),
-        "has format 3; this coeffdiff reads up to 2. Update it",
+        "has format 4; this coeffdiff reads up to 3. Update it",
     ),
     "newer and strange": (
         "coeff",

@@ -10,15 +10,17 @@ import coeffdiff
 PACKAGE = Path(coeffdiff.__file__).parent
 # From the ground up; a module may import what stands on an earlier line, or in its own package.
 ORDER = [
-    {"errors", "seeding", "files", "paths", "synonyms", "yaml12"},
+    {"errors", "launched", "noise", "outputs", "paths", "samplers", "seeding", "synonyms", "yaml12"},
+    {"files"},
     {"speed", "refusals"},
     {"method"},
     {"config", "console", "pictures", "processes", "threads", "tokens"},
     {"shortage"},
     {"pocket"},
     {"backbone"},
-    {"data"},
-    {"sampling", "metrics", "dryrun", "inspection", "heatmap"},
+    {"data", "fingerprints"},
+    {"sampling", "metrics", "dryrun", "inspection", "heatmap", "opening", "promptfile"},
+    {"steps"},
     {"estimate"},
     {"preflight"},
     {"training"},

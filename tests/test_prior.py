@@ -10,13 +10,14 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from coeffdiff.config import load_settings
+from coeffdiff.data.class_captions import class_captions
 from coeffdiff.data.latents import Batch
 from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.method.coefficients import draw_dropout
 from coeffdiff.method.injection import coefficients_of, inject
 from coeffdiff.method.lora import add_lora, lora_parameters
 from coeffdiff.training.objective import denoising_loss
-from coeffdiff.training.prior import class_captions, loss_terms, read_class_pictures, teacher_for
+from coeffdiff.training.prior import loss_terms, read_class_pictures, teacher_for
 
 
 def batch_for(unet, unet_inputs, samples: int = 2) -> Batch:

@@ -60,7 +60,7 @@ from coeffdiff.evaluation.evaluate import Protocol, Scored, Seen, Subject, devic
 from coeffdiff.evaluation.paired import summarize, table_of
 from coeffdiff.evaluation.prompts import LISTING, choose_prompts, read_listing
 from coeffdiff.evaluation.report import write_comparison
-from coeffdiff.files import appearing, held
+from coeffdiff.files import appearing, held, refuse_unwritable
 from coeffdiff.inspection import inspect_adapter
 from coeffdiff.launched import read_launch
 from coeffdiff.method.adapter import load_adapter, read_header
@@ -252,6 +252,7 @@ def compare(
         )
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file; name another --output.")
+    refuse_unwritable(output)
     _check(plan)
     studio = Studio(plan, output)
     jobs = studio.jobs()

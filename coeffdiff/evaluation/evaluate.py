@@ -29,11 +29,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from coeffdiff import __version__, backbone, sampling
-from coeffdiff.config import EVALUATION_FIRST_SEED, ModelSettings
+from coeffdiff import __version__, backbone, opening, sampling
+from coeffdiff.config import EVALUATION_FIRST_SEED
 from coeffdiff.console import progress, say
 from coeffdiff.data.photos import Photo, fill, read_photos
-from coeffdiff.errors import AdapterError, ConfigError, ModelError, PhotoError
+from coeffdiff.errors import AdapterError, ConfigError, PhotoError
 from coeffdiff.evaluation.prompts import (
     LISTING,
     Prompts,
@@ -43,7 +43,7 @@ from coeffdiff.evaluation.prompts import (
     without_token,
 )
 from coeffdiff.evaluation.report import RunPage, write_report
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, refuse_unwritable
 from coeffdiff.method.adapter import (
     AdapterHeader,
     check_architecture,
@@ -404,6 +404,10 @@ class Candidate:
     subject: Subject
     protocol: Protocol
 
+    @property
+    def trained(self) -> opening.Trained:
+        return opening.Trained(self.adapter, self.header)
+
 
 def find_candidates(
     runs: Sequence[tuple[str, float | None]],
@@ -480,6 +484,7 @@ def evaluate(
     first_seed: int = EVALUATION_FIRST_SEED,
     model: str | None = None,
     model_config: str | None = None,
+    vae: str | None = None,
     precision: sampling.Precision = "auto",
     offload: sampling.Offload = "none",
     dino: str | None = None,
@@ -499,15 +504,16 @@ def evaluate(
     candidates = find_candidates(runs, images=images, prompts=prompts, limit=limit, protocol=protocol)
     if not candidates:
         raise ConfigError("There is nothing to evaluate: name a run folder.")
-    names = list(dict.fromkeys(model or candidate.header.base_model for candidate in candidates))
-    bases = {name: _find_base(name, model_config, asked=model is not None) for name in names}
     device, dtype = sampling.choose_device(precision, None if team is ONE_PROCESS else team.device)
     sampling.refuse_offload(device, offload)
-    for name, base in bases.items():
+    bases = _bases(candidates, opening.Asked(model, model_config, vae), dtype)
+    for base, there in bases:
         shapes = backbone.unet_on_meta(base)
         outline = backbone.load_pipeline(base, dtype=dtype, parts=())
         sampling.check_options(outline, options)
-        for _, candidate in _of(candidates, name, model):
+        for line in opening.differences([one.trained for _, one in there], base, dtype):
+            say(f"hint     {line}")
+        for _, candidate in there:
             check_architecture(shapes, candidate.header, candidate.adapter)
             asked = asked_for(candidate.protocol, candidate.subject.token, candidate.subject.class_word)
             for prompt in dict.fromkeys(one.prompt for one in asked):
@@ -515,19 +521,23 @@ def evaluate(
                     say(f"hint     {warning}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is not empty; name another --output. Nothing was changed.")
+    names = dict.fromkeys(base.name for base, _ in bases)
+    team.from_main(lambda: refuse_unwritable(output))
     encoders = {name: encoders_for(name, dino, clip, device) for name in names}
     team.gather(None)  # here at the latest, what one of them lacks ends all
 
     # 2. Model by model, adapter by adapter
     pages: dict[int, RunPage] = {}
-    for name, base in bases.items():
-        judges = encoders[name]
+    for base, there in bases:
+        judges = encoders[base.name]
         shared = f" in {team.size} processes" if team.size > 1 else ""
         say(f"model    {base.name} on {device.type}, {str(dtype).removeprefix('torch.')}{shared}")
+        if base.vae:
+            say(f"vae      {opening.where(base.vae[0])}")
         say(f"scores   by {' and '.join(judges.names().values())}")
         pipe = backbone.load_pipeline(base, dtype=dtype)
         before: dict[tuple[str, int], Seen] = {}
-        for number, candidate in _of(candidates, name, model):
+        for number, candidate in there:
             adapter = load_adapter(pipe, candidate.adapter, candidate.scale)
             sampling.prepare_device(pipe, device, offload)
             chosen = candidate.protocol
@@ -547,7 +557,7 @@ def evaluate(
                     judges,
                     base=before,
                     folder=folder,
-                    details={"model": base.name},
+                    details=opening.recipe(base),
                     team=team,
                     on_progress=bar,
                 )
@@ -582,18 +592,16 @@ def evaluate(
     return evaluation
 
 
-def _of(candidates: Sequence[Candidate], name: str, model: str | None) -> list[tuple[int, Candidate]]:
-    """Those on one base model, with their numbers from 1 on."""
-    return [(n, one) for n, one in enumerate(candidates, 1) if (model or one.header.base_model) == name]
-
-
-def _find_base(name: str, config: str | None, asked: bool) -> backbone.Backbone:
-    try:
-        return backbone.find_backbone(ModelSettings(name=name, config=config))
-    except ModelError as error:
-        if asked:
-            raise
-        raise ModelError(f"{error} The adapter was trained on it; pass --model if it has moved.") from None
+def _bases(
+    candidates: Sequence[Candidate], asked: opening.Asked, dtype: torch.dtype
+) -> list[tuple[backbone.Backbone, list[tuple[int, Candidate]]]]:
+    """Each base model, opened as its adapters' runs opened it, with those and their numbers from 1 on."""
+    found: dict[str, tuple[backbone.Backbone, list[tuple[int, Candidate]]]] = {}
+    for number, candidate in enumerate(candidates, 1):
+        base = opening.open_base([candidate.trained], asked, dtype)
+        _, there = found.setdefault(repr(base), (base, []))
+        there.append((number, candidate))
+    return list(found.values())
 
 
 def _facts(

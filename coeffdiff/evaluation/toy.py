@@ -42,7 +42,7 @@ from torch.func import jacfwd, vmap
 from coeffdiff import __version__
 from coeffdiff.console import Bar
 from coeffdiff.errors import ConfigError
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, refuse_unwritable
 from coeffdiff.method.attention import mixed_attention
 from coeffdiff.seeding import generator_for
 
@@ -118,6 +118,7 @@ def toy(
             raise ConfigError(f"The toy experiment needs at least 1 of {name}, not {value}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty; name another --output. Nothing was changed.")
+    refuse_unwritable(folder)
     problems = [
         make_problem(setting, target, seed, restarts)
         for setting, target, seed in itertools.product(SETTINGS, TARGETS, range(seeds))

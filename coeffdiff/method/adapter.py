@@ -54,7 +54,8 @@ from coeffdiff.method.token import (
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
 
 COEFF_FILE = finding.COEFF_FILE
-FORMAT_VERSION = 2  # the newest that is read; format_for says which is written
+FORMAT_VERSION = 3  # the newest that is read; format_for says which is written
+OWN_VAE = "none"  # how a person asks for the base model's own VAE
 _KEY = finding.HEADER_KEY
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = {
@@ -67,9 +68,10 @@ _LARGEST_HEADER = (
 )  # bytes of names, shapes and metadata, which cost some thirty times as much to parse
 
 
-def format_for(mixes: Mixes) -> int:
-    """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them."""
-    return 2 if mixes == "values" else 1
+def format_for(mixes: Mixes, vae: str | None = None) -> int:
+    """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them, and
+    readers of 2 would draw with the base model's own VAE, whatever the adapter was trained with."""
+    return 3 if vae else 2 if mixes == "values" else 1
 
 
 def _harmless(text: str) -> bool:
@@ -82,6 +84,33 @@ class LoraHeader(BaseModel):
     rank: int = Field(ge=1, le=1024)
     alpha: float = Field(gt=0)
     dora: bool = False
+
+
+class BaseHeader(BaseModel):
+    """How the base model was opened, and what its networks were, to draw with the same again.
+
+    vae: another VAE than the base model's, a hub id or an absolute path; config: what gave a single file its configs;
+    precision: of the run's own pictures; networks: by name, what fingerprints.py says of their weights.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    vae: str | None = Field(None, max_length=1000)
+    config: str | None = Field(None, max_length=1000)
+    variant: str | None = Field(None, max_length=100)
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
+    networks: dict[str, str] = Field({}, max_length=20)
+
+    @property
+    def described_vae(self) -> str:
+        return f"the VAE {self.vae}" if self.vae else "the base model's own VAE"
+
+    @field_validator("vae", "config", "variant", "networks")
+    @classmethod
+    def _printable(cls, value: Any) -> Any:
+        parts = [*value, *value.values()] if isinstance(value, dict) else [value or ""]
+        if not all(map(_harmless, parts)):
+            raise ValueError("text that is overlong or has control characters")
+        return value
 
 
 class MergedPart(BaseModel):
@@ -123,6 +152,7 @@ class AdapterHeader(BaseModel):
     resolution: int = Field(ge=1, le=10**6)
     recommended_scale: float = 1.0
     versions: dict[str, str] = Field({}, max_length=100)
+    base: BaseHeader | None = None  # nothing in adapters of older versions
     merged: tuple[MergedPart, ...] = Field((), max_length=100)
 
     @property
@@ -140,6 +170,17 @@ class AdapterHeader(BaseModel):
     def _said_in_time(cls, value: Mixes, info: ValidationInfo) -> Mixes:
         if format_for(value) > info.data.get("format_version", FORMAT_VERSION):
             raise ValueError("mixing values, which this format does not know")
+        return value
+
+    @field_validator("base")
+    @classmethod
+    def _vae_in_time(cls, value: BaseHeader | None, info: ValidationInfo) -> BaseHeader | None:
+        if (
+            value
+            and value.vae
+            and info.data.get("format_version", FORMAT_VERSION) < format_for("maps", value.vae)
+        ):
+            raise ValueError("another VAE, which this format does not know")
         return value
 
     @field_validator("base_model", "token", "class_word", "templates", "heads", "versions")

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
-from coeffdiff.files import appearing
+from coeffdiff.files import appearing, why_unwritable
 from coeffdiff.method.adapter import (
     COEFF_FILE,
+    OWN_VAE,
     AdapterHeader,
+    BaseHeader,
     LoraHeader,
     MergedPart,
     format_for,
@@ -35,7 +37,10 @@ _MOST_PARTS = 100  # what AdapterHeader allows
 
 
 def merge_adapters(
-    adapters: Sequence[tuple[str | Path, float | None]], output: Path, base_model: str | None = None
+    adapters: Sequence[tuple[str | Path, float | None]],
+    output: Path,
+    base_model: str | None = None,
+    vae: str | None = None,
 ) -> AdapterHeader:
     """Write the weighted sum of adapters as the adapter folder `output`.
 
@@ -46,6 +51,7 @@ def merge_adapters(
     Args:
         adapters: run or adapter folders and scales; None is what an adapter recommends.
         base_model: what to write down as the base, needed where the adapters name different ones.
+        vae: the same of the VAE; OWN_VAE is the base model's own.
     Returns: the header that was written; its recommended scale is 1.
     Raises: AdapterError for a damaged adapter, a DoRA, ranks beyond 1024, a scale that is 0 or no number, an output
         that holds something, or if one adapter mixes maps and another values; AdapterMismatch if they belong to
@@ -55,6 +61,8 @@ def merge_adapters(
         raise AdapterError("Merging takes at least two adapters, such as runs/a:0.7 runs/b:0.3.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise AdapterError(f"{output} is not empty; name another --output. Nothing was changed.")
+    if reason := why_unwritable(output.parent):  # where its temporary name will be
+        raise AdapterError(f"The adapter {output} cannot be written: {reason}.")
     folders = [find_adapter(path) for path, _ in adapters]
     for one, other in itertools.combinations(folders, 2):
         if same_adapter(one, other):
@@ -70,6 +78,7 @@ def merge_adapters(
     ]
     loras = [read_lora(folder, header) for folder, header in zip(folders, headers, strict=True)]
     _check(folders, headers, scales, base_model)
+    base = _common_base(folders, headers, base_model, vae)
 
     alphas: dict[str, Tensor] = {}
     heads: dict[str, int] = {}
@@ -86,7 +95,8 @@ def merge_adapters(
     mixes: Mixes = next((header.mixes for header in headers if header.heads), "maps")
     merged = first.model_copy(
         update={
-            "format_version": format_for(mixes),
+            "format_version": format_for(mixes, base.vae if base else None),
+            "base": base,
             "kind": "+".join(["coeff"] * bool(heads) + ["lora"] * bool(rank)),
             "base_model": base_model or first.base_model,
             "form": "residual",
@@ -153,6 +163,34 @@ def _check(
                     f"{where} has {found} heads in {layer} and {folder} has {count}: they were trained on models of "
                     "different architecture."
                 )
+
+
+def _common_base(
+    folders: Sequence[Path], headers: Sequence[AdapterHeader], base_model: str | None, vae: str | None
+) -> BaseHeader | None:
+    """How the base model is to be opened for all of them. Raises: AdapterMismatch if their VAEs differ."""
+    known = [(folder, header.base) for folder, header in zip(folders, headers, strict=True) if header.base]
+    for folder, other in known[1:]:
+        start, one = known[0]
+        if vae is None and one.vae != other.vae:
+            raise AdapterMismatch(
+                f"{start} was trained with {one.described_vae} and {folder} with {other.described_vae}; say which one "
+                f"the merged adapter is for: --vae {one.vae or OWN_VAE} or --vae {other.vae or OWN_VAE} ({OWN_VAE} is "
+                "the base model's own)."
+            )
+    if not known:
+        return None if vae in (None, OWN_VAE) else BaseHeader(vae=vae)
+    first = known[0][1]
+    chosen = first.vae if vae is None else None if vae == OWN_VAE else vae
+    # What the networks were is said only where all agree: of another model or VAE nobody has looked
+    agree = [
+        (name, print_)
+        for name, print_ in first.networks.items()
+        if not base_model
+        and all(other.networks.get(name) == print_ for _, other in known)
+        and (name != "vae" or chosen == first.vae)
+    ]
+    return first.model_copy(update={"vae": chosen, "networks": dict(agree)})
 
 
 def _side_by_side(

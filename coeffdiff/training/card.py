@@ -70,6 +70,8 @@ def model_card(
     judged = ", ".join(f"{name} {value:.3f}" for name, value in (scores or {}).items())
     by = " and ".join(_plain(name) for name in (settings.validation.dino, settings.validation.clip) if name)
     judged = f"| scores of its validation pictures | {judged}, by {by} |\n" if judged else ""
+    vae = header.base.vae if header.base else None
+    decoded = f"| VAE | {_code(vae)}, not the base model's own |\n" if vae else ""
     gallery = "".join(f"![{_plain(name)}]({name})\n" for name in pictures)
     return f"""---
 library_name: coeffdiff
@@ -98,7 +100,7 @@ adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
 | holds | {"; ".join(parts)} |
 | trained | {header.trained_steps} steps{kept}, batch {training.batch_size} x {training.accumulate} a process, \
 {training.resolution} px, {training.precision} precision |
-| learning rates | {", ".join(rates)} |
+{decoded}| learning rates | {", ".join(rates)} |
 | last loss | {loss:.4f} |
 {judged}| seed | {training.seed} |
 | versions | {", ".join(f"{name} {version}" for name, version in header.versions.items())} |

@@ -27,14 +27,25 @@ from coeffdiff.console import Bar, complain, is_main_process, progress, say
 from coeffdiff.data.latents import share_of
 from coeffdiff.data.photos import NO_PHOTOS, read_photos, with_offers
 from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
-from coeffdiff.files import appearing, sweep
+from coeffdiff.files import appearing, refuse_unwritable, sweep
+from coeffdiff.fingerprints import fingerprints
 from coeffdiff.method.adapter import save_adapter, write_adapter
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
 from coeffdiff.method.injection import verify
+from coeffdiff.opening import recipe
 from coeffdiff.shortage import explained, training_switches
 from coeffdiff.speed import compile_blocks, prepare_kernels
 from coeffdiff.training.blame import cause_of, first_not_finite
 from coeffdiff.training.card import model_card
+from coeffdiff.training.continuing import (
+    check_division,
+    check_places,
+    check_steps,
+    check_weights,
+    introduction,
+    photos_as_begun,
+    with_absolute_paths,
+)
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.memory import peak_gib, reset_peak
 from coeffdiff.training.objective import denoising_loss
@@ -104,6 +115,8 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         missing = "--images" if settings.subject.images is None else "--token"
         raise ConfigError(f"Training needs {missing}; for instance: train --images photos/ --token sks.")
     state = start_processes()
+    if resume:
+        check_places(resume, settings)
     photos = read_photos(settings.subject.images, settings.training.masked_loss)
     base = backbone.find_backbone(settings.model)
     settings, chosen = resolve(settings, base, state)
@@ -113,9 +126,18 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     left = functools.partial(training_switches, settings, state.device.type, resumed=bool(resume))
     until_the_end.enter_context(explained(left))
     run = resume or _from_main(state, lambda: new_run(settings.output, str(settings.subject.token)))
+    _from_main(state, lambda: refuse_unwritable(run.path, "The run folder"))
     settings = with_values(settings, {"output": str(run.path)})
     if resume and state.is_main_process:
         until_the_end.enter_context(alone_in(resume))
+    checkpoint = load_checkpoint(resume) if resume else None
+    if resume:
+        _check_same_step(checkpoint.step if checkpoint else 0, state)
+    if resume and checkpoint:
+        photos, class_pictures = photos_as_begun(resume, checkpoint, photos, class_pictures)
+        check_division(resume, checkpoint, settings, state.num_processes)
+        check_weights(resume, checkpoint.model, fingerprints(base, DTYPES[training.precision]), base)
+        check_steps(resume, checkpoint.step, steps)
     introduce(settings, chosen, photos, base, run, state, class_pictures)
     judge = _from_main(state, lambda: judge_for(settings, photos), share=False)
 
@@ -126,6 +148,9 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
 
     # 3. The UNet, frozen, and what learns on it
     pipe = backbone.load_pipeline(base, dtype=dtype, parts={"unet"})
+    weights = fingerprints(base, dtype)  # all its files are here now
+    if resume and checkpoint:
+        check_weights(resume, checkpoint.model, weights, base)
     unet, noise_scheduler = pipe.unet.to(state.device), DDPMScheduler.from_config(pipe.scheduler.config)
     prepare_kernels(state.device, dtype, unet)
     trainables = make_trainable(unet, settings, learned)
@@ -160,7 +185,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     model = accelerator.prepare_model(unet, evaluation_mode=not (trainables.alphas or trainables.lora))
     optimizer = accelerator.prepare(adamw)
     # Made now, although it is written last: what it refuses must not cost a whole run
-    header = header_for(settings, trainables, base.name, steps)
+    header = header_for(with_absolute_paths(settings), trainables, base.name, steps, weights)
     watch = Watch(run, settings, accelerator, judge)
 
     # 5. From the beginning, or from where it stopped
@@ -169,21 +194,13 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     trained_on = (*photos.photos, *(class_pictures or NO_PHOTOS).photos)
     identities = [photo.identity for photo in trained_on]
     if resume:
-        names = [photo.path.name for photo in trained_on]
-        step, loss = _restore(
-            run, trainables, optimizer, schedule, accelerator.scaler, identities, names, samples_a_step, watch
-        )
-        _check_same_step(step, state)
-        say(f"resume   {run.path} after step {step}" + ("" if step else ", as there is no checkpoint yet"))
-        if step > steps:
-            raise ResumeError(
-                f"{run.path} is at step {step} already; ask for more than {steps} with --steps."
-            )
-        if step == steps and run.finished:
-            raise ResumeError(f"{run.path} has finished its {step} steps; ask for more with --steps.")
+        if checkpoint:
+            step, loss = _restore(checkpoint, trainables, optimizer, schedule, accelerator.scaler, watch)
+        checkpoint = None  # its tensors
+        say(introduction(run, step, steps))
     if state.is_main_process:
         with disk_errors(f"The run folder {run.path}"):
-            (store if resume else claim)(run, settings)
+            (store if resume else claim)(run, with_absolute_paths(settings))
         if not resume:
             until_the_end.enter_context(alone_in(run))
     state.wait_for_everyone()
@@ -195,8 +212,10 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         if state.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
             states = (optimizer.state_dict(), schedule.state_dict(), scaler)
-            checkpoint = Checkpoint(step, learned, *states, identities, samples_a_step, loss, *watch.state())
-            save_checkpoint(run, checkpoint, training.keep_checkpoints, functools.partial(adapter_at, step))
+            saved = Checkpoint(
+                step, learned, *states, identities, samples_a_step, loss, *watch.state(), weights
+            )
+            save_checkpoint(run, saved, training.keep_checkpoints, functools.partial(adapter_at, step))
         state.wait_for_everyone()
 
     def adapter_at(step: int, folder: Path, extras: dict[str, bytes] | None = None) -> None:
@@ -221,7 +240,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             clear_dropout(trainables.coefficients)
             parts = {"unet": unet, "vae": vae, "scheduler": pipe.scheduler}
             adapter = {"path": str(run.adapter), "scale": 1.0, "kind": header.kind, "token": header.token}
-            details = {"model": base.name, "adapters": [adapter | {"trained_steps": step}]}
+            details = recipe(base) | {"adapters": [adapter | {"trained_steps": step}]}
             encoded = learned.encoded(list(previews)) if learned else previews
             files = write_previews(run.samples(step), settings, encoded, parts, details, state, on_progress)
             watch.validated(step, loss, files, log, trainables)
@@ -366,34 +385,14 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
 
 
 def _restore(
-    run: RunFolder,
+    checkpoint: Checkpoint,
     trainables: Trainables,
     optimizer: Any,
     schedule: Any,
     scaler: Any,
-    identities: list[str],
-    names: list[str],
-    samples_a_step: int,
     watch: Watch,
 ) -> tuple[int, float]:
-    """Step and loss of the newest whole checkpoint, after loading it; (0, nan) if none has been written yet."""
-    checkpoint = load_checkpoint(run)
-    if checkpoint is None:
-        return 0, math.nan
-    if checkpoint.photos != identities:
-        missing = len(set(checkpoint.photos) - set(identities))
-        new = [name for name, known in zip(names, identities, strict=True) if known not in checkpoint.photos]
-        what = [f"{missing} of {len(checkpoint.photos)} are gone or changed"] if missing else []
-        what += [f"new or changed: {', '.join(new[:5])}{', ...' if len(new) > 5 else ''}"] if new else []
-        raise ResumeError(
-            f"The photos, masks or captions have changed since {run.path} began "
-            f"({'; '.join(what) or 'their names give another order'}). Put them back, or start a new run."
-        )
-    if checkpoint.samples_a_step != samples_a_step:
-        raise ResumeError(
-            f"{run.path} took {checkpoint.samples_a_step} samples a step over all processes, this launch would take "
-            f"{samples_a_step}. Start as many processes as before."
-        )
+    """Step and loss of a checkpoint, after loading it."""
     trainables.restore(checkpoint.tensors)
     optimizer.load_state_dict(checkpoint.optimizer)
     schedule.load_state_dict(checkpoint.schedule)

@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import accelerate
 import diffusers
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from coeffdiff import __version__, backbone, preflight, sampling
 from coeffdiff.config import ModelFacts, Settings, resolve_auto, with_values
 from coeffdiff.console import progress, say
+from coeffdiff.data.class_captions import class_captions
 from coeffdiff.data.latents import (
     LatentData,
     encode_photos,
@@ -28,7 +29,7 @@ from coeffdiff.data.latents import (
 )
 from coeffdiff.data.photos import PhotoSet, captions_for, fill
 from coeffdiff.errors import ConfigError, ResumeError
-from coeffdiff.method.adapter import AdapterHeader, LoraHeader, fill_alphas, format_for
+from coeffdiff.method.adapter import AdapterHeader, BaseHeader, LoraHeader, fill_alphas, format_for
 from coeffdiff.method.coefficients import Coefficients, Mixes
 from coeffdiff.method.injection import inject
 from coeffdiff.method.lora import add_lora
@@ -36,12 +37,19 @@ from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
 from coeffdiff.speed import has_bf16, prepare_kernels
 from coeffdiff.threads import waiting
 from coeffdiff.training.optimizer import check_optimizer
-from coeffdiff.training.prior import class_captions, counting_photos, encode_prior, introduce_prior
+from coeffdiff.training.prior import counting_photos, encode_prior, introduce_prior
 from coeffdiff.training.state import RunFolder
 from coeffdiff.training.text import LearnedToken
 
 _TIMING_SECONDS = 0.3  # for how long operations are timed before a run; `coeffdiff check` takes longer
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+PRECISIONS: dict[str, Literal["fp32", "fp16", "bf16"]] = {
+    "no": "fp32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+}  # `sample`'s
 
 
 @dataclass(frozen=True)
@@ -261,13 +269,30 @@ def make_trainable(unet: nn.Module, settings: Settings, learned: LearnedToken | 
     return Trainables(coefficients, lora, learned.rows if learned else {})
 
 
-def header_for(settings: Settings, trainables: Trainables, model: str, step: int) -> AdapterHeader:
-    """What the adapter will say of itself after `step` steps on `model`."""
+def header_for(
+    settings: Settings,
+    trainables: Trainables,
+    model: str,
+    step: int,
+    networks: dict[str, str] | None = None,
+) -> AdapterHeader:
+    """What the adapter will say of itself after `step` steps on `model`.
+
+    settings: with absolute paths, since the adapter is read elsewhere. networks: fingerprints of the model.
+    """
     subject, lora = settings.subject, settings.method.lora
     check_model_name(model)
     mixes: Mixes = settings.method.coeff.mixes if trainables.coefficients else "maps"
+    opened = settings.model
+    base = BaseHeader(
+        vae=opened.vae,
+        config=opened.config,
+        variant=opened.variant,
+        precision=PRECISIONS[settings.training.precision],
+        networks=networks or {},
+    )
     return AdapterHeader(
-        format_version=format_for(mixes),
+        format_version=format_for(mixes, opened.vae),
         kind=settings.trained_kind,
         base_model=model,
         token=str(subject.token),
@@ -281,6 +306,7 @@ def header_for(settings: Settings, trainables: Trainables, model: str, step: int
         trained_steps=step,
         resolution=int(settings.training.resolution),
         versions=versions(),
+        base=base,
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coeffdiff.config import PhotoSettings, Settings
 from coeffdiff.console import Bar, progress, say
 from coeffdiff.data.latents import Batch, EncodedPhoto, Prior, sizes_of
-from coeffdiff.data.photos import Photo, PhotoSet, captions_for, class_caption, read_photos
+from coeffdiff.data.photos import Photo, PhotoSet, read_photos
 from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.method.injection import alpha_off, unwrapped
 from coeffdiff.method.lora import lora_off
@@ -61,23 +61,6 @@ def introduce_prior(settings: Settings, pictures: PhotoSet | None) -> None:
         say(f"         left out {skipped.path.name}: {skipped.reason}")
     for note in pictures.notes:
         say(f"         {note}")
-
-
-def class_captions(
-    settings: Settings, captions: Sequence[tuple[str, ...]], pictures: PhotoSet | None
-) -> tuple[dict[str, str], list[tuple[str, ...]]]:
-    """From each caption of the photos to that of its class, and the captions of each picture of the class.
-
-    Of the two one is empty: with pictures the photos' captions need no counterpart, without them there are none.
-    """
-    subject = settings.subject
-    token, word = str(subject.token), subject.class_word
-    if not settings.prior.weight or not word:
-        return {}, []
-    if pictures is None:
-        return {text: class_caption(text, token, word) for texts in captions for text in texts}, []
-    filled = (captions_for(picture, subject.templates, token, word) for picture in pictures.photos)
-    return {}, [tuple(class_caption(text, token, word) for text in texts) for texts in filled]
 
 
 def encode_prior(

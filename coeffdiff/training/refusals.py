@@ -9,12 +9,13 @@ from diffusers import DDPMScheduler
 
 from coeffdiff import backbone
 from coeffdiff.config import PLACEHOLDER, Settings
+from coeffdiff.data.class_captions import class_captions
 from coeffdiff.data.photos import PhotoSet, captions_for, fill
 from coeffdiff.errors import ConfigError
 from coeffdiff.noise import check_schedule
 from coeffdiff.tokens import holds
 from coeffdiff.training.prepare import check_model_name
-from coeffdiff.training.prior import class_captions, read_class_pictures
+from coeffdiff.training.prior import read_class_pictures
 from coeffdiff.training.watch import check_watching
 
 

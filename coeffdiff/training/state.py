@@ -56,6 +56,7 @@ class Checkpoint:
     loss: float
     watched: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
+    model: dict[str, str] = field(default_factory=dict)  # see fingerprints; nothing in older checkpoints
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,15 @@ def run_to_resume(output: Path | Literal["auto"], token: str | None) -> RunFolde
     return max(unfinished or runs, key=lambda run: run.config.stat().st_mtime)
 
 
-# What may differ between a run and its continuation: none of it changes what a step computes.
+# What may differ between a run and its continuation: none of it changes what a step computes, or by its rounding alone.
 _FREE = (
-    *("output", "training.checkpoint_every", "training.keep_checkpoints", "training.keep_adapters_every"),
-    *("validation.", "tracking."),
+    *("output", "photos.cache", "validation.", "tracking.", "method.coeff.backend"),
+    *("training.checkpoint_every", "training.keep_checkpoints", "training.keep_adapters_every"),
+    *("training.log_every", "training.compile", "training.gradient_checkpointing"),
+    *("training.batch_size", "training.accumulate"),  # their product with the processes counts: continuing.py
 )
+# Where something lies, which is known by its content: continuing.py compares that
+_PLACES = ("subject.images", "prior.images", "model.name", "model.vae", "model.config")
 
 
 def settings_to_resume(
@@ -202,8 +207,11 @@ def settings_to_resume(
     stored, asked = run.settings(), given_settings(file, flags, assignments)
     asked = {name: value for name, value in asked.items() if value != "auto" and name != "output"}
     continued = with_values(stored, asked)
+    free = (*_FREE, *_idle(stored))
     changed = {
-        name: pair for name, pair in differences(stored, continued).items() if not name.startswith(_FREE)
+        name: pair
+        for name, pair in differences(stored, continued).items()
+        if not name.startswith(free) and not (name in _PLACES and _known_by_content(run, name, pair))
     }
     if stored.training.lr_schedule in ("constant", "constant_with_warmup"):
         changed.pop("training.steps", None)
@@ -211,6 +219,31 @@ def settings_to_resume(
         shown = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
         raise ResumeError(f"{run.path} began with other settings: {shown}. Drop them, or start a new run.")
     return continued
+
+
+def _idle(settings: Settings) -> tuple[str, ...]:
+    """Beginnings of the settings' names that take no part, as the method has no such part."""
+    kind = settings.method.kind
+    learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
+    parts = [part for part, learns in learning.items() if not learns]
+    return tuple(name for part in parts for name in (f"method.{part}.", f"training.clip_{part}"))
+
+
+def _known_by_content(run: RunFolder, name: str, pair: tuple[Any, Any]) -> bool:
+    """Whether another place for something is no other setting, since a checkpoint says what has to be there."""
+    old, new = pair
+    if name == "prior.images" and (old is None or new is None):  # another kind of prior preservation
+        return False
+    if not name.startswith("model.") or not run.checkpoints():  # nothing has been learned of the model yet
+        return True
+    try:
+        newest = json.loads((run.checkpoints()[0] / "state.json").read_text(encoding="utf-8"))
+        if newest.get("model"):
+            return True
+    except (OSError, ValueError, AttributeError):
+        return True  # load_checkpoint says what there is to say
+    # An older version's checkpoint does not say what its model was
+    return None not in pair and Path(old).expanduser().resolve() == Path(new).expanduser().resolve()
 
 
 def save_checkpoint(
@@ -224,7 +257,7 @@ def save_checkpoint(
     final = run.checkpoint(checkpoint.step)
     rest = {
         name: getattr(checkpoint, name)
-        for name in ("step", "schedule", "photos", "samples_a_step", "loss", "watched")
+        for name in ("step", "schedule", "photos", "samples_a_step", "loss", "watched", "model")
     }
     try:
         with appearing(final, durable=True) as temporary:

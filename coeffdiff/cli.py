@@ -854,6 +854,9 @@ def compare(
             help="Only every N-th subject and seed, for machines that share no folder.",
         ),
     ] = "1/1",
+    pack: Annotated[
+        bool, typer.Option("--pack", help="At the end fold the cells into one file, cells/PLAN.jsonl.")
+    ] = False,
     as_json: NumbersAsJson = False,
     list_settings: Annotated[
         bool, typer.Option("--list-settings", help="Print everything that a plan may say.")
@@ -876,7 +879,8 @@ def compare(
         "seeds": [_whole(text, "--seeds") for text in seeds.split(",")] if seeds else None,
     }
     asked = load_section(Comparison, plan, flags, set_ or ())
-    outcome = run_comparison(asked.only(arm) if arm else asked, output, _part(part))
+    pack_as = (plan.stem if plan else "comparison") if pack else None
+    outcome = run_comparison(asked.only(arm) if arm else asked, output, _part(part), pack_as=pack_as)
     if as_json:
         show_json(outcome.results)
         return

@@ -656,7 +656,8 @@ def merge(
         str | None, typer.Option(help="Base model, where the adapters name different ones.", **NAME)
     ] = None,
     vae: Annotated[
-        str | None, typer.Option(help="VAE, where the adapters name different ones; none: the model's own.")
+        str | None,
+        typer.Option(help="VAE, where the adapters name different ones; none: the model's own.", **NAME),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print its header as JSON on stdout.")] = False,
 ) -> None:

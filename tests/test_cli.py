@@ -53,7 +53,8 @@ def trained(tmp_path_factory) -> Path:
         "--token",
         "sks",
     ]
-    result = call(*arguments, "--class-word", "ball", "--output", str(folder / "runs/sks"), *QUICK)
+    every = ["--set", "training.checkpoint_every=1"]
+    result = call(*arguments, "--class-word", "ball", "--output", str(folder / "runs/sks"), *QUICK, *every)
     assert result.exit_code == 0, result.output
     return folder
 
@@ -218,7 +219,7 @@ def home(tmp_path, monkeypatch, trained) -> Path:
         ("sample --adapter ~/runs/sks:0.5 --model ~/model --prompts-file=~/prompts.txt --steps 1 --output=~/drawn",
          "drawn/001-a-sks-ball-seed0.png"),
         ("inspect ~/runs/sks --output=~/seen", "seen/alpha.png"),
-        ("merge ~/runs/sks:0.5 ~/runs/sks:0.5 --model ~/model --output=~/both", "both/coeff.safetensors"),
+        ("merge ~/runs/sks:0.5 ~/runs/sks@1:0.5 --model ~/model --output=~/both", "both/coeff.safetensors"),
         ("check --images ~/absent --token sks", "There is no folder HOME/absent"),
         ("check --images ~/photos --token sks --model ~/absent", "There is no model folder or file HOME/absent"),
         ("check --images ~/photos --token sks --model ~/model --set model.vae=~/absent", "HOME/absent"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from coeffdiff.config import SDXL_BASE, ModelSettings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ModelError
+from coeffdiff.foreign import LARGEST_HEADER, PICKLE, foreign_bytes, foreign_model, other_task
 from coeffdiff.pocket import POCKET, shipped
 from coeffdiff.shortage import is_shortage
 
@@ -66,7 +67,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # The longest wait for a first answer. Looking a name up has no time limit of its own where packets are dropped.
 _HUB_SECONDS = 10.0
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -499,10 +499,7 @@ def _check_configs(source: Source) -> None:
     if unet.get("addition_embed_type") != "text_time":
         raise ModelError(f"The UNet of {source.name} has no size and crop conditioning, so it is not SDXL's.")
     if unet.get("in_channels") != 4 or unet.get("out_channels") != 4:
-        raise ModelError(
-            f"The UNet of {source.name} maps {unet.get('in_channels')} channels to {unet.get('out_channels')}, "
-            "where SDXL's base maps 4 to 4 (9 are an inpainting model); pass --model with a base model."
-        )
+        raise ModelError(f"{source.name} {other_task(unet.get('in_channels'), unet.get('out_channels'))}.")
     widths = [
         _json(source, f"{network}/config.json").get("hidden_size")
         for network in ("text_encoder", "text_encoder_2")
@@ -536,27 +533,25 @@ def _what_else(source: Source) -> str:
 def _check_single_file(path: Path) -> None:
     """That a file is an SDXL checkpoint in the original layout, from its header alone."""
     if path.suffix.lower() in _PICKLES:
-        raise ModelError(
-            f"{path} is a pickle, which can run any code when it is opened, so it is not read; "
-            "pass the .safetensors file of the same model, or convert it."
-        )
+        raise ModelError(f"{path} {PICKLE}.")
+    try:
+        foreign = foreign_bytes(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if foreign:
+        raise ModelError(f"{path} {foreign}.")
     if path.suffix.lower() != ".safetensors":
         raise ModelError(f"{path} is not a model: a folder, a .safetensors file or a hub id is expected.")
-    keys = [key for key in _header(path) if key != "__metadata__"]
-    if any("lora" in key.lower() for key in keys):
-        raise ModelError(
-            f"{path} is a LoRA, not a base model; pass --model with the model it was trained on."
-        )
+    header = _header(path)
+    if foreign := foreign_model(header):
+        raise ModelError(f"{path} {foreign}.")
+    keys = [key for key in header if key != "__metadata__"]
     missing = [
         part for part, prefix in _FILE_PREFIXES.items() if not any(key.startswith(prefix) for key in keys)
     ]
     if not missing:
         return
-    if any(key.startswith("cond_stage_model.") for key in keys):
-        what = "is a Stable Diffusion 1 or 2 checkpoint, not SDXL"
-    elif any(key.startswith("conditioner.embedders.0.model.") for key in keys):
-        what = "is SDXL's refiner, not its base"
-    elif len(missing) == len(_FILE_PREFIXES):
+    if len(missing) == len(_FILE_PREFIXES):
         what = f"is no SDXL checkpoint in the original layout (its first tensor is {min(keys, default='missing')})"
     else:
         what = f"is no complete SDXL checkpoint: {' and '.join(missing)} missing"
@@ -578,7 +573,7 @@ def _header(path: Path) -> dict[str, Any]:
                     f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder."
                 )
             size = int.from_bytes(start, "little")
-            if not 2 <= size <= _LARGEST_HEADER:
+            if not 2 <= size <= LARGEST_HEADER:
                 raise ValueError("no safetensors header")
             header = json.loads(file.read(size))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]

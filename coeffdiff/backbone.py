@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from coeffdiff.config import SDXL_BASE, ModelSettings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ModelError
-from coeffdiff.foreign import LARGEST_HEADER, PICKLE, foreign_bytes, foreign_model, other_task
+from coeffdiff.foreign import (
+    CONTROL_KEYS,
+    LARGEST_HEADER,
+    PICKLE,
+    foreign_bytes,
+    foreign_model,
+    is_unet_alone,
+    other_task,
+)
 from coeffdiff.pocket import POCKET, shipped
 from coeffdiff.shortage import is_shortage
 
@@ -92,6 +100,7 @@ class Backbone:
     source: the pipeline's files; for a single file, of its configs and tokenizers only.
     variant: as in the settings ("auto", a variant, or None for files without one).
     vae: another VAE's files and the folder in them ("" or "vae"), if there is one.
+    unet_alone: the file holds only a UNet; the source then gives the other networks too.
     """
 
     name: str
@@ -100,6 +109,13 @@ class Backbone:
     variant: str | None = "auto"
     file: Path | None = None
     vae: tuple[Source, str] | None = None
+    unet_alone: bool = False
+
+    def in_file(self, network: str) -> bool:
+        """Whether a network's weights are read from the single file."""
+        if self.file is None or (network == "vae" and self.vae is not None):
+            return False
+        return network == "unet" or not self.unet_alone
 
 
 def find_backbone(model: ModelSettings) -> Backbone:
@@ -116,9 +132,11 @@ def find_backbone(model: ModelSettings) -> Backbone:
         name = str(path.resolve())
         backbone = Backbone(name, "folder", Source(name, path.resolve()), model.variant or None)
     elif path.exists():
-        _check_single_file(path)
+        alone = _check_single_file(path, model)
         name = str(path.resolve())
         backbone = Backbone(name, "file", _configs_for(path, model.config), None, path.resolve())
+        if alone:
+            backbone = replace(backbone, unet_alone=True, variant=model.variant or None)
     else:
         repo = _hub_id(model.name)
         variant = model.variant or None
@@ -134,7 +152,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
             "pass model.vae with a VAE for SDXL."
         )
     for network in _NETWORKS:
-        if backbone.file is None or (network == "vae" and backbone.vae):
+        if not backbone.in_file(network):
             _, files = _weights(backbone, network, half=True)
             source, _ = _place(backbone, network)
             for file in sorted(source.here().intersection(files)):
@@ -158,7 +176,7 @@ def load_pipeline(
     """
     wanted = set(parts) if parts is not None else {"text", "vae", "unet"}
     names = [name for name, (_, _, part) in _NETWORKS.items() if part in wanted]
-    from_file = [name for name in names if backbone.file and not (name == "vae" and backbone.vae)]
+    from_file = [name for name in names if backbone.in_file(name)]
     from_folder = [name for name in names if name not in from_file]
 
     import torch
@@ -220,11 +238,19 @@ def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[t
     import torch
 
     source, _ = _place(backbone, network)
-    if backbone.file and source is backbone.source:
-        return [(backbone.file, _FILE_PREFIXES[_IN_FILE[network]])]
+    if backbone.file and backbone.in_file(network):
+        return [(backbone.file, prefix_in_file(backbone, network))]
     _, files = _weights(backbone, network, half=dtype != torch.float32)
     here = source.here().issuperset(files)
     return [(source.folder / file, "") for file in files if here and file.endswith(".safetensors")]
+
+
+def prefix_in_file(backbone: Backbone, network: str) -> str:
+    """What the names of a network's tensors begin with in the single file; of a UNet alone nothing or the usual."""
+    prefix = _FILE_PREFIXES[_IN_FILE[network]]
+    assert backbone.file is not None
+    usual = any(name.startswith(prefix) for name in _header(backbone.file))
+    return prefix if usual or not backbone.unet_alone else ""
 
 
 def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
@@ -248,11 +274,9 @@ def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
     """The variant that load_pipeline takes; None: files without one, or a single file; "auto": networks differ."""
     import torch
 
-    if backbone.file:
-        return None
-    own = [name for name in _NETWORKS if not (name == "vae" and backbone.vae)]
+    own = [name for name in _NETWORKS if not backbone.in_file(name) and not (name == "vae" and backbone.vae)]
     found = {_weights(backbone, name, half=dtype != torch.float32)[0] for name in own}
-    return found.pop() if len(found) == 1 else "auto"
+    return found.pop() if len(found) == 1 else "auto" if found else None
 
 
 def unet_config(backbone: Backbone) -> dict[str, Any]:
@@ -295,11 +319,10 @@ def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any
 
 def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
     """The networks whose weights load_pipeline would download first."""
-    if backbone.file is not None:
-        return []
     import torch
 
-    chosen = {name: _weights(backbone, name, half=dtype != torch.float32)[1] for name in _NETWORKS}
+    names = [name for name in _NETWORKS if not backbone.in_file(name)]
+    chosen = {name: _weights(backbone, name, half=dtype != torch.float32)[1] for name in names}
     return [name for name, files in chosen.items() if not _place(backbone, name)[0].here().issuperset(files)]
 
 
@@ -530,8 +553,11 @@ def _what_else(source: Source) -> str:
     return f"holds no {INDEX}, so it is not a diffusers pipeline folder{hint}."
 
 
-def _check_single_file(path: Path) -> None:
-    """That a file is an SDXL checkpoint in the original layout, from its header alone."""
+def _check_single_file(path: Path, model: ModelSettings) -> bool:
+    """Whether it is a UNet alone, and not a whole SDXL checkpoint in the original layout, from its header alone.
+
+    Raises: ModelError if it is neither, or a UNet alone without model.config, which has the other networks.
+    """
     if path.suffix.lower() in _PICKLES:
         raise ModelError(f"{path} {PICKLE}.")
     try:
@@ -549,12 +575,20 @@ def _check_single_file(path: Path) -> None:
     missing = [
         part for part, prefix in _FILE_PREFIXES.items() if not any(key.startswith(prefix) for key in keys)
     ]
-    if not missing:
-        return
-    if len(missing) == len(_FILE_PREFIXES):
+    if not missing or (missing == ["VAE"] and model.vae):
+        return False
+    if is_unet_alone(header):
+        if model.config:
+            return True
+        what = (
+            "is a UNet alone, without text encoders and VAE; pass model.config with a diffusers folder of an SDXL "
+            "model (--set model.config=FOLDER) to take it as that folder's UNet"
+        )
+    elif len(missing) == len(_FILE_PREFIXES):
         what = f"is no SDXL checkpoint in the original layout (its first tensor is {min(keys, default='missing')})"
     else:
-        what = f"is no complete SDXL checkpoint: {' and '.join(missing)} missing"
+        hint = "; pass model.vae with one" if missing == ["VAE"] else "; pass --model with a whole one"
+        what = f"is no complete SDXL checkpoint: {' and '.join(missing)} missing{hint}"
     raise ModelError(f"{path} {what}.")
 
 
@@ -650,6 +684,13 @@ def _weights(backbone: Backbone, network: str, *, half: bool) -> tuple[str | Non
     Raises: ModelError, naming what is there instead.
     """
     source, subfolder = _place(backbone, network)
+    if backbone.unet_alone and source is backbone.source:
+        try:
+            return _weights(replace(backbone, file=None, unet_alone=False), network, half=half)
+        except ModelError as error:
+            raise ModelError(
+                f"{backbone.file} is a UNet alone, and model.config is to have the other networks: {error}"
+            ) from error
     stem = _NETWORKS[network][1]
     # The settings' variant speaks of the model, not of another VAE.
     choices = _choices("auto" if source is not backbone.source else backbone.variant, half)
@@ -768,7 +809,8 @@ def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype)
         if network == "vae":
             loaded = AutoencoderKL.from_single_file(file, subfolder=network, **options)
         elif network == "unet":
-            loaded = UNet2DConditionModel.from_single_file(file, subfolder=network, **options)
+            held: Any = _unet_with_prefix(backbone) if backbone.unet_alone else file
+            loaded = UNet2DConditionModel.from_single_file(held, subfolder=network, **options)
         else:  # only the pipeline knows how to convert them
             others = dict.fromkeys((*_NETWORKS, *_TOKENIZERS, "scheduler"))
             del others[network]
@@ -777,13 +819,36 @@ def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype)
     if not filled:
         raise ModelError(f"{what} lacks tensors that the config needs; another model.config may fit.")
     if network == "unet":
-        held = sum(key.startswith(_FILE_PREFIXES["UNet"]) for key in _header(backbone.file))
+        held_here = len(names_in_file(backbone, network))
         taken = len(loaded.state_dict())
-        if held != taken:  # what the config has no place for would be dropped without a word
+        if held_here != taken:  # what the config has no place for would be dropped without a word
             raise ModelError(
-                f"{what} holds {held} tensors where the config has place for {taken}; another model.config may fit."
+                f"{what} holds {held_here} tensors where the config has place for {taken}; another model.config may "
+                "fit."
             )
     return loaded
+
+
+def names_in_file(backbone: Backbone, network: str) -> list[str]:
+    """The tensors of a network in the single file, with their prefix."""
+    assert backbone.file is not None
+    prefix = prefix_in_file(backbone, network)
+    return [
+        name
+        for name in _header(backbone.file)
+        if name.startswith(prefix) and name.removeprefix(prefix) not in CONTROL_KEYS
+    ]
+
+
+def _unet_with_prefix(backbone: Backbone) -> dict[str, torch.Tensor]:
+    """A UNet alone under the names that it has in a whole checkpoint, or under diffusers' where it has those."""
+    from safetensors import safe_open
+
+    assert backbone.file is not None
+    names, prefix = names_in_file(backbone, "unet"), prefix_in_file(backbone, "unet")
+    added = "" if prefix or "conv_in.weight" in names else _FILE_PREFIXES["UNet"]
+    with safe_open(backbone.file, framework="pt") as file:
+        return {added + name: file.get_tensor(name) for name in names}
 
 
 def _own_memory(network: Any) -> None:

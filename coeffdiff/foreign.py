@@ -1,4 +1,4 @@
-"""What a file is that is no SDXL checkpoint, and what to do, from its first bytes or the names and shapes in its header.
+"""What a file is that is no SDXL checkpoint, and what to do, from its first bytes or what its header names.
 
     foreign_bytes(path)    formats that are not safetensors, whatever the name says
     foreign_model(header)  other models, parts of models, and SDXL models with another task
@@ -123,11 +123,23 @@ def foreign_model(header: Mapping[str, Any]) -> str | None:
         return None
     if not {"label_emb.0.0.weight", "add_embedding.linear_1.weight"} & unet.keys():
         return f"holds the UNet of Stable Diffusion 1 or 2, {_NOT_SDXL}"
-    sizes = unet.get("label_emb.0.0.weight", unet.get("add_embedding.linear_1.weight"))
+    sizes = unet.get("label_emb.0.0.weight") or unet.get("add_embedding.linear_1.weight") or []
     if first[0] == 384 and sizes[1:] == [2560]:
         return f"holds the UNet of SDXL's refiner, not of its base; {_BASE}"
     last = unet.get("out.2.weight", unet.get("conv_out.weight")) or [4]
     return other_task(first[1], last[0])
+
+
+def is_unet_alone(header: Mapping[str, Any]) -> bool:
+    """Whether a file holds the UNet of SDXL and no other network: under the names of either layout."""
+    names = {name for name in header if name not in CONTROL_KEYS}
+    if any(name.startswith(("first_stage_model.", "conditioner.")) for name in names):
+        return False
+    own = {name.removeprefix(UNET) for name in names}
+    return {"input_blocks.0.0.weight", "label_emb.0.0.weight"} <= own or {
+        "conv_in.weight",
+        "add_embedding.linear_1.weight",
+    } <= names
 
 
 def other_task(taken: Any, given: Any) -> str | None:

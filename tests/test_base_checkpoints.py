@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from test_backbone import edit, equal, find, original_layout, sentence, weights
+from test_opening import call, preview, same_pixels, sample, train
 
-from coeffdiff.pocket.model import save_random
-from tests.test_backbone import edit, find, original_layout, sentence
+from coeffdiff.backbone import load_pipeline
+from coeffdiff.fingerprints import changed, fingerprints
+from coeffdiff.method.adapter import read_header
+from coeffdiff.pictures import read_recipe
+from coeffdiff.pocket.model import build_pipeline, save_random
 
 UNET = "model.diffusion_model."
 
@@ -120,3 +126,87 @@ def test_models_for_another_task_are_named_from_the_header(checkpoint, saved, tm
     folder = Path(shutil.copytree(saved, tmp_path / "folder"))
     edit(folder / "unet/config.json", in_channels=channels)
     assert f"{folder} {words}" in sentence(find, folder)
+
+
+# --- a UNet alone ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other():
+    """Another model, so that a network tells where it came from."""
+    return build_pipeline("tiny", seed=7)
+
+
+@pytest.fixture
+def place(saved, tmp_path, monkeypatch):
+    """A working directory with a model and a photo."""
+    shutil.copytree(saved, tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    Image.radial_gradient("L").resize((70, 64)).convert("RGB").save(tmp_path / "photos/0.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+LAYOUTS = {
+    "as ComfyUI has it": lambda pipe: bare(original_layout(pipe)),
+    "with the prefix": lambda pipe: {UNET + k: w for k, w in bare(original_layout(pipe)).items()},
+    "as diffusers names it": lambda pipe: dict(pipe.unet.state_dict()),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_unet_alone_is_taken_as_that_of_the_configs_folder(
+    saved, other, built_pipeline, tmp_path, layout, dtype
+):
+    """Its own weights, the folder's other networks, and fingerprints that say so; without model.config refused."""
+    marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    file = write(tmp_path / "unet.safetensors", LAYOUTS[layout](other) | marks)
+    assert "is a UNet alone, without text encoders and VAE; pass model.config with" in sentence(find, file)
+    found = find(file, config=str(saved))
+    pipe = load_pipeline(found, dtype=dtype)
+    rest = ("text_encoder", "text_encoder_2", "vae")
+    expected = weights(built_pipeline, rest) | weights(other, ("unet",))
+    assert equal(weights(pipe), {k: w if k.startswith("vae") else w.to(dtype) for k, w in expected.items()})
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert changed(fingerprints(find(saved), dtype), fingerprints(found, dtype)) == ["unet", "scheduler"]
+    vae = load_pipeline(find(file, config=str(saved), vae=str(saved)), dtype=dtype, parts=["vae"]).vae
+    assert equal(dict(vae.state_dict()), dict(built_pipeline.vae.state_dict()))
+
+
+def test_a_unet_alone_is_trained_sampled_and_evaluated(place, other):
+    """The adapter's header remembers the folder, so that sample needs no option and draws the run's own pictures;
+    another UNet in the file is told."""
+    write(Path("unet.safetensors"), bare(original_layout(other)))
+    train("--set", "model.config=model", model="unet.safetensors")
+    header = read_header(Path("run/adapter"))
+    assert header.base and header.base.config == str(Path("model").resolve())
+    assert header.base_model == str(Path("unet.safetensors").resolve())
+    sample()
+    assert same_pixels()
+    assert read_recipe(preview())["model_config"] == str(Path("model").resolve())
+    judges = ("--dino", "pocket-dino", "--clip", "pocket-clip")
+    result = call("evaluate", "run", "--steps", "2", "--output", "scores", *judges)
+    assert result.exit_code == 0, result.output
+    write(Path("unet.safetensors"), bare(original_layout(build_pipeline("tiny", seed=8))))
+    assert "the UNet of" in sample().output
+
+
+def test_the_configs_folder_of_a_unet_alone_needs_the_other_networks(saved, checkpoint, tmp_path):
+    file = write(tmp_path / "unet.safetensors", bare(checkpoint))
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    load_pipeline(find(file, config=str(folder)), dtype=torch.float32)
+    (folder / "text_encoder/model.safetensors").unlink()
+    text = sentence(find, file, config=str(folder))
+    assert "is a UNet alone, and model.config is to have the other networks" in text
+    assert "text_encoder/model.safetensors is missing" in text
+
+
+def test_a_single_file_without_vae_takes_another(saved, checkpoint, built_pipeline, tmp_path):
+    held = {k: w for k, w in checkpoint.items() if not k.startswith("first_stage_model.")}
+    file = write(tmp_path / "model.safetensors", held)
+    assert "VAE missing; pass model.vae with one." in sentence(find, file, config=str(saved))
+    pipe = load_pipeline(find(file, config=str(saved), vae=str(saved)), dtype=torch.float32)
+    assert equal(weights(pipe), weights(built_pipeline))

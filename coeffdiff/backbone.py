@@ -29,6 +29,8 @@ from coeffdiff.foreign import (
     other_task,
 )
 from coeffdiff.pocket import POCKET, shipped
+from coeffdiff.scaled import is_beside, is_scaled, unreadable
+from coeffdiff.scaled import read as read_scaled
 from coeffdiff.shortage import is_shortage
 
 if TYPE_CHECKING:
@@ -157,7 +159,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
             source, _ = _place(backbone, network)
             for file in sorted(source.here().intersection(files)):
                 if file.endswith(".safetensors"):
-                    _header(source.folder / file)
+                    _refuse_quantized(source.folder / file)
     return backbone
 
 
@@ -553,6 +555,16 @@ def _what_else(source: Source) -> str:
     return f"holds no {INDEX}, so it is not a diffusers pipeline folder{hint}."
 
 
+def _refuse_quantized(path: Path) -> None:
+    """Of a folder's files, which the libraries read, and would drop the scales of."""
+    header = _header(path)
+    found = unreadable(header)
+    if not found and is_scaled(header):
+        found = "is scaled fp8, which is read from single files only; pass the model in float16, bfloat16 or float32"
+    if found:
+        raise ModelError(f"{path} {found}.")
+
+
 def _check_single_file(path: Path, model: ModelSettings) -> bool:
     """Whether it is a UNet alone, and not a whole SDXL checkpoint in the original layout, from its header alone.
 
@@ -569,7 +581,7 @@ def _check_single_file(path: Path, model: ModelSettings) -> bool:
     if path.suffix.lower() != ".safetensors":
         raise ModelError(f"{path} is not a model: a folder, a .safetensors file or a hub id is expected.")
     header = _header(path)
-    if foreign := foreign_model(header):
+    if foreign := foreign_model(header) or unreadable(header):
         raise ModelError(f"{path} {foreign}.")
     keys = [key for key in header if key != "__metadata__"]
     missing = [
@@ -797,24 +809,32 @@ def _load_network(
 
 
 def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
+    import transformers
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
     assert backbone.file is not None
-    file, configs = str(backbone.file), str(backbone.source.folder)
-    what = f"The {network} of {file} with the configs of {backbone.source.name}"
-    options = {"config": configs, "local_files_only": True, "dtype": dtype}
+    configs = str(backbone.source.folder)
+    what = f"The {network} of {backbone.file} with the configs of {backbone.source.name}"
+    options: dict[str, Any] = {"config": configs, "local_files_only": True}
+    file = _tensors_in_file(backbone, network, dtype) or str(backbone.file)
     filled = False
     # diffusers leaves what the file did not fill without memory, and then stumbles over it.
     with _said(what), contextlib.suppress(NotImplementedError):
         if network == "vae":
-            loaded = AutoencoderKL.from_single_file(file, subfolder=network, **options)
+            loaded = AutoencoderKL.from_single_file(file, subfolder=network, dtype=dtype, **options)
         elif network == "unet":
-            held: Any = _unet_with_prefix(backbone) if backbone.unet_alone else file
-            loaded = UNet2DConditionModel.from_single_file(held, subfolder=network, **options)
+            loaded = UNet2DConditionModel.from_single_file(file, subfolder=network, dtype=dtype, **options)
+        elif isinstance(file, dict):
+            kind = getattr(transformers, _NETWORKS[network][0])
+            loaded = create_diffusers_clip_model_from_ldm(
+                kind, file, subfolder=network, torch_dtype=dtype, **options
+            )
         else:  # only the pipeline knows how to convert them
             others = dict.fromkeys((*_NETWORKS, *_TOKENIZERS, "scheduler"))
             del others[network]
-            loaded = getattr(StableDiffusionXLPipeline.from_single_file(file, **options, **others), network)
+            pipe = StableDiffusionXLPipeline.from_single_file(file, dtype=dtype, **options, **others)
+            loaded = getattr(pipe, network)
         filled = not any(weight.is_meta for weight in loaded.parameters())
     if not filled:
         raise ModelError(f"{what} lacks tensors that the config needs; another model.config may fit.")
@@ -829,26 +849,24 @@ def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype)
     return loaded
 
 
-def names_in_file(backbone: Backbone, network: str) -> list[str]:
-    """The tensors of a network in the single file, with their prefix."""
+def names_in_file(backbone: Backbone, network: str, *, scales: bool = False) -> list[str]:
+    """The tensors of a network in the single file, with their prefix; scales: also what scales them."""
     assert backbone.file is not None
     prefix = prefix_in_file(backbone, network)
-    return [
-        name
-        for name in _header(backbone.file)
-        if name.startswith(prefix) and name.removeprefix(prefix) not in CONTROL_KEYS
-    ]
+    names = [name for name in _header(backbone.file) if name.startswith(prefix)]
+    own = [name for name in names if name.removeprefix(prefix) not in CONTROL_KEYS]
+    return [name for name in own if scales or not is_beside(name)]
 
 
-def _unet_with_prefix(backbone: Backbone) -> dict[str, torch.Tensor]:
-    """A UNet alone under the names that it has in a whole checkpoint, or under diffusers' where it has those."""
-    from safetensors import safe_open
-
+def _tensors_in_file(backbone: Backbone, network: str, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """What diffusers could not read by itself: scaled tensors, and a UNet alone, under the names of a whole checkpoint
+    (or under diffusers' where it has those). None: it reads the file."""
     assert backbone.file is not None
-    names, prefix = names_in_file(backbone, "unet"), prefix_in_file(backbone, "unet")
+    if not backbone.unet_alone and not is_scaled(names_in_file(backbone, network, scales=True)):
+        return None
+    names, prefix = names_in_file(backbone, network), prefix_in_file(backbone, network)
     added = "" if prefix or "conv_in.weight" in names else _FILE_PREFIXES["UNet"]
-    with safe_open(backbone.file, framework="pt") as file:
-        return {added + name: file.get_tensor(name) for name in names}
+    return {added + name: tensor for name, tensor in read_scaled(backbone.file, names, dtype).items()}
 
 
 def _own_memory(network: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_backbone import edit, equal, find, original_layout, sentence, weights
 from test_opening import call, preview, same_pixels, sample, train
 
@@ -186,8 +186,8 @@ def test_a_unet_alone_is_trained_sampled_and_evaluated(place, other):
     sample()
     assert same_pixels()
     assert read_recipe(preview())["model_config"] == str(Path("model").resolve())
-    judges = ("--dino", "pocket-dino", "--clip", "pocket-clip")
-    result = call("evaluate", "run", "--steps", "2", "--output", "scores", *judges)
+    judges = ("--dino", "pocket-dino", "--clip", "pocket-clip", "--limit", "1", "-n", "1")
+    result = call("evaluate", "run", "--steps", "2", "--drift-pictures", "0", "--output", "scores", *judges)
     assert result.exit_code == 0, result.output
     write(Path("unet.safetensors"), bare(original_layout(build_pipeline("tiny", seed=8))))
     assert "the UNet of" in sample().output
@@ -210,3 +210,91 @@ def test_a_single_file_without_vae_takes_another(saved, checkpoint, built_pipeli
     assert "VAE missing; pass model.vae with one." in sentence(find, file, config=str(saved))
     pipe = load_pipeline(find(file, config=str(saved), vae=str(saved)), dtype=torch.float32)
     assert equal(weights(pipe), weights(built_pipeline))
+
+
+# --- scaled fp8 --------------------------------------------------------------------------------------------------
+
+
+def scaled(tensors, *, per_row=False, kind=torch.float8_e4m3fn):
+    """Every matrix in fp8 beside its scale, as ComfyUI writes it; and what each weight now is, in float32."""
+    stored, meant = dict(tensors), {}
+    for name, weight in tensors.items():
+        if not name.endswith(".weight") or weight.ndim != 2 or "embedding" in name:
+            continue
+        largest = weight.abs().amax(1, keepdim=True) if per_row else weight.abs().max().reshape(1)
+        scale = largest.clamp_min(1e-8) / torch.finfo(kind).max
+        stored[name] = (weight / scale).to(kind)
+        stored[name.removesuffix("weight") + "scale_weight"] = scale
+        stored[name.removesuffix("weight") + "scale_input"] = torch.ones(1)
+        meant[name] = stored[name].float() * scale
+    marker = f"{UNET}scaled_fp8" if any(name.startswith(UNET) for name in tensors) else "scaled_fp8"
+    return stored | {marker: torch.zeros(2, dtype=kind)}, {**tensors, **meant}
+
+
+@pytest.mark.parametrize(("per_row", "kind"), [(False, torch.float8_e4m3fn), (True, torch.float8_e5m2)])
+def test_scaled_fp8_is_weight_times_scale(checkpoint, saved, tmp_path, capfd, per_row, kind):
+    """All networks of one file: what a file of the products themselves gives, to the bit, in float32 and rounded once
+    to bfloat16; and within fp8's rounding of the model that it was made from."""
+    stored, meant = scaled(checkpoint, per_row=per_row, kind=kind)
+    assert sum(w.dtype == kind for w in stored.values()) > 50
+    assert all(
+        any(k.startswith(part) and k.endswith("scale_weight") for k in stored) for part in (UNET, "cond")
+    )
+    file = write(tmp_path / "scaled.safetensors", stored)
+    plain = write(tmp_path / "plain.safetensors", meant)
+    exact = load_pipeline(find(plain, config=str(saved)), dtype=torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        pipe = load_pipeline(find(file, config=str(saved)), dtype=dtype)
+        expected = {k: w if k.startswith("vae") else w.to(dtype) for k, w in weights(exact).items()}
+        assert equal(weights(pipe), expected)
+    original = load_pipeline(find(saved), dtype=torch.float32)
+    half_step = torch.finfo(kind).eps / 2  # of 1; of smaller numbers the smallest of the format
+    for name, weight in weights(original).items():
+        error = (weights(exact)[name] - weight).abs().max()
+        assert error <= half_step * weight.abs().max(), name
+    assert capfd.readouterr() == ("", "")
+
+
+def test_scaled_fp8_of_a_unet_alone(other, saved, tmp_path):
+    """ComfyUI's usual file; the fingerprint tells it from the same weights with other scales."""
+    stored, meant = scaled(bare(original_layout(other)))
+    file = write(tmp_path / "scaled.safetensors", stored)
+    plain = write(tmp_path / "plain.safetensors", meant)
+    pipes = [load_pipeline(find(f, config=str(saved)), dtype=torch.float32) for f in (file, plain)]
+    assert equal(*map(weights, pipes))
+    before = fingerprints(find(file, config=str(saved)), torch.float32)
+    doubled = {k: w * 2 if k.endswith("scale_weight") else w for k, w in stored.items()}
+    write(file, doubled)
+    assert changed(before, fingerprints(find(file, config=str(saved)), torch.float32)) == ["unet"]
+
+
+WEIGHT = f"{UNET}input_blocks.4.1.proj_in.weight"
+OTHER_WAYS = {
+    "a scale for no weight": ({f"{UNET}input_blocks.99.scale_weight": torch.ones(1)}, "belongs to no weight"),
+    "a scale of a fused matrix": (
+        {f"{UNET}attn.in_proj_scale_weight": torch.ones(1)},
+        "belongs to no weight",
+    ),
+    "blocks": (
+        {WEIGHT.removesuffix("weight") + "scale_weight": torch.ones(2, 2)},
+        "where one number, or one for each row, is expected",
+    ),
+    "ComfyUI's newer way": ({f"{UNET}x.comfy_quant": torch.zeros(9, dtype=torch.uint8)}, "it holds"),
+    "bitsandbytes": ({f"{WEIGHT}.absmax": torch.ones(4)}, "is quantized in a way that is not read"),
+    "whole numbers": ({WEIGHT: torch.zeros(32, 32, dtype=torch.int8)}, "proj_in.weight is I8"),
+}
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_other_ways_of_quantizing_are_named_before_weights_are_read(checkpoint, saved, tmp_path, way):
+    extra, words = OTHER_WAYS[way]
+    text = sentence(find, write(tmp_path / "model.safetensors", {**checkpoint, **extra}), config=str(saved))
+    assert words in text and "pass the same model in float16, bfloat16 or float32" in text
+
+
+def test_scaled_fp8_in_a_folder_is_refused(saved, tmp_path):
+    """The libraries would drop the scales of text encoders and VAE without a word."""
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    file = folder / "text_encoder/model.safetensors"
+    write(file, scaled(load_file(file))[0])
+    assert "is scaled fp8, which is read from single files only" in sentence(find, folder)

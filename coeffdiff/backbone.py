@@ -690,6 +690,9 @@ def _place(backbone: Backbone, network: str) -> tuple[Source, str]:
     return backbone.vae if network == "vae" and backbone.vae else (backbone.source, network)
 
 
+place_of = _place
+
+
 def _weights(backbone: Backbone, network: str, *, half: bool) -> tuple[str | None, list[str]]:
     """The variant and the files of one network. What is on this machine wins over what would be downloaded.
 
@@ -795,7 +798,9 @@ def _load_network(
             dtype=dtype,
             output_loading_info=True,
         )
-    missing = sorted(report["missing_keys"])
+    # Of several files diffusers looks for what is missing in their index, and leaves it without memory.
+    unfilled = {name for name, weight in loaded.named_parameters() if weight.is_meta}
+    missing = sorted(unfilled.union(report["missing_keys"]))
     if missing:  # the library fills them with noise and goes on
         raise ModelError(f"{what} lacks {len(missing)} tensors that its config needs, such as {missing[0]}.")
     extra = sorted(report["unexpected_keys"])
@@ -930,6 +935,9 @@ def _said(what: str) -> Iterator[None]:
         if is_shortage(error):
             raise
         raise ModelError(f"{what} cannot be loaded: {_first_sentence(error)}.") from error
+
+
+said = _said
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -14,7 +14,9 @@ from test_backbone import edit, equal, find, original_layout, sentence, weights
 from test_opening import call, preview, same_pixels, sample, train
 
 from coeffdiff.backbone import load_pipeline
+from coeffdiff.errors import ModelError
 from coeffdiff.fingerprints import changed, fingerprints
+from coeffdiff.headers import refuse_unfit
 from coeffdiff.method.adapter import read_header
 from coeffdiff.pictures import read_recipe
 from coeffdiff.pocket.model import build_pipeline, save_random
@@ -298,3 +300,171 @@ def test_scaled_fp8_in_a_folder_is_refused(saved, tmp_path):
     file = folder / "text_encoder/model.safetensors"
     write(file, scaled(load_file(file))[0])
     assert "is scaled fp8, which is read from single files only" in sentence(find, folder)
+
+
+# --- what headers tell -------------------------------------------------------------------------------------------
+
+
+def without(prefix):
+    return lambda held: {k: w for k, w in held.items() if not k.startswith(prefix)}
+
+
+def resized(name, *shape):
+    return lambda held: held | {name: torch.zeros(shape)}
+
+
+CLIP, OPEN_CLIP = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+FILES = {  # what is done to the single file's tensors -> words of the sentence
+    "no bias": (without(f"{UNET}out.2.bias"), "lacks 1 tensor that its config needs, such as conv_out.bias"),
+    "no embedding": (without(f"{UNET}label_emb.0.2."), "The unet of"),
+    "a block more": (
+        lambda held: held | {f"{UNET}input_blocks.8.1.extra.weight": torch.zeros(2, 2)},
+        "has no place for",
+    ),
+    "a wider layer": (resized(f"{UNET}out.2.weight", 4, 13, 3, 3), "conv_out.weight of shape 4 x 13 x 3 x 3"),
+    "no decoder": (without("first_stage_model.decoder.conv_in"), "The vae of"),
+    "a wide VAE": (resized("first_stage_model.quant_conv.bias", 9), "quant_conv.bias of shape 9,"),
+    "no norm": (without(f"{OPEN_CLIP}ln_final"), "The text_encoder_2 of"),
+    "no projection": (without(f"{OPEN_CLIP}text_projection"), "such as text_projection.weight"),
+    "no position": (without(f"{CLIP}embeddings.position"), "The text_encoder of"),
+    "no first encoder": (without("conditioner.embedders.0."), "first text encoder missing; pass"),
+    "no VAE": (without("first_stage_model."), "VAE missing; pass model.vae"),
+}
+
+
+def shards(cut):
+    """The UNet in several files, of which cut(folder) takes something."""
+
+    def damage(folder):
+        unet = folder / "unet"
+        (unet / "diffusion_pytorch_model.safetensors").unlink()
+        build_pipeline("tiny").unet.save_pretrained(unet, max_shard_size="2MB")
+        cut(unet)
+
+    return damage
+
+
+def tensors(file, change):
+    return lambda folder: write(folder / file, change(load_file(folder / file)), {"format": "pt"})
+
+
+def forget(unet):
+    index = unet / "diffusion_pytorch_model.safetensors.index.json"
+    tree = json.loads(index.read_text())
+    first = min(tree["weight_map"].values())
+    tree["weight_map"] = dict.fromkeys(tree["weight_map"], first)
+    index.write_text(json.dumps(tree))
+
+
+def lie(folder):
+    """A header whose sizes do not fit its shapes."""
+    file = folder / "vae/diffusion_pytorch_model.safetensors"
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    header["encoder.conv_in.bias"]["shape"][0] += 1
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
+
+
+UNET_FILE, VAE_FILE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+FOLDERS = {
+    "no bias": (tensors(UNET_FILE, without("conv_out.bias")), "lacks 1 tensor"),
+    "more than the config": (
+        lambda folder: edit(folder / "unet/config.json", transformer_layers_per_block=[1, 1, 1]),
+        "tensors that its config has no place for",
+    ),
+    "less than the config": (
+        lambda folder: edit(folder / "unet/config.json", transformer_layers_per_block=[1, 1, 3]),
+        "tensors that its config needs",
+    ),
+    "another width": (
+        lambda folder: edit(folder / "unet/config.json", block_out_channels=[12, 32, 28]),
+        "shape",
+    ),
+    "inpainting weights": (
+        tensors(UNET_FILE, resized("conv_in.weight", 12, 9, 3, 3)),
+        "is an inpainting model: its UNet maps 9 channels to 4",
+    ),
+    "a VAE's hole": (tensors(VAE_FILE, without("decoder.mid_block.attentions.0.to_q")), "The vae of"),
+    "a text encoder's hole": (
+        tensors("text_encoder_2/model.safetensors", without("text_projection")),
+        "such as text_projection.weight",
+    ),
+    "a text encoder of other shape": (
+        tensors("text_encoder/model.safetensors", resized("final_layer_norm.bias", 3)),
+        "final_layer_norm.bias of shape 3,",
+    ),
+    "sizes that lie": (lie, "cannot be loaded"),
+    "an index that names one file": (shards(forget), "tensors that its config needs"),
+    "an index without names": (
+        shards(lambda unet: (unet / "diffusion_pytorch_model.safetensors.index.json").write_text("[]")),
+        "index.json is damaged",
+    ),
+}
+
+
+def told(command, model, *more):
+    """The one sentence that a command ends in."""
+    subject = ["--images", "photos", "--token", "ohwx", "--class-word", "ball", "--set", "output=run"]
+    result = call(command, "--model", str(model), *subject, "--set", "training.steps=1", *more)
+    assert result.exit_code == 2, result.output
+    assert not Path("run").exists()
+    return result.output.strip().splitlines()[-1]  # after a line on reading photos
+
+
+@pytest.mark.parametrize(
+    "damage", [f"file: {name}" for name in FILES] + [f"folder: {name}" for name in FOLDERS]
+)
+def test_check_refuses_what_train_refuses_in_the_same_words(place, checkpoint, damage):
+    """From headers alone, before anything is loaded or written; and it is true: loading is refused too."""
+    kind, _, name = damage.partition(": ")
+    more = ("--set", "model.config=model") if kind == "file" else ()
+    if kind == "file":
+        change, words = FILES[name]
+        model = write(Path("single.safetensors"), change(checkpoint))
+    else:
+        change, words = FOLDERS[name]
+        model = Path(shutil.copytree("model", "damaged"))
+        change(model)
+    texts = [told(command, model, *more) for command in ("check", "train")]
+    assert words in texts[0] and texts[0] == texts[1], texts
+    config = str(place / "model") if kind == "file" else None
+    with pytest.raises(ModelError):
+        load_pipeline(find(model, config=config), dtype=torch.float32)
+
+
+def test_headers_of_good_models_pass(saved, other, checkpoint, built_pipeline, tmp_path):
+    """Folders in the layouts of older libraries, several files, single files, scaled ones, a UNet alone, other VAEs:
+    whatever loads is not refused."""
+    older = Path(shutil.copytree(saved, tmp_path / "older"))
+    for network in ("text_encoder", "text_encoder_2"):
+        held = load_file(older / network / "model.safetensors")
+        held = {k if k.startswith("text_") else f"text_model.{k}": w for k, w in held.items()}
+        held["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        write(older / network / "model.safetensors", held, {"format": "pt"})
+    held = load_file(older / VAE_FILE)
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        held = {k.replace(f"attentions.0.{new}", f"attentions.0.{old}"): w for k, w in held.items()}
+    write(older / VAE_FILE, held, {"format": "pt"})
+    several = Path(shutil.copytree(saved, tmp_path / "several"))
+    shards(lambda unet: None)(several)
+    stored, _ = scaled(checkpoint)
+    stored |= {"v_pred": torch.tensor([]), f"{OPEN_CLIP}logit_scale": torch.tensor(4.6)}
+    config = str(saved)
+    good = [
+        find(saved),
+        find(saved, vae=str(older / "vae")),
+        find(older),
+        find(several),
+        find(write(tmp_path / "single.safetensors", checkpoint), config=config),
+        find(write(tmp_path / "scaled.safetensors", stored), config=config),
+        *(
+            find(write(tmp_path / f"{i}.safetensors", layout(other)), config=config)
+            for i, layout in enumerate(LAYOUTS.values())
+        ),
+    ]
+    for base in good:
+        refuse_unfit(base, torch.float32)
+    for base in good[1:4]:
+        assert equal(weights(load_pipeline(base, dtype=torch.float32)), weights(built_pipeline))

@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from coeffdiff.config import SDXL_BASE, ModelSettings
 from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ModelError
+from coeffdiff.foreign import (
+    CONTROL_KEYS,
+    LARGEST_HEADER,
+    PICKLE,
+    foreign_bytes,
+    foreign_model,
+    is_unet_alone,
+    other_task,
+)
 from coeffdiff.pocket import POCKET, shipped
+from coeffdiff.scaled import is_beside, is_scaled, unreadable
+from coeffdiff.scaled import read as read_scaled
 from coeffdiff.shortage import is_shortage
 
 if TYPE_CHECKING:
@@ -66,7 +77,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # The longest wait for a first answer. Looking a name up has no time limit of its own where packets are dropped.
 _HUB_SECONDS = 10.0
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class Backbone:
     source: the pipeline's files; for a single file, of its configs and tokenizers only.
     variant: as in the settings ("auto", a variant, or None for files without one).
     vae: another VAE's files and the folder in them ("" or "vae"), if there is one.
+    unet_alone: the file holds only a UNet; the source then gives the other networks too.
     """
 
     name: str
@@ -100,6 +111,13 @@ class Backbone:
     variant: str | None = "auto"
     file: Path | None = None
     vae: tuple[Source, str] | None = None
+    unet_alone: bool = False
+
+    def in_file(self, network: str) -> bool:
+        """Whether a network's weights are read from the single file."""
+        if self.file is None or (network == "vae" and self.vae is not None):
+            return False
+        return network == "unet" or not self.unet_alone
 
 
 def find_backbone(model: ModelSettings) -> Backbone:
@@ -116,9 +134,11 @@ def find_backbone(model: ModelSettings) -> Backbone:
         name = str(path.resolve())
         backbone = Backbone(name, "folder", Source(name, path.resolve()), model.variant or None)
     elif path.exists():
-        _check_single_file(path)
+        alone = _check_single_file(path, model)
         name = str(path.resolve())
         backbone = Backbone(name, "file", _configs_for(path, model.config), None, path.resolve())
+        if alone:
+            backbone = replace(backbone, unet_alone=True, variant=model.variant or None)
     else:
         repo = _hub_id(model.name)
         variant = model.variant or None
@@ -134,12 +154,12 @@ def find_backbone(model: ModelSettings) -> Backbone:
             "pass model.vae with a VAE for SDXL."
         )
     for network in _NETWORKS:
-        if backbone.file is None or (network == "vae" and backbone.vae):
+        if not backbone.in_file(network):
             _, files = _weights(backbone, network, half=True)
             source, _ = _place(backbone, network)
             for file in sorted(source.here().intersection(files)):
                 if file.endswith(".safetensors"):
-                    _header(source.folder / file)
+                    _refuse_quantized(source.folder / file)
     return backbone
 
 
@@ -158,7 +178,7 @@ def load_pipeline(
     """
     wanted = set(parts) if parts is not None else {"text", "vae", "unet"}
     names = [name for name, (_, _, part) in _NETWORKS.items() if part in wanted]
-    from_file = [name for name in names if backbone.file and not (name == "vae" and backbone.vae)]
+    from_file = [name for name in names if backbone.in_file(name)]
     from_folder = [name for name in names if name not in from_file]
 
     import torch
@@ -220,11 +240,19 @@ def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[t
     import torch
 
     source, _ = _place(backbone, network)
-    if backbone.file and source is backbone.source:
-        return [(backbone.file, _FILE_PREFIXES[_IN_FILE[network]])]
+    if backbone.file and backbone.in_file(network):
+        return [(backbone.file, prefix_in_file(backbone, network))]
     _, files = _weights(backbone, network, half=dtype != torch.float32)
     here = source.here().issuperset(files)
     return [(source.folder / file, "") for file in files if here and file.endswith(".safetensors")]
+
+
+def prefix_in_file(backbone: Backbone, network: str) -> str:
+    """What the names of a network's tensors begin with in the single file; of a UNet alone nothing or the usual."""
+    prefix = _FILE_PREFIXES[_IN_FILE[network]]
+    assert backbone.file is not None
+    usual = any(name.startswith(prefix) for name in _header(backbone.file))
+    return prefix if usual or not backbone.unet_alone else ""
 
 
 def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
@@ -248,11 +276,9 @@ def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
     """The variant that load_pipeline takes; None: files without one, or a single file; "auto": networks differ."""
     import torch
 
-    if backbone.file:
-        return None
-    own = [name for name in _NETWORKS if not (name == "vae" and backbone.vae)]
+    own = [name for name in _NETWORKS if not backbone.in_file(name) and not (name == "vae" and backbone.vae)]
     found = {_weights(backbone, name, half=dtype != torch.float32)[0] for name in own}
-    return found.pop() if len(found) == 1 else "auto"
+    return found.pop() if len(found) == 1 else "auto" if found else None
 
 
 def unet_config(backbone: Backbone) -> dict[str, Any]:
@@ -295,11 +321,10 @@ def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any
 
 def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
     """The networks whose weights load_pipeline would download first."""
-    if backbone.file is not None:
-        return []
     import torch
 
-    chosen = {name: _weights(backbone, name, half=dtype != torch.float32)[1] for name in _NETWORKS}
+    names = [name for name in _NETWORKS if not backbone.in_file(name)]
+    chosen = {name: _weights(backbone, name, half=dtype != torch.float32)[1] for name in names}
     return [name for name, files in chosen.items() if not _place(backbone, name)[0].here().issuperset(files)]
 
 
@@ -499,10 +524,7 @@ def _check_configs(source: Source) -> None:
     if unet.get("addition_embed_type") != "text_time":
         raise ModelError(f"The UNet of {source.name} has no size and crop conditioning, so it is not SDXL's.")
     if unet.get("in_channels") != 4 or unet.get("out_channels") != 4:
-        raise ModelError(
-            f"The UNet of {source.name} maps {unet.get('in_channels')} channels to {unet.get('out_channels')}, "
-            "where SDXL's base maps 4 to 4 (9 are an inpainting model); pass --model with a base model."
-        )
+        raise ModelError(f"{source.name} {other_task(unet.get('in_channels'), unet.get('out_channels'))}.")
     widths = [
         _json(source, f"{network}/config.json").get("hidden_size")
         for network in ("text_encoder", "text_encoder_2")
@@ -533,33 +555,52 @@ def _what_else(source: Source) -> str:
     return f"holds no {INDEX}, so it is not a diffusers pipeline folder{hint}."
 
 
-def _check_single_file(path: Path) -> None:
-    """That a file is an SDXL checkpoint in the original layout, from its header alone."""
+def _refuse_quantized(path: Path) -> None:
+    """Of a folder's files, which the libraries read, and would drop the scales of."""
+    header = _header(path)
+    found = unreadable(header)
+    if not found and is_scaled(header):
+        found = "is scaled fp8, which is read from single files only; pass the model in float16, bfloat16 or float32"
+    if found:
+        raise ModelError(f"{path} {found}.")
+
+
+def _check_single_file(path: Path, model: ModelSettings) -> bool:
+    """Whether it is a UNet alone, and not a whole SDXL checkpoint in the original layout, from its header alone.
+
+    Raises: ModelError if it is neither, or a UNet alone without model.config, which has the other networks.
+    """
     if path.suffix.lower() in _PICKLES:
-        raise ModelError(
-            f"{path} is a pickle, which can run any code when it is opened, so it is not read; "
-            "pass the .safetensors file of the same model, or convert it."
-        )
+        raise ModelError(f"{path} {PICKLE}.")
+    try:
+        foreign = foreign_bytes(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if foreign:
+        raise ModelError(f"{path} {foreign}.")
     if path.suffix.lower() != ".safetensors":
         raise ModelError(f"{path} is not a model: a folder, a .safetensors file or a hub id is expected.")
-    keys = [key for key in _header(path) if key != "__metadata__"]
-    if any("lora" in key.lower() for key in keys):
-        raise ModelError(
-            f"{path} is a LoRA, not a base model; pass --model with the model it was trained on."
-        )
+    header = _header(path)
+    if foreign := foreign_model(header) or unreadable(header):
+        raise ModelError(f"{path} {foreign}.")
+    keys = [key for key in header if key != "__metadata__"]
     missing = [
         part for part, prefix in _FILE_PREFIXES.items() if not any(key.startswith(prefix) for key in keys)
     ]
-    if not missing:
-        return
-    if any(key.startswith("cond_stage_model.") for key in keys):
-        what = "is a Stable Diffusion 1 or 2 checkpoint, not SDXL"
-    elif any(key.startswith("conditioner.embedders.0.model.") for key in keys):
-        what = "is SDXL's refiner, not its base"
+    if not missing or (missing == ["VAE"] and model.vae):
+        return False
+    if is_unet_alone(header):
+        if model.config:
+            return True
+        what = (
+            "is a UNet alone, without text encoders and VAE; pass model.config with a diffusers folder of an SDXL "
+            "model (--set model.config=FOLDER) to take it as that folder's UNet"
+        )
     elif len(missing) == len(_FILE_PREFIXES):
         what = f"is no SDXL checkpoint in the original layout (its first tensor is {min(keys, default='missing')})"
     else:
-        what = f"is no complete SDXL checkpoint: {' and '.join(missing)} missing"
+        hint = "; pass model.vae with one" if missing == ["VAE"] else "; pass --model with a whole one"
+        what = f"is no complete SDXL checkpoint: {' and '.join(missing)} missing{hint}"
     raise ModelError(f"{path} {what}.")
 
 
@@ -578,7 +619,7 @@ def _header(path: Path) -> dict[str, Any]:
                     f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder."
                 )
             size = int.from_bytes(start, "little")
-            if not 2 <= size <= _LARGEST_HEADER:
+            if not 2 <= size <= LARGEST_HEADER:
                 raise ValueError("no safetensors header")
             header = json.loads(file.read(size))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
@@ -649,12 +690,22 @@ def _place(backbone: Backbone, network: str) -> tuple[Source, str]:
     return backbone.vae if network == "vae" and backbone.vae else (backbone.source, network)
 
 
+place_of = _place
+
+
 def _weights(backbone: Backbone, network: str, *, half: bool) -> tuple[str | None, list[str]]:
     """The variant and the files of one network. What is on this machine wins over what would be downloaded.
 
     Raises: ModelError, naming what is there instead.
     """
     source, subfolder = _place(backbone, network)
+    if backbone.unet_alone and source is backbone.source:
+        try:
+            return _weights(replace(backbone, file=None, unet_alone=False), network, half=half)
+        except ModelError as error:
+            raise ModelError(
+                f"{backbone.file} is a UNet alone, and model.config is to have the other networks: {error}"
+            ) from error
     stem = _NETWORKS[network][1]
     # The settings' variant speaks of the model, not of another VAE.
     choices = _choices("auto" if source is not backbone.source else backbone.variant, half)
@@ -747,7 +798,9 @@ def _load_network(
             dtype=dtype,
             output_loading_info=True,
         )
-    missing = sorted(report["missing_keys"])
+    # Of several files diffusers looks for what is missing in their index, and leaves it without memory.
+    unfilled = {name for name, weight in loaded.named_parameters() if weight.is_meta}
+    missing = sorted(unfilled.union(report["missing_keys"]))
     if missing:  # the library fills them with noise and goes on
         raise ModelError(f"{what} lacks {len(missing)} tensors that its config needs, such as {missing[0]}.")
     extra = sorted(report["unexpected_keys"])
@@ -761,34 +814,64 @@ def _load_network(
 
 
 def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
+    import transformers
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
     assert backbone.file is not None
-    file, configs = str(backbone.file), str(backbone.source.folder)
-    what = f"The {network} of {file} with the configs of {backbone.source.name}"
-    options = {"config": configs, "local_files_only": True, "dtype": dtype}
+    configs = str(backbone.source.folder)
+    what = f"The {network} of {backbone.file} with the configs of {backbone.source.name}"
+    options: dict[str, Any] = {"config": configs, "local_files_only": True}
+    file = _tensors_in_file(backbone, network, dtype) or str(backbone.file)
     filled = False
     # diffusers leaves what the file did not fill without memory, and then stumbles over it.
     with _said(what), contextlib.suppress(NotImplementedError):
         if network == "vae":
-            loaded = AutoencoderKL.from_single_file(file, subfolder=network, **options)
+            loaded = AutoencoderKL.from_single_file(file, subfolder=network, dtype=dtype, **options)
         elif network == "unet":
-            loaded = UNet2DConditionModel.from_single_file(file, subfolder=network, **options)
+            loaded = UNet2DConditionModel.from_single_file(file, subfolder=network, dtype=dtype, **options)
+        elif isinstance(file, dict):
+            kind = getattr(transformers, _NETWORKS[network][0])
+            loaded = create_diffusers_clip_model_from_ldm(
+                kind, file, subfolder=network, torch_dtype=dtype, **options
+            )
         else:  # only the pipeline knows how to convert them
             others = dict.fromkeys((*_NETWORKS, *_TOKENIZERS, "scheduler"))
             del others[network]
-            loaded = getattr(StableDiffusionXLPipeline.from_single_file(file, **options, **others), network)
+            pipe = StableDiffusionXLPipeline.from_single_file(file, dtype=dtype, **options, **others)
+            loaded = getattr(pipe, network)
         filled = not any(weight.is_meta for weight in loaded.parameters())
     if not filled:
         raise ModelError(f"{what} lacks tensors that the config needs; another model.config may fit.")
     if network == "unet":
-        held = sum(key.startswith(_FILE_PREFIXES["UNet"]) for key in _header(backbone.file))
+        held_here = len(names_in_file(backbone, network))
         taken = len(loaded.state_dict())
-        if held != taken:  # what the config has no place for would be dropped without a word
+        if held_here != taken:  # what the config has no place for would be dropped without a word
             raise ModelError(
-                f"{what} holds {held} tensors where the config has place for {taken}; another model.config may fit."
+                f"{what} holds {held_here} tensors where the config has place for {taken}; another model.config may "
+                "fit."
             )
     return loaded
+
+
+def names_in_file(backbone: Backbone, network: str, *, scales: bool = False) -> list[str]:
+    """The tensors of a network in the single file, with their prefix; scales: also what scales them."""
+    assert backbone.file is not None
+    prefix = prefix_in_file(backbone, network)
+    names = [name for name in _header(backbone.file) if name.startswith(prefix)]
+    own = [name for name in names if name.removeprefix(prefix) not in CONTROL_KEYS]
+    return [name for name in own if scales or not is_beside(name)]
+
+
+def _tensors_in_file(backbone: Backbone, network: str, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """What diffusers could not read by itself: scaled tensors, and a UNet alone, under the names of a whole checkpoint
+    (or under diffusers' where it has those). None: it reads the file."""
+    assert backbone.file is not None
+    if not backbone.unet_alone and not is_scaled(names_in_file(backbone, network, scales=True)):
+        return None
+    names, prefix = names_in_file(backbone, network), prefix_in_file(backbone, network)
+    added = "" if prefix or "conv_in.weight" in names else _FILE_PREFIXES["UNet"]
+    return {added + name: tensor for name, tensor in read_scaled(backbone.file, names, dtype).items()}
 
 
 def _own_memory(network: Any) -> None:
@@ -852,6 +935,9 @@ def _said(what: str) -> Iterator[None]:
         if is_shortage(error):
             raise
         raise ModelError(f"{what} cannot be loaded: {_first_sentence(error)}.") from error
+
+
+said = _said
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -117,7 +117,8 @@ class ModelSettings(Section):
     )
     config: PlaceOrName | None = Field(
         None,
-        description="diffusers folder or cached hub id that gives a single file its configs and tokenizers",
+        description="diffusers folder or cached hub id that gives a single file its configs and tokenizers, and a "
+        "UNet alone the other networks",
         examples=[SDXL_BASE],
     )
 

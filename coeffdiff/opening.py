@@ -135,7 +135,7 @@ def _refuse_another_vae(adapter: Trained, base: Backbone, dtype: torch.dtype) ->
 
 def _with_variant(base: Backbone, variant: str | None) -> Backbone:
     """The files that the run took, where they are all here; otherwise what would be taken anyway."""
-    if base.file or variant == base.variant or variant == "auto":
+    if (base.file and not base.unet_alone) or variant == base.variant or variant == "auto":
         return base
     chosen = replace(base, variant=variant)
     try:

@@ -12,9 +12,10 @@ from coeffdiff.config import PLACEHOLDER, Settings
 from coeffdiff.data.class_captions import class_captions
 from coeffdiff.data.photos import PhotoSet, captions_for, fill
 from coeffdiff.errors import ConfigError
+from coeffdiff.headers import refuse_unfit
 from coeffdiff.noise import check_schedule
 from coeffdiff.tokens import holds
-from coeffdiff.training.prepare import check_model_name
+from coeffdiff.training.prepare import DTYPES, check_model_name
 from coeffdiff.training.prior import read_class_pictures
 from coeffdiff.training.watch import check_watching
 
@@ -31,6 +32,7 @@ def refuse_early(settings: Settings, photos: PhotoSet, base: Any) -> PhotoSet | 
     _check_texts(settings, photos, class_pictures)
     scheduler = backbone.load_pipeline(base, dtype=torch.float32, parts=()).scheduler
     check_schedule(DDPMScheduler.from_config(scheduler.config), base.name)
+    refuse_unfit(base, DTYPES[settings.training.precision])
     return class_pictures
 
 

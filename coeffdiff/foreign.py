@@ -1,0 +1,151 @@
+"""What a file is that is no SDXL checkpoint, and what to do, from its first bytes or what its header names.
+
+    foreign_bytes(path)    formats that are not safetensors, whatever the name says
+    foreign_model(header)  other models, parts of models, and SDXL models with another task
+
+Both answer with the rest of a sentence that begins with the file's name, or with None.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+UNET = "model.diffusion_model."
+CONTROL_KEYS = frozenset(
+    ("__metadata__", "v_pred", "ztsnr", "scaled_fp8")
+)  # no weights, beside those of a UNet
+PICKLE = (
+    "is a pickle, which can run any code when it is opened, so it is not read; pass the .safetensors file of the same "
+    "model, or convert it"
+)
+_BASE = "pass --model with an SDXL base model"
+_NOT_SDXL = f"not SDXL; {_BASE} or a fine-tune of it"
+_FOLDER_OF = "in a folder with its config.json"
+
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+Names = list[str]
+_SIGNATURES: tuple[tuple[Callable[[Names], bool], str], ...]
+
+
+def _holds(pattern: str) -> Callable[[Names], bool]:
+    """Whether some tensor's name begins like the pattern; a UNet's own names are without their prefix."""
+    return lambda names: any(re.match(pattern, name) for name in names)
+
+
+def _only(pattern: str) -> Callable[[Names], bool]:
+    return lambda names: bool(names) and all(re.match(pattern, name) for name in names)
+
+
+_SIGNATURES = (
+    (
+        _holds(r"(?i).*lora|.*\.(hada_w1|lokr_w1|oft_blocks|dora_scale)|lycoris_"),
+        "is a LoRA, not a base model; pass --model with the model it was trained on",
+    ),
+    (
+        _only(r".*\.alpha$"),
+        "is an adapter, not a base model; pass it as --adapter, and --model with what it was trained on",
+    ),
+    (
+        _holds(r"ip_adapter\.|image_proj\."),
+        f"is an IP-Adapter, not a base model; {_BASE}",
+    ),
+    (
+        _holds(r"control_model\.|controlnet_cond_embedding\.|input_hint_block\.|controlnet_down_blocks\."),
+        f"is a ControlNet, not a base model; {_BASE}",
+    ),
+    (
+        _only(r"(clip_l|clip_g|emb_params|string_to_param.*)$"),
+        f"is a textual inversion embedding, not a base model; {_BASE}",
+    ),
+    (
+        _only(
+            r"first_stage_model\.|encoder\.(conv_in|down|mid|norm_out|conv_)|decoder\.|(post_)?quant_conv\."
+        ),
+        f"is a VAE alone; pass it as model.vae, {_FOLDER_OF}, and --model with a whole SDXL model",
+    ),
+    (
+        _only(r"(text_model|text_projection|logit_scale|encoder\.layers|embeddings|final_layer_norm)\b"),
+        "is a text encoder alone; pass --model with a whole SDXL model",
+    ),
+    (
+        _holds(r"double_blocks\.\d+\.img_attn\.|single_transformer_blocks\."),
+        f"is Flux or a model of its family, {_NOT_SDXL}",
+    ),
+    (
+        _holds(r"joint_blocks\.\d+\.|transformer_blocks\.\d+\.attn\.add_k_proj\."),
+        f"is Stable Diffusion 3, {_NOT_SDXL}",
+    ),
+    (
+        _holds(r"cond_stage_model\."),
+        f"is a Stable Diffusion 1 or 2 checkpoint, {_NOT_SDXL}",
+    ),
+    (
+        _holds(r"conditioner\.embedders\.0\.model\."),
+        f"is SDXL's refiner, not its base; {_BASE}",
+    ),
+    (
+        _holds(r"edm_(mean|std|vpred)"),
+        "was trained in the EDM formulation (Playground 2.5, CosXL), which is not supported; pass --model with a model "
+        "that predicts epsilon or v",
+    ),
+)
+
+
+def foreign_bytes(path: Path) -> str | None:
+    """Raises: OSError."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"GGUF") or path.suffix.lower() == ".gguf":
+        return (
+            "is a GGUF file, whose quantized weights are not read; pass the .safetensors file of the same model in "
+            "float16, bfloat16 or float32"
+        )
+    # A zip archive, as torch saves, or a bare pickle; a safetensors header may have a length that begins so.
+    archive = start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    return PICKLE if archive and int.from_bytes(start, "little") > LARGEST_HEADER else None
+
+
+def foreign_model(header: Mapping[str, Any]) -> str | None:
+    """header: of a safetensors file, as it stands in the file."""
+    names = [name.removeprefix(UNET) for name in header if name not in CONTROL_KEYS]
+    for fits, sentence in _SIGNATURES:
+        if fits(names):
+            return sentence
+    unet = {
+        name.removeprefix(UNET): entry["shape"] for name, entry in header.items() if name != "__metadata__"
+    }
+    first = unet.get("input_blocks.0.0.weight", unet.get("conv_in.weight"))
+    if first is None or len(first) != 4:
+        return None
+    if not {"label_emb.0.0.weight", "add_embedding.linear_1.weight"} & unet.keys():
+        return f"holds the UNet of Stable Diffusion 1 or 2, {_NOT_SDXL}"
+    sizes = unet.get("label_emb.0.0.weight") or unet.get("add_embedding.linear_1.weight") or []
+    if first[0] == 384 and sizes[1:] == [2560]:
+        return f"holds the UNet of SDXL's refiner, not of its base; {_BASE}"
+    last = unet.get("out.2.weight", unet.get("conv_out.weight")) or [4]
+    return other_task(first[1], last[0])
+
+
+def is_unet_alone(header: Mapping[str, Any]) -> bool:
+    """Whether a file holds the UNet of SDXL and no other network: under the names of either layout."""
+    names = {name for name in header if name not in CONTROL_KEYS}
+    if any(name.startswith(("first_stage_model.", "conditioner.")) for name in names):
+        return False
+    own = {name.removeprefix(UNET) for name in names}
+    return {"input_blocks.0.0.weight", "label_emb.0.0.weight"} <= own or {
+        "conv_in.weight",
+        "add_embedding.linear_1.weight",
+    } <= names
+
+
+def other_task(taken: Any, given: Any) -> str | None:
+    """Of a UNet that takes and gives so many channels; SDXL's base takes 4 and gives 4."""
+    if (taken, given) == (4, 4):
+        return None
+    kinds = {"9 to 4": "an inpainting model", "8 to 4": "an instruct-pix2pix model, which edits pictures"}
+    kind = kinds.get(f"{taken} to {given}", "a model for another task")
+    return f"is {kind}: its UNet maps {taken} channels to {given}, where SDXL's base maps 4 to 4; {_BASE}"

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and scripts/evidence/README.md anew, and core.png, from the cells beside the latter.
+"""Write the tables of the README beside this file, and core.png, from the recorded cells.
 
 python scripts/evidence/evidence_tables.py            # after a comparison has put new cells into cells/, which are
                                                       # packed into cells/PLAN.jsonl
@@ -37,7 +37,7 @@ DISSECTED = EVIDENCE / "dissected.json"
 CUSTOMIZATION = EVIDENCE / "customization"
 PLANS = {file.stem for file in (ROOT / "configs" / "compare").glob("*.yaml")}
 PLOT = EVIDENCE / "core.png"
-PAGES = (ROOT / "README.md", EVIDENCE / "README.md")
+PAGE = EVIDENCE / "README.md"
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 DISSECTED_FROM = {
     "dissected": "controls",
@@ -55,25 +55,19 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
     os.environ["ACCELERATE_USE_CPU"] = "true"  # the cells' precision is a part of their names
-    pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
-    asked = [match[1] for text in pages.values() for match in MARKED.finditer(text)]
+    text = PAGE.read_text(encoding="utf-8")
+    asked = [match[1] for match in MARKED.finditer(text)]
     wanted = [name for name in [*asked, *DISSECTED_FROM.values(), *DROPPED_IN["both"]] if name in PLANS]
     plans = gathered(wanted, pack=not chosen.check)
     found = tables(plans)
     core = plans["core"].results
     wrong = ["core.png"] if Image.open(PLOT).info.get("results") != digest(core) else []
-    wrong += [
-        match[1]
-        for text in pages.values()
-        for match in MARKED.finditer(text)
-        if match[3] != f"\n{found[match[1]]}\n"
-    ]
+    wrong += [match[1] for match in MARKED.finditer(text) if match[3] != f"\n{found[match[1]]}\n"]
     if chosen.check:
         if wrong:
             print(f"Not what the cells say: {', '.join(wrong)}.")
         return bool(wrong)
-    for page, text in pages.items():
-        page.write_text(MARKED.sub(lambda match: f"{match[1]}{match[2]}\n{found[match[1]]}\n", text), "utf-8")
+    PAGE.write_text(MARKED.sub(lambda match: f"{match[1]}{match[2]}\n{found[match[1]]}\n", text), "utf-8")
     if "core.png" in wrong:
         plot(core)
     return 0

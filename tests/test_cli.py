@@ -502,12 +502,12 @@ def test_inspect_reads_the_newest_run_and_loads_no_model(trained, monkeypatch):
 
 
 def test_merge_writes_an_adapter_that_samples(trained):
-    """Two times half of an adapter is that adapter: the same picture within 2/255."""
+    """An adapter and nothing of its earlier step are that adapter: the same picture within 2/255."""
     run = str(trained / "runs/sks")
-    result = call("merge", f"{run}:0.5", f"{run}:0.5", "--output", "whole")
+    result = call("merge", f"{run}:1", f"{run}@1:0", "--output", "whole")
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == "whole"
-    assert "part     sks x 0.5 (coeff+lora, 2 steps)" in result.stderr
+    assert "part     sks x 1 (coeff+lora, 2 steps)" in result.stderr
     pixels = []
     for adapter in (run, "whole"):
         drawn = call("sample", "--adapter", adapter, "--prompt", "<V>", "--steps", "2", "--json")

@@ -502,9 +502,9 @@ def test_inspect_reads_the_newest_run_and_loads_no_model(trained, monkeypatch):
 
 
 def test_merge_writes_an_adapter_that_samples(trained):
-    """An adapter and nothing of its earlier step are that adapter: the same picture within 2/255."""
+    """An adapter and a millionth of its earlier step are that adapter: the same picture within 2/255."""
     run = str(trained / "runs/sks")
-    result = call("merge", f"{run}:1", f"{run}@1:0", "--output", "whole")
+    result = call("merge", f"{run}:1", f"{run}@1:1e-6", "--output", "whole")
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == "whole"
     assert "part     sks x 1 (coeff+lora, 2 steps)" in result.stderr

@@ -48,9 +48,7 @@ def refuse_unfit(base: Backbone, dtype: torch.dtype) -> None:
 
 def _compare(what: str, network: str, held: Shapes, needed: Shapes, hint: str) -> None:
     if missing := sorted(needed.keys() - held.keys()):
-        raise ModelError(
-            f"{what} lacks {_count(missing)} that its config needs, such as {missing[0]}{hint}."
-        )
+        raise ModelError(f"{what} lacks {_count(missing)} that its config needs, such as {missing[0]}{hint}.")
     if network == "unet" and (extra := sorted(held.keys() - needed.keys())):
         raise ModelError(
             f"{what} holds {_count(extra)} that its config has no place for, such as {extra[0]}{hint}."

@@ -250,7 +250,9 @@ def test_scaled_fp8_is_weight_times_scale(checkpoint, saved, tmp_path, capfd, pe
         expected = {k: w if k.startswith("vae") else w.to(dtype) for k, w in weights(exact).items()}
         assert equal(weights(pipe), expected)
     original = load_pipeline(find(saved), dtype=torch.float32)
-    half_step = torch.finfo(kind).eps / 2  # of 1; of smaller numbers the smallest of the format
+    half_step = (
+        torch.finfo(kind).eps / 2
+    )  # relative; a matrix's or row's largest weight is the format's largest
     for name, weight in weights(original).items():
         error = (weights(exact)[name] - weight).abs().max()
         assert error <= half_step * weight.abs().max(), name

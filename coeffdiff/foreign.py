@@ -28,7 +28,7 @@ _FOLDER_OF = "in a folder with its config.json"
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 Names = list[str]
-_SIGNATURES: tuple[tuple[Callable[[Names], bool], str], ...]
+Signatures = tuple[tuple[Callable[[Names], bool], str], ...]
 
 
 def _holds(pattern: str) -> Callable[[Names], bool]:
@@ -40,11 +40,25 @@ def _only(pattern: str) -> Callable[[Names], bool]:
     return lambda names: bool(names) and all(re.match(pattern, name) for name in names)
 
 
-_SIGNATURES = (
+_WHOLE = (
+    UNET,
+    "first_stage_model.",
+    "conditioner.embedders.0.transformer.",
+    "conditioner.embedders.1.model.",
+)
+_OF_ANY: Signatures = (
     (
         _holds(r"(?i).*lora|.*\.(hada_w1|lokr_w1|oft_blocks|dora_scale)|lycoris_"),
         "is a LoRA, not a base model; pass --model with the model it was trained on",
     ),
+    (
+        _holds(r"edm_(mean|std|vpred)"),
+        "was trained in the EDM formulation (Playground 2.5, CosXL), which is not supported; pass --model with a model "
+        "that predicts epsilon or v",
+    ),
+)
+# Not of a whole SDXL checkpoint: merging tools leave strays of other models in those, which are not read.
+_OF_OTHERS: Signatures = (
     (
         _only(r".*\.alpha$"),
         "is an adapter, not a base model; pass it as --adapter, and --model with what it was trained on",
@@ -87,11 +101,6 @@ _SIGNATURES = (
         _holds(r"conditioner\.embedders\.0\.model\."),
         f"is SDXL's refiner, not its base; {_BASE}",
     ),
-    (
-        _holds(r"edm_(mean|std|vpred)"),
-        "was trained in the EDM formulation (Playground 2.5, CosXL), which is not supported; pass --model with a model "
-        "that predicts epsilon or v",
-    ),
 )
 
 
@@ -112,7 +121,8 @@ def foreign_bytes(path: Path) -> str | None:
 def foreign_model(header: Mapping[str, Any]) -> str | None:
     """header: of a safetensors file, as it stands in the file."""
     names = [name.removeprefix(UNET) for name in header if name not in CONTROL_KEYS]
-    for fits, sentence in _SIGNATURES:
+    whole = all(any(name.startswith(prefix) for name in header) for prefix in _WHOLE)
+    for fits, sentence in _OF_ANY if whole else _OF_ANY + _OF_OTHERS:
         if fits(names):
             return sentence
     unet = {

@@ -97,6 +97,13 @@ def test_files_of_other_models_are_named(kind, tmp_path):
     assert words in text and "pass" in text
 
 
+def test_strays_of_other_models_in_a_whole_checkpoint_are_no_matter(checkpoint, saved, tmp_path):
+    """Merging tools leave them behind; nothing reads them."""
+    strays = one("cond_stage_model.transformer.text_model.embeddings.position_ids", "control_model.x")
+    file = write(tmp_path / "model.safetensors", {**checkpoint, **strays, **one("alphas_cumprod")})
+    refuse_unfit(find(file, config=str(saved)), torch.float32)
+
+
 def test_formats_are_told_by_their_bytes(tmp_path):
     """GGUF and pickles, also where somebody has renamed them; and no safetensors file is taken for one."""
     for name in ("model.gguf", "model.safetensors"):

@@ -10,7 +10,7 @@ import coeffdiff
 PACKAGE = Path(coeffdiff.__file__).parent
 # From the ground up; a module may import what stands on an earlier line, or in its own package.
 ORDER = [
-    {"errors", "samplers", "seeding"},
+    {"errors", "foreign", "samplers", "scaled", "seeding"},
     {"launched", "noise", "outputs", "paths", "synonyms", "yaml12"},
     {"files"},
     {"speed", "refusals"},
@@ -19,7 +19,7 @@ ORDER = [
     {"shortage"},
     {"pocket"},
     {"backbone"},
-    {"data", "fingerprints"},
+    {"data", "fingerprints", "headers"},
     {"sampling", "metrics", "dryrun", "inspection", "heatmap", "opening", "promptfile"},
     {"steps"},
     {"estimate"},

@@ -383,8 +383,9 @@ def model_findings(settings: Settings, base: Any) -> list[Finding]:
     findings = [Finding("hint", "model", sentence) for sentence in schedule_findings(loss_scheduler)]
     method = settings.method
     sections = (("coeff", method.coeff), ("lora", method.lora), ("token", method.token))
-    rates = {name: float(section.learning_rate) for name, section in sections}
-    for name, rate in rates.items():
+    # "auto", where nothing was resolved, is never too high
+    rates = {name: section.learning_rate for name, section in sections if section.learning_rate != "auto"}
+    for name, rate in ((name, float(rate)) for name, rate in rates.items()):
         trained = settings.learns_token if name == "token" else name in method.kind
         if trained and rate > _USUAL_RATES:
             sentence = (

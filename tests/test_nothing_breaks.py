@@ -34,7 +34,6 @@ from coeffdiff.data import latents
 from coeffdiff.errors import AdapterError
 from coeffdiff.method import adapter as adapter_module
 from coeffdiff.method.adapter import COEFF_FILE, find_adapter, read_header
-from coeffdiff.method.lora import LORA_FILE
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop, state
 from coeffdiff.training.prepare import Trainables
@@ -217,7 +216,7 @@ def half_an_older_checkpoint(how: Fault) -> Fault:
     return set_it
 
 
-CHECKPOINT = {  # moments in the writing of the second checkpoint of a process
+CHECKPOINT = {  # moments in the writing of the second checkpoint of a process, each of six files and folders
     "half of the optimizer": lambda how: fails(
         Path, "write_bytes", how, where="optimizer.pt", number=2, when="half"
     ),
@@ -227,14 +226,14 @@ CHECKPOINT = {  # moments in the writing of the second checkpoint of a process
     "without its state": lambda how: fails(
         Path, "write_text", how, where="state.json", number=2, when="half"
     ),
-    "before the flush": lambda how: fails(files, "_flush", how, where=".step-", number=4),
+    "before the flush": lambda how: fails(files, "_flush", how, where=".step-", number=7),
     "before the rename": lambda how: fails(Path, "replace", how, where=".step-", number=2),
     "after the rename": lambda how: fails(Path, "replace", how, where=".step-", number=2, when="after"),
 }
 ADAPTER = {
-    "half of alpha": lambda how: fails(Path, "write_bytes", how, where=f"/{COEFF_FILE}", when="half"),
-    "before the LoRA": lambda how: fails(adapter_module, "save_lora", how),
-    "half of the LoRA": lambda how: fails(Path, "write_bytes", how, where=LORA_FILE, when="half"),
+    "half of alpha": lambda how: fails(Path, "write_bytes", how, where=".adapter.", when="half"),
+    "before the LoRA": lambda how: fails(adapter_module, "save_lora", how, where=".adapter."),
+    "half of the LoRA": lambda how: fails(Path, "write_bytes", how, where=".adapter.", number=2, when="half"),
     "half of the card": lambda how: fails(Path, "write_bytes", how, where="README.md", when="half"),
     "before the flush": lambda how: fails(files, "_flush", how, where=".adapter."),
     "before the rename": lambda how: fails(Path, "replace", how, where=".adapter."),

@@ -224,8 +224,7 @@ def _list_schedulers(wanted: bool) -> None:
     if wanted:
         from coeffdiff.samplers import table
 
-        for line in table():
-            print(line)
+        answer("\n".join(table()))
         raise typer.Exit
 
 

@@ -60,6 +60,10 @@ def shop(built_pipeline, tmp_path_factory) -> Path:
         heads={name: c.heads for name, c in layers.items()}, trained_steps=7, resolution=64,
     )  # fmt: skip
     save_adapter(folder / "адаптер", unet, header)
+    with torch.no_grad():
+        for coefficients in layers.values():
+            coefficients.alpha.fill_(0.02)
+    save_adapter(folder / "второй", unet, header)
     return folder
 
 
@@ -86,8 +90,8 @@ def commands(shop: Path, vit: str, clip: str) -> list[list[str]]:
         ["check", *subject, "--json"],
         ["inspect", "адаптер"],
         ["inspect", "адаптер", "--json"],
-        ["merge", "адаптер", "адаптер:0.5", "--model", "модель", "--output", "итог"],
-        ["merge", "адаптер", "адаптер:0.5", "--output", "итог2", "--json"],
+        ["merge", "адаптер", "второй:0.5", "--model", "модель", "--output", "итог"],
+        ["merge", "адаптер", "второй:0.5", "--output", "итог2", "--json"],
         ["sample", *drawing, "--output", "картины"],
         ["sample", *drawing, "--output", "картины2", "--json"],
         ["train", *subject, *quick, "--output", "ход"],
@@ -108,7 +112,7 @@ def commands(shop: Path, vit: str, clip: str) -> list[list[str]]:
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "C"])
 def test_every_command_ends_well_whatever_letters_the_output_has(encoding, shop, vit, clip, tmp_path):
     """Real pipes in ASCII, in Windows' encoding, and in the C locale without Python's own way around it."""
-    for name in ("модель", "写真", "адаптер"):
+    for name in ("модель", "写真", "адаптер", "второй"):
         (tmp_path / name).symlink_to(shop / name)
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     if encoding == "C":

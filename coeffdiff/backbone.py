@@ -41,20 +41,19 @@ Part = Literal["text", "vae", "unet"]
 T = TypeVar("T")
 
 INDEX = "model_index.json"
-_NETWORKS: dict[str, tuple[str, str, Part]] = {  # folder -> class, stem of the weights' file names, part
+NETWORKS: dict[str, tuple[str, str, Part]] = {  # folder -> class, stem of the weights' file names, part
     "text_encoder": ("CLIPTextModel", "model", "text"),
     "text_encoder_2": ("CLIPTextModelWithProjection", "model", "text"),
     "vae": ("AutoencoderKL", "diffusion_pytorch_model", "vae"),
     "unet": ("UNet2DConditionModel", "diffusion_pytorch_model", "unet"),
 }
-NETWORKS = _NETWORKS
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
-_CONFIG_FILES = (*(f"{name}/config.json" for name in _NETWORKS), "scheduler/scheduler_config.json")
+_CONFIG_FILES = (*(f"{name}/config.json" for name in NETWORKS), "scheduler/scheduler_config.json")
 _SMALL_FILES = [  # all that is no weights, and little more than a megabyte
     INDEX,
     *(
         f"{folder}/*.{ending}"
-        for folder in (*_NETWORKS, *_TOKENIZERS, "scheduler")
+        for folder in (*NETWORKS, *_TOKENIZERS, "scheduler")
         for ending in ("json", "txt")
     ),
 ]
@@ -153,10 +152,10 @@ def find_backbone(model: ModelSettings) -> Backbone:
             f"The VAE of {model.vae or backbone.name} has {latents} latent channels, but SDXL's UNet takes 4; "
             "pass model.vae with a VAE for SDXL."
         )
-    for network in _NETWORKS:
+    for network in NETWORKS:
         if not backbone.in_file(network):
             _, files = _weights(backbone, network, half=True)
-            source, _ = _place(backbone, network)
+            source, _ = place_of(backbone, network)
             for file in sorted(source.here().intersection(files)):
                 if file.endswith(".safetensors"):
                     _refuse_quantized(source.folder / file)
@@ -177,7 +176,7 @@ def load_pipeline(
     Raises: ModelError, in one sentence, for whatever is wrong with the files, the cache or the network.
     """
     wanted = set(parts) if parts is not None else {"text", "vae", "unet"}
-    names = [name for name, (_, _, part) in _NETWORKS.items() if part in wanted]
+    names = [name for name, (_, _, part) in NETWORKS.items() if part in wanted]
     from_file = [name for name in names if backbone.in_file(name)]
     from_folder = [name for name in names if name not in from_file]
 
@@ -187,14 +186,14 @@ def load_pipeline(
     chosen = {name: _weights(backbone, name, half=dtype != torch.float32) for name in from_folder}
     needed: dict[Source, set[str]] = {}
     for name, (_, files) in chosen.items():
-        needed.setdefault(_place(backbone, name)[0], set()).update(files)
+        needed.setdefault(place_of(backbone, name)[0], set()).update(files)
     for source, together in needed.items():
         _fetch(source, together)
 
     with quiet_libraries():
         import diffusers
 
-        networks: dict[str, Any] = dict.fromkeys(_NETWORKS)
+        networks: dict[str, Any] = dict.fromkeys(NETWORKS)
         for name, (variant, files) in chosen.items():
             networks[name] = _load_network(backbone, name, variant, files, _dtype(backbone, name, dtype))
         for name in from_file:
@@ -203,7 +202,7 @@ def load_pipeline(
             if network is not None:
                 _own_memory(network)
                 network.requires_grad_(False).eval()
-        with _said(f"{backbone.name}: its tokenizers or scheduler"):
+        with said(f"{backbone.name}: its tokenizers or scheduler"):
             pipe = diffusers.StableDiffusionXLPipeline(
                 **networks,
                 **_load_tokenizers(backbone.source),
@@ -239,7 +238,7 @@ def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[t
     names of its tensors have in there; nothing where some would have to be downloaded first."""
     import torch
 
-    source, _ = _place(backbone, network)
+    source, _ = place_of(backbone, network)
     if backbone.file and backbone.in_file(network):
         return [(backbone.file, prefix_in_file(backbone, network))]
     _, files = _weights(backbone, network, half=dtype != torch.float32)
@@ -251,20 +250,20 @@ def prefix_in_file(backbone: Backbone, network: str) -> str:
     """What the names of a network's tensors begin with in the single file; of a UNet alone nothing or the usual."""
     prefix = _FILE_PREFIXES[_IN_FILE[network]]
     assert backbone.file is not None
-    usual = any(name.startswith(prefix) for name in _header(backbone.file))
+    usual = any(name.startswith(prefix) for name in header_of(backbone.file))
     return prefix if usual or not backbone.unet_alone else ""
 
 
 def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
     """A network's config, as its file says it."""
-    source, subfolder = _place(backbone, network)
+    source, subfolder = place_of(backbone, network)
     return _json(source, _joined(subfolder, "config.json"))
 
 
 def scheduler_config(backbone: Backbone) -> dict[str, Any]:
     """The scheduler's config, with what a single file says of itself."""
     config = _json(backbone.source, "scheduler/scheduler_config.json")
-    return config | (_predicts(_header(backbone.file)) if backbone.file is not None else {})
+    return config | (_predicts(header_of(backbone.file)) if backbone.file is not None else {})
 
 
 def prediction_type(pipe: Any) -> Literal["epsilon", "v_prediction"]:
@@ -276,7 +275,7 @@ def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
     """The variant that load_pipeline takes; None: files without one, or a single file; "auto": networks differ."""
     import torch
 
-    own = [name for name in _NETWORKS if not backbone.in_file(name) and not (name == "vae" and backbone.vae)]
+    own = [name for name in NETWORKS if not backbone.in_file(name) and not (name == "vae" and backbone.vae)]
     found = {_weights(backbone, name, half=dtype != torch.float32)[0] for name in own}
     return found.pop() if len(found) == 1 else "auto" if found else None
 
@@ -288,7 +287,7 @@ def unet_config(backbone: Backbone) -> dict[str, Any]:
 
 def unet_on_meta(backbone: Backbone) -> Any:
     """The UNet's shapes without its weights, from its config alone, to count and to check against."""
-    with _said(f"{backbone.name}: its UNet's config"):
+    with said(f"{backbone.name}: its UNet's config"):
         return _shapes(unet_config(backbone))
 
 
@@ -303,14 +302,14 @@ def _shapes(config: dict[str, Any]) -> Any:
 
 def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
     """text_encoder, text_encoder_2, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
-    with quiet_libraries(), _said(f"{backbone.name}: the config of its {network}"):
+    with quiet_libraries(), said(f"{backbone.name}: the config of its {network}"):
         import diffusers
         import torch
         import transformers
 
-        source, subfolder = _place(backbone, network)
+        source, subfolder = place_of(backbone, network)
         config = _json(source, _joined(subfolder, "config.json"))
-        name = _NETWORKS[network][0]
+        name = NETWORKS[network][0]
         with torch.device("meta"):
             if name.startswith("CLIP"):
                 built = getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
@@ -323,9 +322,9 @@ def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
     """The networks whose weights load_pipeline would download first."""
     import torch
 
-    names = [name for name in _NETWORKS if not backbone.in_file(name)]
+    names = [name for name in NETWORKS if not backbone.in_file(name)]
     chosen = {name: _weights(backbone, name, half=dtype != torch.float32)[1] for name in names}
-    return [name for name, files in chosen.items() if not _place(backbone, name)[0].here().issuperset(files)]
+    return [name for name, files in chosen.items() if not place_of(backbone, name)[0].here().issuperset(files)]
 
 
 def bucket_step(backbone: Backbone, resolution: int) -> int:
@@ -336,7 +335,7 @@ def bucket_step(backbone: Backbone, resolution: int) -> int:
 
 def unet_parameters(backbone: Backbone) -> int:
     """How many numbers the UNet holds; no weights are read. SDXL: 2,567,463,684."""
-    with _said(f"{backbone.name}: its UNet's config"):
+    with said(f"{backbone.name}: its UNet's config"):
         return _numbers(json.dumps(unet_config(backbone)))
 
 
@@ -431,9 +430,9 @@ def encoder_folder(name: str) -> Path:
 def _is_here(source: Source, variant: str | None, with_vae: bool) -> bool:
     """Whether the cache can serve the whole pipeline in some variant that the settings allow."""
     files = source.here()
-    networks = [name for name in _NETWORKS if with_vae or name != "vae"]
+    networks = [name for name in NETWORKS if with_vae or name != "vae"]
     return files.issuperset((INDEX, *_CONFIG_FILES)) and all(
-        any(_files_of(files, name, _NETWORKS[name][1], choice) for choice in _choices(variant, half=True))
+        any(_files_of(files, name, NETWORKS[name][1], choice) for choice in _choices(variant, half=True))
         for name in networks
     )
 
@@ -472,7 +471,7 @@ def _find_vae(name: str) -> tuple[Source, str]:
     if path.is_dir():
         source = Source(name, path.resolve())
     else:
-        stem = _NETWORKS["vae"][1]
+        stem = NETWORKS["vae"][1]
         source = _from_hub(
             _hub_id(name),
             ["config.json", "vae/config.json"],
@@ -505,7 +504,7 @@ def _check_configs(source: Source) -> None:
     kind = index.get("_class_name")
     if not str(kind).startswith("StableDiffusionXL"):
         raise ModelError(f"{source.name} is a {kind}, not SDXL; pass --model with an SDXL model.")
-    for network, (expected, _, _) in _NETWORKS.items():
+    for network, (expected, _, _) in NETWORKS.items():
         entry = index.get(network)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found != expected:
@@ -557,7 +556,7 @@ def _what_else(source: Source) -> str:
 
 def _refuse_quantized(path: Path) -> None:
     """Of a folder's files, which the libraries read, and would drop the scales of."""
-    header = _header(path)
+    header = header_of(path)
     found = unreadable(header)
     if not found and is_scaled(header):
         found = "is scaled fp8, which is read from single files only; pass the model in float16, bfloat16 or float32"
@@ -580,7 +579,7 @@ def _check_single_file(path: Path, model: ModelSettings) -> bool:
         raise ModelError(f"{path} {foreign}.")
     if path.suffix.lower() != ".safetensors":
         raise ModelError(f"{path} is not a model: a folder, a .safetensors file or a hub id is expected.")
-    header = _header(path)
+    header = header_of(path)
     if foreign := foreign_model(header) or unreadable(header):
         raise ModelError(f"{path} {foreign}.")
     keys = [key for key in header if key != "__metadata__"]
@@ -604,7 +603,7 @@ def _check_single_file(path: Path, model: ModelSettings) -> bool:
     raise ModelError(f"{path} {what}.")
 
 
-def _header(path: Path) -> dict[str, Any]:
+def header_of(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: tensor name -> dtype, shape, data_offsets; and __metadata__.
 
     Raises: ModelError if the file is shorter than its header says, or is something else.
@@ -633,7 +632,6 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-header_of = _header
 
 
 def _json(source: Source, file: str) -> dict[str, Any]:
@@ -686,11 +684,10 @@ def _files_of(files: Collection[str], subfolder: str, stem: str, variant: str | 
     return [index, *found]
 
 
-def _place(backbone: Backbone, network: str) -> tuple[Source, str]:
+def place_of(backbone: Backbone, network: str) -> tuple[Source, str]:
     return backbone.vae if network == "vae" and backbone.vae else (backbone.source, network)
 
 
-place_of = _place
 
 
 def _weights(backbone: Backbone, network: str, *, half: bool) -> tuple[str | None, list[str]]:
@@ -698,7 +695,7 @@ def _weights(backbone: Backbone, network: str, *, half: bool) -> tuple[str | Non
 
     Raises: ModelError, naming what is there instead.
     """
-    source, subfolder = _place(backbone, network)
+    source, subfolder = place_of(backbone, network)
     if backbone.unet_alone and source is backbone.source:
         try:
             return _weights(replace(backbone, file=None, unet_alone=False), network, half=half)
@@ -706,7 +703,7 @@ def _weights(backbone: Backbone, network: str, *, half: bool) -> tuple[str | Non
             raise ModelError(
                 f"{backbone.file} is a UNet alone, and model.config is to have the other networks: {error}"
             ) from error
-    stem = _NETWORKS[network][1]
+    stem = NETWORKS[network][1]
     # The settings' variant speaks of the model, not of another VAE.
     choices = _choices("auto" if source is not backbone.source else backbone.variant, half)
     everything = source.here() | source.remote
@@ -755,7 +752,7 @@ def _fetch(source: Source, files: Collection[str]) -> None:
 
 
 def _vae_config(backbone: Backbone) -> dict[str, Any]:
-    source, subfolder = _place(backbone, "vae")
+    source, subfolder = place_of(backbone, "vae")
     config = _json(source, _joined(subfolder, "config.json"))
     if not isinstance(config.get("block_out_channels"), list):
         raise ModelError(f"The VAE config of {source.name} names no block_out_channels, so it is damaged.")
@@ -782,14 +779,14 @@ def _load_network(
     import diffusers
     import transformers
 
-    source, subfolder = _place(backbone, network)
+    source, subfolder = place_of(backbone, network)
     for file in files:
         if file.endswith(".safetensors"):
-            _header(source.folder / file)
-    name = _NETWORKS[network][0]
+            header_of(source.folder / file)
+    name = NETWORKS[network][0]
     kind = getattr(transformers if name.startswith("CLIP") else diffusers, name)
     what = f"The {network} of {source.name}"
-    with _said(what):
+    with said(what):
         loaded, report = kind.from_pretrained(
             str(source.folder / subfolder),
             variant=variant,
@@ -825,18 +822,18 @@ def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype)
     file = _tensors_in_file(backbone, network, dtype) or str(backbone.file)
     filled = False
     # diffusers leaves what the file did not fill without memory, and then stumbles over it.
-    with _said(what), contextlib.suppress(NotImplementedError):
+    with said(what), contextlib.suppress(NotImplementedError):
         if network == "vae":
             loaded = AutoencoderKL.from_single_file(file, subfolder=network, dtype=dtype, **options)
         elif network == "unet":
             loaded = UNet2DConditionModel.from_single_file(file, subfolder=network, dtype=dtype, **options)
         elif isinstance(file, dict):
-            kind = getattr(transformers, _NETWORKS[network][0])
+            kind = getattr(transformers, NETWORKS[network][0])
             loaded = create_diffusers_clip_model_from_ldm(
                 kind, file, subfolder=network, torch_dtype=dtype, **options
             )
         else:  # only the pipeline knows how to convert them
-            others = dict.fromkeys((*_NETWORKS, *_TOKENIZERS, "scheduler"))
+            others = dict.fromkeys((*NETWORKS, *_TOKENIZERS, "scheduler"))
             del others[network]
             pipe = StableDiffusionXLPipeline.from_single_file(file, dtype=dtype, **options, **others)
             loaded = getattr(pipe, network)
@@ -858,7 +855,7 @@ def names_in_file(backbone: Backbone, network: str, *, scales: bool = False) -> 
     """The tensors of a network in the single file, with their prefix; scales: also what scales them."""
     assert backbone.file is not None
     prefix = prefix_in_file(backbone, network)
-    names = [name for name in _header(backbone.file) if name.startswith(prefix)]
+    names = [name for name in header_of(backbone.file) if name.startswith(prefix)]
     own = [name for name in names if name.removeprefix(prefix) not in CONTROL_KEYS]
     return [name for name in own if scales or not is_beside(name)]
 
@@ -925,7 +922,7 @@ def _predicts(header: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _said(what: str) -> Iterator[None]:
+def said(what: str) -> Iterator[None]:
     """One sentence for whatever a library raises over files that are not what it expected."""
     try:
         yield
@@ -937,7 +934,6 @@ def _said(what: str) -> Iterator[None]:
         raise ModelError(f"{what} cannot be loaded: {_first_sentence(error)}.") from error
 
 
-said = _said
 
 
 def _first_sentence(error: BaseException) -> str:

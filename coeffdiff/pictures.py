@@ -81,7 +81,8 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
 
 _GAP = 8  # pixels between everything
 INK, SOFT, GRID = "#222222", "#706e6a", "#e4e2de"  # of everything that is drawn: words, smaller words, lines
-_PAPER, _EMPTY, _SHEET = (255, 255, 255), (236, 236, 236), (252, 251, 249)  # a figure's is a little warmer
+_PAPER, _EMPTY = (255, 255, 255), (236, 236, 236)
+_SHEET = (252, 251, 249)  # a figure's paper is a little warmer
 
 
 def labelled_grid(

@@ -13,8 +13,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_adapter": "coeffdiff.method.adapter",
-    "Adapter": "coeffdiff.method.adapter",
+    "load_adapter": "coeffdiff.hosts.diffusers",
+    "Adapter": "coeffdiff.hosts.diffusers",
     "mixed_attention": "coeffdiff.method.attention",
     "CoeffDiffError": "coeffdiff.errors",
 }

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from coeffdiff import __version__, backbone, sampling
-from coeffdiff.config import load_settings
-from coeffdiff.console import duration, progress, say
+from coeffdiff import __version__
+from coeffdiff.config.loading import load_settings
 from coeffdiff.errors import ConfigError, LaunchError
-from coeffdiff.files import appearing, refuse_unwritable
-from coeffdiff.launched import read_launch
-from coeffdiff.method.adapter import load_adapter, read_coefficients, read_lora, read_rows
-from coeffdiff.pictures import Band, figure, save_png
+from coeffdiff.hosts.diffusers import load_adapter
+from coeffdiff.method.adapter_file import read_coefficients, read_lora, read_rows
+from coeffdiff.models.architecture import unet_parameters
+from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.world import article
 from coeffdiff.pocket.world.subjects import (
@@ -33,7 +33,17 @@ from coeffdiff.pocket.world.subjects import (
     photo_scenes,
     write_photos,
 )
+from coeffdiff.sampling.device import choose_device, prepare_device
+from coeffdiff.sampling.generation import generate
+from coeffdiff.sampling.options import Options, Request
+from coeffdiff.sampling.output import recipe
 from coeffdiff.training import loop
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import duration, print_info, progress
+from coeffdiff.utils.figures import Band, figure
+from coeffdiff.utils.launch_environment import read_launch
+from coeffdiff.utils.png import save_png
+from coeffdiff.utils.writable import refuse_unwritable
 
 FOLDER = Path("demo")  # or demo-2, demo-3, ... where there is one already
 TOKEN = "sks"
@@ -68,7 +78,7 @@ def demo(
     method: str = "coeff+lora",
     steps: int | None = None,
     seed: int = 0,
-    denoising_steps: int = sampling.Options.steps,
+    denoising_steps: int = Options.steps,
 ) -> Result:
     """Teach the pocket model a subject that it does not know, and show it in places that no photo shows.
 
@@ -85,7 +95,7 @@ def demo(
     # 1. What is asked for, checked before anything is slow or written
     individual = _subject_named(subject)
     folder, places, word = _free(folder), new_places(individual), individual.class_word
-    options = sampling.Options(steps=denoising_steps, guidance=GUIDANCE, batch_size=PLACES)
+    options = Options(steps=denoising_steps, guidance=GUIDANCE, batch_size=PLACES)
     refuse_unwritable(folder)
     photos, pictures = folder / "photos", folder / "pictures"
     values: dict[str, Any] = {
@@ -100,25 +110,25 @@ def demo(
         "output": str(folder / "run"),
     }
     settings = load_settings(None, values)
-    base = backbone.find_backbone(settings.model)
+    base = find_backbone(settings.model)
     if read_launch().size > 1:
         raise LaunchError("The demo is the work of one process; start it without accelerate launch.")
 
     # 2. Photos, and an ordinary run on them
-    say(f"demo     {folder}: {individual.name}, {article(word)} that the model does not know")
+    print_info(f"demo     {folder}: {individual.name}, {article(word)} that the model does not know")
     _photograph(individual, photos)
     run = loop.train(settings)
 
     # 3. The same places and the same noise, without the adapter and with it
-    device, dtype = sampling.choose_device()
-    pipe = backbone.load_pipeline(base, dtype=dtype)
-    sampling.prepare_device(pipe, device)
+    device, dtype = choose_device()
+    pipe = load_pipeline(base, dtype=dtype)
+    prepare_device(pipe, device)
     made: dict[str, list[Image.Image]] = {}
     with progress("sampling", 2 * PLACES) as bar:
         for name, thing in (("base", article(word)), ("adapter", f"{TOKEN} {word}")):
             if name == "adapter":
                 load_adapter(pipe, run.adapter)
-                sampling.prepare_device(pipe, device)  # what came is still on the CPU
+                prepare_device(pipe, device)  # what came is still on the CPU
 
             def told(part: float, before: int = len(made) * PLACES) -> None:
                 bar(before + part)
@@ -144,7 +154,7 @@ def demo(
         training_seconds=run.seconds,
         seconds=time.monotonic() - begun,
     )
-    save_png(_sheet(result, made, places, seed, device, backbone.unet_parameters(base)), result.figure)
+    save_png(_sheet(result, made, places, seed, device, unet_parameters(base)), result.figure)
     return result
 
 
@@ -222,7 +232,7 @@ def _photograph(subject: Subject, folder: Path) -> None:
     """All photos or none. Raises: ConfigError if the disk refuses."""
     was_there = folder.parent.exists()
     try:
-        with appearing(folder) as unfinished:
+        with atomic_write(folder) as unfinished:
             write_photos(subject, unfinished)
     except OSError as error:
         if not was_there:  # appearing has made it
@@ -235,17 +245,17 @@ def _pictures(
     pipe: Any,
     prompts: Mapping[str, str],
     seed: int,
-    options: sampling.Options,
+    options: Options,
     folder: Path,
     on_progress: Callable[[float], None],
 ) -> list[Image.Image]:
     """A picture for each place's prompt and next seed, made and written with its recipe as `sample` does it."""
-    requests = [sampling.Request(prompt, seed + i) for i, prompt in enumerate(prompts.values())]
+    requests = [Request(prompt, seed + i) for i, prompt in enumerate(prompts.values())]
     images = []
-    made = sampling.generate(pipe, requests, options, on_progress=on_progress)
+    made = generate(pipe, requests, options, on_progress=on_progress)
     for number, (place, (request, image)) in enumerate(zip(prompts, made, strict=True), 1):
         file = folder / f"{number}-{place.replace(' ', '-')}.png"
-        save_png(image, file, sampling.recipe(pipe, request, options, {"model": POCKET}))
+        save_png(image, file, recipe(pipe, request, options, {"model": POCKET}))
         images.append(image)
     return images
 

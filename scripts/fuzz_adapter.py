@@ -43,19 +43,13 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs where the package is not installed
 
 from coeffdiff.errors import AdapterError
-from coeffdiff.method.adapter import (
-    COEFF_FILE,
-    FORMAT_VERSION,
-    AdapterHeader,
-    LoraHeader,
-    load_adapter,
-    loaded_adapters,
-    save_adapter,
-)
-from coeffdiff.method.injection import inject, injected_names
-from coeffdiff.method.lora import LORA_FILE, add_lora
+from coeffdiff.hosts.diffusers import load_adapter, loaded_adapters, save_adapter
+from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.unet import inject, injected_names
+from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, LoraHeader
+from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE
 from coeffdiff.pocket.model import build_pipeline
-from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.utils.seeding import generator_for, stable_seed
 
 SECONDS = 20  # of computing, for one input; a sound adapter takes a tenth of one
 PATIENCE = 900  # seconds by the clock, for an input that waits instead

@@ -10,8 +10,8 @@ import sys
 
 
 def main() -> int:
-    from coeffdiff.paths import path_argument
     from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
+    from coeffdiff.utils.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -11,7 +11,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from coeffdiff.paths import path_argument
+    from coeffdiff.utils.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from coeffdiff.threads import choose_waiting
+from coeffdiff.utils.threads import choose_waiting
 
 choose_waiting()  # processes that tests start inherit it
 
@@ -122,6 +122,6 @@ def clip(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _no_timing_before_runs(monkeypatch):
     """Runs predict no time in tests that are about something else; test_preflight.py does, through `check`."""
-    prepare = sys.modules.get("coeffdiff.training.prepare")
+    prepare = sys.modules.get("coeffdiff.training.run_summary")
     if prepare is not None:
-        monkeypatch.setattr(prepare, "_TIMING_SECONDS", 0.0)
+        monkeypatch.setattr(prepare, "TIMING_SECONDS", 0.0)

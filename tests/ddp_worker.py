@@ -9,8 +9,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from coeffdiff.cli import main
-from coeffdiff.training import prepare
+from coeffdiff.cli.app import main
+from coeffdiff.training import run_summary
 
 
 def keep_first_gradients(file: str) -> None:
@@ -23,6 +23,6 @@ def keep_first_gradients(file: str) -> None:
 
 
 if __name__ == "__main__":
-    prepare._TIMING_SECONDS = 0.0  # what is timed before a run makes optimizer steps of its own
+    run_summary.TIMING_SECONDS = 0.0  # what is timed before a run makes optimizer steps of its own
     keep_first_gradients(sys.argv.pop(1))
     main()

@@ -10,35 +10,35 @@ import sys
 import torch.distributed
 
 from coeffdiff.errors import AdapterError, ConfigError, Interrupted
-from coeffdiff.processes import Team, together
 from coeffdiff.training.launch import start_processes
+from coeffdiff.utils.distributed import DistributedContext, process_group
 
 RANK = int(os.environ["RANK"])
 
 
-def work_together(team: Team) -> object:
+def work_together(team: DistributedContext) -> object:
     return [team.gather(10 * (RANK + 1)), team.from_main(lambda: f"decided by {RANK}")]
 
 
-def first_fails(team: Team) -> object:
+def first_fails(team: DistributedContext) -> object:
     return team.from_main(lambda: fail(ConfigError("no folder")))
 
 
-def second_fails(team: Team) -> object:
+def second_fails(team: DistributedContext) -> object:
     if RANK == 1:
         fail(AdapterError("no adapter here"))
     return team.gather(RANK)
 
 
-def both_fail(team: Team) -> object:
+def both_fail(team: DistributedContext) -> object:
     return fail(Interrupted(f"mistake seen by {RANK}"))
 
 
-def second_has_a_defect(team: Team) -> object:
+def second_has_a_defect(team: DistributedContext) -> object:
     return team.gather({}["absent"] if RANK == 1 else 0)
 
 
-def second_is_killed(team: Team) -> object:
+def second_is_killed(team: DistributedContext) -> object:
     if RANK == 1:
         sys.stdout.flush()
         os._exit(9)
@@ -61,7 +61,7 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         scenario = scenarios[name]
         try:
-            with together(start_processes) as team:
+            with process_group(start_processes) as team:
                 left: object = scenario(team)
         except SystemExit as end:
             left = f"exit {end.code}"

@@ -18,29 +18,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from coeffdiff import load_adapter, sampling
+from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
-from coeffdiff.method import adapter as adapter_module
-from coeffdiff.method.adapter import (
-    COEFF_FILE,
-    FORMAT_VERSION,
-    AdapterHeader,
-    LoraHeader,
-    alphas_of,
-    check_architecture,
-    fill_alphas,
-    find_adapter,
-    loaded_adapters,
-    read_coefficients,
-    read_header,
-    read_lora,
-    read_rows,
-    save_adapter,
-)
-from coeffdiff.method.injection import attention_layers, coefficients_of, inject
-from coeffdiff.method.lora import LORA_FILE, add_lora
-from coeffdiff.method.token import EMBEDS_FILE
-from coeffdiff.seeding import generator_for
+from coeffdiff.hosts.diffusers import check_architecture, fill_alphas, loaded_adapters, save_adapter
+from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.unet import attention_layers, coefficients_of, inject
+from coeffdiff.method import adapter_header as adapter_module
+from coeffdiff.method.adapter_file import alphas_of, read_coefficients, read_header, read_lora, read_rows
+from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, LoraHeader
+from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, LORA_FILE, find_adapter
+from coeffdiff.sampling.prompts import encode_prompts
+from coeffdiff.utils.seeding import generator_for
 
 LAYER = "mid_block.attentions.0.transformer_blocks.1.attn2"  # 4 heads, 24 channels, text of width 48
 
@@ -1015,9 +1003,9 @@ def test_a_pipeline_that_would_not_read_the_token_is_refused(token_shelf, pipe):
     other = copy.deepcopy(pipe)
     load_adapter(pipe, token_shelf["ohwx"])
     other.unet = pipe.unet
-    sampling.encode_prompts(pipe, ["a ohwx"])
+    encode_prompts(pipe, ["a ohwx"])
     with pytest.raises(InjectionError, match="A learned token is gone from this pipeline's text encoders"):
-        sampling.encode_prompts(other, ["a ohwx"])
+        encode_prompts(other, ["a ohwx"])
     pipe.text_encoder = None
     with pytest.raises(AdapterError, match="this pipeline has not both of them with their tokenizers"):
         load_adapter(pipe, token_shelf["zwx"])

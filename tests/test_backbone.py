@@ -18,19 +18,18 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from coeffdiff import backbone as backbone_module
-from coeffdiff.backbone import (
-    chosen_variant,
-    find_backbone,
-    load_pipeline,
+from coeffdiff.config.schema import ModelSettings
+from coeffdiff.errors import ModelError
+from coeffdiff.models.architecture import (
     native_resolution,
     prediction_type,
     unet_config,
     unet_parameters,
     vae_factor,
 )
-from coeffdiff.config import ModelSettings
-from coeffdiff.errors import ModelError
+from coeffdiff.models.files import chosen_variant
+from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket import shipped
 from coeffdiff.pocket.model import build_pipeline, parameter_count, save_random, tokenizer_pair
 
@@ -571,7 +570,7 @@ def test_another_vae_from_the_hub(hub, saved):
 
 def test_a_silent_network_is_given_up(hub, monkeypatch):
     """A server that takes the connection and never answers."""
-    monkeypatch.setattr(backbone_module, "_HUB_SECONDS", 0.4)
+    monkeypatch.setattr("coeffdiff.models.hub_errors.HUB_SECONDS", 0.4)
     hub.mood = "silent"
     begun = time.monotonic()
     text = sentence(find, "me/tiny")

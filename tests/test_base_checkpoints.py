@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from test_backbone import edit, equal, find, original_layout, sentence, weights
 from test_opening import call, preview, same_pixels, sample, train
 
-from coeffdiff.backbone import load_pipeline
 from coeffdiff.errors import ModelError
-from coeffdiff.fingerprints import changed, fingerprints
-from coeffdiff.headers import refuse_unfit
-from coeffdiff.method.adapter import read_header
-from coeffdiff.pictures import read_recipe
+from coeffdiff.method.adapter_file import read_header
+from coeffdiff.models.fingerprints import changed, fingerprints
+from coeffdiff.models.headers import refuse_unfit
+from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket.model import build_pipeline, save_random
+from coeffdiff.utils.png import read_recipe
 
 UNET = "model.diffusion_model."
 

@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.errors import NonFiniteLoss
-from coeffdiff.method.adapter import read_header
+from coeffdiff.method.adapter_file import read_header
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop
-from coeffdiff.training.state import RunFolder
+from coeffdiff.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from coeffdiff.config import load_settings
-from coeffdiff.method.adapter import AdapterHeader, LoraHeader, format_for
+from coeffdiff.config.loading import load_settings
+from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader, format_for
 from coeffdiff.method.coefficients import Mixes
 from coeffdiff.training.card import model_card
 

@@ -9,7 +9,7 @@ import pytest
 
 from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.cells import CellFolder
-from coeffdiff.files import held
+from coeffdiff.utils.locks import try_lock
 
 CELL = {
     "subject": "mug",
@@ -99,7 +99,7 @@ def test_what_another_process_packs_is_seen_at_once(tmp_path, monkeypatch):
 def test_while_another_process_packs_nothing_is_moved(tmp_path):
     cells = CellFolder(tmp_path)
     cells.write("aa", "x", one(1))
-    with held(tmp_path) as mine:
+    with try_lock(tmp_path) as mine:
         if mine is None:
             pytest.skip("no locks here")
         assert cells.pack("plan", ["aa"]) == 0 and cells.read("aa") == one(1)

@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff import __version__, cli
-from coeffdiff.cli import _folder_and_scale, app
-from coeffdiff.config import documented_settings
+from coeffdiff import __version__
+from coeffdiff.cli.adapters import folder_and_scale
+from coeffdiff.cli.app import app, main
+from coeffdiff.cli.options import expanded_path, expanded_text
+from coeffdiff.config.documentation import documented_settings
 from coeffdiff.errors import AdapterError, KernelsUnused
 from coeffdiff.pocket.model import save_random
 
@@ -112,16 +114,16 @@ def test_warnings_of_ours_are_said_and_those_of_libraries_are_not(monkeypatch, c
 
     def warn_twice():
         for category in (KernelsUnused, UserWarning, RuntimeWarning, DeprecationWarning):
-            for module in ("coeffdiff.method.checked", "transformers.models"):
+            for module in ("coeffdiff.method.verified", "transformers.models"):
                 warnings.warn_explicit(f"{category.__name__} in {module}", category, "x.py", 1, module=module)
 
-    monkeypatch.setattr(cli, "app", warn_twice)
+    monkeypatch.setattr("coeffdiff.cli.app.app", warn_twice)
     with warnings.catch_warnings():
         warnings.resetwarnings()
         monkeypatch.setattr(sys, "warnoptions", [])
-        cli.main()
+        main()
     assert capsys.readouterr().err.splitlines() == [
-        "warning  KernelsUnused in coeffdiff.method.checked", "warning  KernelsUnused in transformers.models",
+        "warning  KernelsUnused in coeffdiff.method.verified", "warning  KernelsUnused in transformers.models",
     ]  # fmt: skip
 
 
@@ -291,7 +293,7 @@ def test_no_option_forgets_its_home():
             texts = {str, Path}.intersection(
                 [kind, *get_args(kind), *(i for k in get_args(kind) for i in get_args(k))]
             )
-            if texts and info.parser not in (cli._path, cli._name_or_path):
+            if texts and info.parser not in (expanded_path, expanded_text):
                 forgotten.append((command.callback.__name__, name))
     assert forgotten == []
 
@@ -310,15 +312,15 @@ def test_a_mistake_on_another_machine_is_said_there(trained, monkeypatch):
 
 def test_a_wrong_option_is_found_before_the_weights_are_read(trained, monkeypatch):
     """A scheduler that does not exist, steps beyond the model's: load_pipeline is never asked for the networks."""
-    from coeffdiff import backbone
+    from coeffdiff.models.loading import load_pipeline
 
-    real, asked = backbone.load_pipeline, []
+    real, asked = load_pipeline, []
 
     def spy(base, *, dtype, parts=None):
         asked.append(parts)
         return real(base, dtype=dtype, parts=parts)
 
-    monkeypatch.setattr(backbone, "load_pipeline", spy)
+    monkeypatch.setattr("coeffdiff.models.loading.load_pipeline", spy)
     for wrong in (["--scheduler", "eulr"], ["--steps", "1001"], ["--width", "60"]):
         assert (
             call("sample", "--prompt", "sks", "--adapter", str(trained / "runs/sks"), *wrong).exit_code == 2
@@ -484,12 +486,11 @@ def test_a_control_that_mixes_values_goes_all_the_way(trained):
 
 def test_inspect_reads_the_newest_run_and_loads_no_model(trained, monkeypatch):
     """Tables for people, JSON for programs, a picture on demand; the base model is not even looked for."""
-    from coeffdiff import backbone
 
     def refuse(*_args, **_kwargs):
         raise AssertionError("inspect asked for a model")
 
-    monkeypatch.setattr(backbone, "find_backbone", refuse)
+    monkeypatch.setattr("coeffdiff.models.finding.find_backbone", refuse)
     monkeypatch.chdir(trained)
     result = call("inspect")
     assert result.exit_code == 0, result.output
@@ -558,12 +559,12 @@ def test_a_mistake_about_adapters_is_one_sentence_and_leaves_nothing(trained, ar
 )
 def test_sampling_without_memory_names_what_is_left_to_turn(trained, error, monkeypatch):
     """At batch 2 in fp32 and 64 x 64: a smaller batch and half precision; offloading needs a GPU, and none is here."""
-    from coeffdiff import sampling
+    pass
 
     def fails(*_args, **_options):
         raise error
 
-    monkeypatch.setattr(sampling, "write_pictures", fails)
+    monkeypatch.setattr("coeffdiff.sampling.output.write_pictures", fails)
     options = ["--prompt", "a", "--adapter", str(trained / "runs/sks"), "--batch-size", "2", "--steps", "1"]
     result = call("sample", *options, "--precision", "fp32")
     assert result.exit_code == 2
@@ -593,9 +594,9 @@ def test_a_name_that_is_too_long_for_the_system_is_one_sentence():
 def test_a_scale_is_what_follows_the_last_colon(tmp_path):
     """runs/sks:0.6 and C:\\runs\\sks:0.6 have one; a folder whose own name ends so does not."""
     (tmp_path / "a:1").mkdir()
-    assert _folder_and_scale("runs/sks:0.6") == ("runs/sks", 0.6)
-    assert _folder_and_scale("C:\\runs\\sks:0.6") == ("C:\\runs\\sks", 0.6)
-    assert _folder_and_scale("runs/sks") == ("runs/sks", None)
-    assert _folder_and_scale(str(tmp_path / "a:1")) == (str(tmp_path / "a:1"), None)
+    assert folder_and_scale("runs/sks:0.6") == ("runs/sks", 0.6)
+    assert folder_and_scale("C:\\runs\\sks:0.6") == ("C:\\runs\\sks", 0.6)
+    assert folder_and_scale("runs/sks") == ("runs/sks", None)
+    assert folder_and_scale(str(tmp_path / "a:1")) == (str(tmp_path / "a:1"), None)
     with pytest.raises(AdapterError, match="'much' is not a number"):
-        _folder_and_scale(f"{tmp_path}:much")
+        folder_and_scale(f"{tmp_path}:much")

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from coeffdiff.method.attention import mixed_attention
 from coeffdiff.method.coefficients import Coefficients, clear_dropout, draw_dropout
-from coeffdiff.seeding import generator_for
+from coeffdiff.utils.seeding import generator_for
 
 FORMS = ("residual", "identity", "random")
 every_form = pytest.mark.parametrize("form", FORMS)

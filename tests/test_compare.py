@@ -14,17 +14,20 @@ from PIL import Image
 from test_evaluate import Page, write_photos
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
-from coeffdiff.config import load_section, with_values
+from coeffdiff.cli.app import app
+from coeffdiff.config.loading import load_section
+from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, NonFinitePicture, PhotoError
-from coeffdiff.evaluation import compare as module
+from coeffdiff.evaluation import comparison_plan as module
 from coeffdiff.evaluation.cells import CellFolder
-from coeffdiff.evaluation.compare import Comparison, Studio, compare, find_sitters
+from coeffdiff.evaluation.compare import compare
+from coeffdiff.evaluation.comparison_plan import Comparison, find_subjects
+from coeffdiff.evaluation.comparison_runner import ComparisonRunner
 from coeffdiff.evaluation.prompts import LISTING
-from coeffdiff.files import held
-from coeffdiff.method.adapter import loaded_adapters
+from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.pocket.model import save_random
 from coeffdiff.pocket.world import render, sample_scene, subjects
+from coeffdiff.utils.locks import try_lock
 
 HOSTILE = "<b>&arm"
 
@@ -153,7 +156,7 @@ def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(plan, done, tmp_p
             raise Interrupted("Stopped.")
         return module_train(settings, resume=resume)
 
-    module_train = module.train
+    module_train = compare.train
     monkeypatch.setattr(module, "train", interrupted)
     with pytest.raises(Interrupted):
         compare(plan, tmp_path)
@@ -174,13 +177,13 @@ def test_a_checkpoint_is_what_so_many_steps_make(plan, done, tmp_path):
 
 def test_what_another_process_is_at_is_left_to_it(plan, done, tmp_path, monkeypatch):
     shutil.copytree(done.folder / "cells", tmp_path / "cells")
-    studio = Studio(plan, tmp_path)
+    studio = ComparisonRunner(plan, tmp_path)
     job = studio.jobs()[1]
     for point in job.points:
         next((tmp_path / "cells").glob(f"*-{studio.key(job, point)}.json")).unlink()
     studio.work_folder(job).mkdir(parents=True)
     monkeypatch.setattr(module, "train", forbidden)
-    with held(studio.work_folder(job)) as mine:
+    with try_lock(studio.work_folder(job)) as mine:
         assert mine
         assert compare(plan, tmp_path).missing == [
             "ball3, lora, seed 0, 1 steps at scale 1",
@@ -192,7 +195,7 @@ def test_shares_keep_arms_together_and_make_up_the_whole(plan, tmp_path, monkeyp
     """2 subjects with one seed in 3 parts: the third has nothing to do."""
     worked: dict[int, list[str]] = {1: [], 2: [], 3: []}
     for k, share in worked.items():
-        monkeypatch.setattr(Studio, "work", lambda self, job, share=share: share.append(job.label))
+        monkeypatch.setattr(ComparisonRunner, "work", lambda self, job, share=share: share.append(job.label))
         compare(plan, tmp_path, part=(k, 3))
     assert [label.split(",")[0] for label in worked[1]] == ["ball3"] * 3
     assert [label.split(",")[0] for label in worked[2]] == ["cat9"] * 3 and worked[3] == []
@@ -206,7 +209,7 @@ def test_checkpoints_of_a_longer_plan_are_not_taken_for_a_shorter_one(plan, done
         shutil.rmtree(Path(settings.output) / "adapter")
         raise Interrupted("Stopped.")
 
-    train = module.train
+    train = compare.train
     monkeypatch.setattr(module, "train", stopped)
     longer = plan.settings | {"training.steps": 3}
     with pytest.raises(Interrupted, match="The same command goes on"):
@@ -226,7 +229,9 @@ def test_settings_may_be_nested_or_dotted_and_null_is_a_value(plan, shop, tmp_pa
         "b": {"method": {"kind": "lora"}, "training.snr_gamma": None},
     }
     changed = {"settings": {"training": {"batch_size": 3}}, "arms": arms, "reference": "a", "seeds": [5]}
-    jobs = {job.arm: job.settings for job in Studio(plan.model_copy(update=changed), tmp_path).jobs()}
+    jobs = {
+        job.arm: job.settings for job in ComparisonRunner(plan.model_copy(update=changed), tmp_path).jobs()
+    }
     assert {arm: (s.training.steps, s.training.snr_gamma) for arm, s in jobs.items()} == {
         "a": (7, 5.0), "b": (300, None)
     }  # fmt: skip
@@ -243,7 +248,7 @@ def test_the_steps_of_a_schedule_that_ends_name_a_training(plan, tmp_path):
         for steps in (2, 4):
             own = {"training.lr_schedule": schedule, "training.steps": steps}
             update = {"settings": plan.settings | own, "checkpoints": []}
-            job = Studio(plan.only(["lora"]).model_copy(update=update), tmp_path).jobs()[0]
+            job = ComparisonRunner(plan.only(["lora"]).model_copy(update=update), tmp_path).jobs()[0]
             names[schedule, steps] = job.key
     assert names["constant", 2] == names["constant", 4] and len(set(names.values())) == 3
 
@@ -272,7 +277,7 @@ def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, 
 
     def keys(**update):
         changed = plan.model_copy(update=update)
-        studio = Studio(changed, tmp_path)
+        studio = ComparisonRunner(changed, tmp_path)
         jobs = [job for job in studio.jobs() if job.arm == "lora"]
         return {studio.key(job, job.end): job.sitter.name for job in jobs}
 
@@ -311,7 +316,7 @@ def test_a_training_that_diverges_is_a_finding(plan, tmp_path, monkeypatch):
 
 
 def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
-    own = list(find_sitters("fresh:2@7", None, tmp_path))
+    own = list(find_subjects("fresh:2@7", None, tmp_path))
     assert not (tmp_path / "work").exists()
     for sitter in own:
         sitter.write_photos()
@@ -320,22 +325,22 @@ def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
         sum(1 for _ in own[0].folder.glob("*.jpg")) == 5
         and own[0].class_word == subjects.fresh_subject(7).kind
     )
-    single = list(find_sitters(str(shop / "data" / "ball3"), "ball", tmp_path))
+    single = list(find_subjects(str(shop / "data" / "ball3"), "ball", tmp_path))
     assert [(s.name, s.class_word) for s in single] == [("ball3", "ball")]
     shutil.copytree(shop / "data", tmp_path / "set")
     (tmp_path / "set" / LISTING).write_text(
         "subject_name,class\ncat9,cat\n\nObject Prompts\n'a {0} {1}'.format(a, b)\n"
         "Live Subject Prompts\n'a {0} {1} asleep'.format(a, b)\n"
     )
-    listed = list(find_sitters(str(tmp_path / "set"), "thing", tmp_path))
+    listed = list(find_subjects(str(tmp_path / "set"), "thing", tmp_path))
     assert [(s.name, s.class_word) for s in listed] == [("cat9", "cat")]
-    of_set = list(find_sitters(str(tmp_path / "set" / "cat9"), "thing", tmp_path))
+    of_set = list(find_subjects(str(tmp_path / "set" / "cat9"), "thing", tmp_path))
     assert [(s.name, s.class_word) for s in of_set] == [("cat9", "cat")]
     shutil.rmtree(tmp_path / "set" / "cat9")
     with pytest.raises(PhotoError, match="None of the subjects"):
-        list(find_sitters(str(tmp_path / "set"), None, tmp_path))
+        list(find_subjects(str(tmp_path / "set"), None, tmp_path))
     with pytest.raises(ConfigError, match="There are no subjects 'mars'"):
-        list(find_sitters("mars", None, tmp_path))
+        list(find_subjects("mars", None, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -383,9 +388,11 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_p
     ],
 )
 def test_a_mistake_in_a_plan_is_told_before_a_model_is_loaded(monkeypatch, tmp_path, change, sentence):
-    monkeypatch.setattr(module, "Studio", lambda *a: pytest.fail("it was loaded"))
+    monkeypatch.setattr(
+        "coeffdiff.evaluation.comparison_runner.ComparisonRunner", lambda *a: pytest.fail("it was loaded")
+    )
     with pytest.raises(ConfigError, match=sentence):
-        module.compare(Comparison(**{"arms": {"lora": {}}} | change), tmp_path / "out")
+        compare(Comparison(**{"arms": {"lora": {}}} | change), tmp_path / "out")
 
 
 def test_a_file_in_the_way_is_one_sentence(shop, tmp_path):
@@ -406,7 +413,7 @@ def test_on_pocket_the_judges_say_where_a_picture_is(tmp_path):
     plan = load_section(
         Comparison, None, {"model.name": "pocket", "subjects": "wooden_pot", "arms": {"lora": {}}, "limit": 3}
     )
-    studio = Studio(plan, tmp_path)
+    studio = ComparisonRunner(plan, tmp_path)
     job = studio.jobs()[0]
     places = [
         prompt.removeprefix("a photo of a {token} {class_word} ") for prompt in job.protocol.prompts.subject
@@ -427,7 +434,7 @@ def test_pictures_that_are_no_numbers_are_a_finding_of_their_scale(plan, tmp_pat
             raise NonFinitePicture("The picture is not finite.")
         return score_adapter(pipe, *arguments, **named)
 
-    score_adapter = module.score_adapter
+    score_adapter = compare.score_adapter
     monkeypatch.setattr(module, "score_adapter", scored)
     update = {"scales": [1.0, 9.0], "checkpoints": [], "subjects": str(Path(plan.subjects) / "cat9")}
     outcome = compare(plan.only(["lora"]).model_copy(update=update), tmp_path)
@@ -439,20 +446,20 @@ def test_a_cell_that_is_not_whole_is_missing(plan, done, tmp_path, monkeypatch):
     shutil.copytree(done.folder / "cells", tmp_path / "cells")
     file = next((tmp_path / "cells").glob("ball3-base*"))
     file.write_text(file.read_text()[:50])
-    monkeypatch.setattr(Studio, "work", lambda self, job: None)
+    monkeypatch.setattr(ComparisonRunner, "work", lambda self, job: None)
     assert compare(plan, tmp_path).missing == ["ball3, base, seed 0, 0 steps at scale 1"]
 
 
 def test_a_cell_is_found_whatever_an_arm_is_called(plan, done):
     renamed = {"nothing" if arm == "base" else f"my {arm}": given for arm, given in plan.arms.items()}
-    studio = Studio(plan.model_copy(update={"arms": renamed, "reference": "nothing"}), done.folder)
+    studio = ComparisonRunner(plan.model_copy(update={"arms": renamed, "reference": "nothing"}), done.folder)
     assert not any(studio.lacks(job) for job in studio.jobs())
     assert {studio.read(job, job.end)["arm"] for job in studio.jobs()} == set(renamed)
 
 
 def test_a_fresh_subject_is_the_same_on_every_processor():
     """Marks are placed by torch, whose last digits differ between processors; a digit that counts still counts."""
-    from coeffdiff.evaluation.compare import _rounded
+    from coeffdiff.evaluation.comparison_plan import _rounded
     from coeffdiff.pocket.world.subjects import fresh_subject
 
     subject = fresh_subject(103)

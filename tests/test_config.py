@@ -9,20 +9,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coeffdiff.config import (
-    ModelFacts,
-    Settings,
-    as_tree,
-    differences,
-    documented_settings,
-    flattened,
-    load_section,
-    load_settings,
-    resolve_auto,
-    save_settings,
-)
+from coeffdiff.config.auto import ModelFacts, resolve_auto
+from coeffdiff.config.documentation import documented_settings
+from coeffdiff.config.loading import load_section, load_settings
+from coeffdiff.config.nested import as_tree, flattened
+from coeffdiff.config.schema import Settings
+from coeffdiff.config.tree import differences, save_settings
 from coeffdiff.errors import ConfigError
-from coeffdiff.evaluation.compare import Comparison
+from coeffdiff.evaluation.comparison_plan import Comparison
 
 SDXL_ON_A_GPU = ModelFacts(2_567_463_684, 1024, "cuda", bf16=True)
 SMALL_ON_A_CPU = ModelFacts(600_000, 64, "cpu", bf16=False)

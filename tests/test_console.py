@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coeffdiff import console
-from coeffdiff.console import answer, complain, hushed, progress, say, visible
+from coeffdiff.utils import console
+from coeffdiff.utils.console import muted, print_error, print_info, print_result, progress, visible
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates too, as in names that are no UTF-8
 
@@ -49,7 +49,7 @@ def test_no_text_moves_the_terminal(text):
 
 
 def test_every_line_is_said_on_its_own(capsys):
-    say("photos   3 in a\nPhotoError: there are none", "next")
+    print_info("photos   3 in a\nPhotoError: there are none", "next")
     assert capsys.readouterr().err == "photos   3 in a\\nPhotoError: there are none\nnext\n"
 
 
@@ -72,7 +72,7 @@ def test_progress_shows_names_as_they_are(capsys, monkeypatch):
 
 def test_a_begun_picture_is_counted_in_tenths(capsys, monkeypatch):
     """3 and one of 15 steps of 4 pictures: 3.1, not 3.06667; whole numbers stay whole, large ones too."""
-    monkeypatch.setattr(console, "QUIET_SECONDS", 0)
+    monkeypatch.setattr("coeffdiff.utils.console.QUIET_SECONDS", 0)
     with progress("pictures", 4) as bar:
         bar(3 + 1 / 15)
     with progress("training", 20000) as bar:
@@ -94,20 +94,20 @@ def test_a_program_reads_the_exact_bytes_of_a_name(name, encoding, monkeypatch):
     """`for f in $(coeffdiff sample ...)` finds the file; on a terminal the same name is harmless."""
     raw = io.BytesIO()
     monkeypatch.setattr(console.sys, "stdout", pipe := Pipe(raw, encoding=encoding))
-    answer(os.fsdecode(name))
+    print_result(os.fsdecode(name))
     assert raw.getvalue() == name + b"\n"
     monkeypatch.setattr(Pipe, "terminal", True)
-    answer(os.fsdecode(name))
+    print_result(os.fsdecode(name))
     assert b"\x1b" not in raw.getvalue()[len(name) + 1 :]
     pipe.detach()
 
 
 def test_what_is_hushed_is_not_said_and_complaints_are(capsys):
-    with hushed():
-        say("a detail")
-        with hushed():
+    with muted():
+        print_info("a detail")
+        with muted():
             pass
-        say("another")
-        complain("a fault")
-    say("afterwards")
+        print_info("another")
+        print_error("a fault")
+    print_info("afterwards")
     assert capsys.readouterr().err == "a fault\nafterwards\n"

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.pocket.model import save_random
 
 SUBJECT = ["--images", "photos", "--token", "ohwx", "--class-word", "ball"]
@@ -43,7 +43,7 @@ def begun(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setattr("coeffdiff.training.prepare._TIMING_SECONDS", 0.0)
+        patch.setattr("coeffdiff.training.run_summary.TIMING_SECONDS", 0.0)
         for output, steps in (("run", "2"), ("whole", "4")):
             result = call("train", "--model", "model", *SUBJECT, *QUICK, "--steps", steps, "--output", output)
             assert result.exit_code == 0, result.output

@@ -12,14 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from coeffdiff import demo as demos
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.demo import Result, demo, new_places
 from coeffdiff.errors import ConfigError, LaunchError
-from coeffdiff.method.adapter import read_header
-from coeffdiff.pictures import read_recipe
+from coeffdiff.method.adapter_file import read_header
 from coeffdiff.pocket.world import SETTINGS
 from coeffdiff.pocket.world.subjects import DEV, EVAL, photo_scenes
-from coeffdiff.training.state import RunFolder
+from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.utils.png import read_recipe
 
 QUICK = {"steps": 2, "denoising_steps": 2}
 

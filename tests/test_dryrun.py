@@ -8,10 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coeffdiff import dryrun
-from coeffdiff.dryrun import Learned, Ledger, Stopwatch, ledger_for
 from coeffdiff.method.attention import mixed_attention
 from coeffdiff.method.chunked import chunk_shape
+from coeffdiff.preflight.dry_run import (
+    Learned,
+    bytes_of,
+    decode_picture,
+    encode_photo,
+    make_learnable,
+    train_step,
+)
+from coeffdiff.preflight.ledger import Ledger, ledger_for
+from coeffdiff.preflight.stopwatch import _UNKNOWN_FLOPS, Stopwatch, _runner, _touched
 
 META = torch.device("meta")
 
@@ -28,8 +36,8 @@ def unet(built_pipeline):
 
 def step(unet, learned=None, **other):
     values = {"batch": 2, "rows": 8, "columns": 8, "device": "cpu", "narrow": None, "checkpointing": False}
-    parameters = dryrun.make_learnable(unet, learned or Learned(4, targets="both"))
-    return dryrun.train_step(unet, parameters, **values | other)
+    parameters = make_learnable(unet, learned or Learned(4, targets="both"))
+    return train_step(unet, parameters, **values | other)
 
 
 def test_a_storage_counts_while_anything_refers_to_it():
@@ -72,7 +80,7 @@ def test_meta_counts_what_real_tensors_hold(built_pipeline, unet_inputs, mixes, 
     real = copy.deepcopy(built_pipeline.unet)
     learned = Learned(4, targets="both", mixes=mixes)
     predicted = step(on_meta(real), learned, narrow=narrow, checkpointing=checkpointing)
-    parameters = dryrun.make_learnable(real, learned)
+    parameters = make_learnable(real, learned)
     inputs = unet_inputs(real, batch=2)
     if checkpointing:
         real.enable_gradient_checkpointing()
@@ -109,14 +117,12 @@ def test_recomputing_takes_less_memory_and_more_work(unet, built_pipeline):
 
 def test_memory_grows_with_the_batch_alone(unet):
     """Weights and gradients stay: the activations of 4 photos are twice those of 2."""
-    parameters = dryrun.make_learnable(unet, Learned(4, targets="both"))
+    parameters = make_learnable(unet, Learned(4, targets="both"))
     common = {"rows": 8, "columns": 8, "device": "cpu", "narrow": None, "checkpointing": False}
-    fixed = dryrun.bytes_of(unet) + 4 * sum(p.numel() for p in parameters)
-    two, four = (
-        dryrun.train_step(unet, parameters, batch=batch, **common).peak_bytes - fixed for batch in (2, 4)
-    )
+    fixed = bytes_of(unet) + 4 * sum(p.numel() for p in parameters)
+    two, four = (train_step(unet, parameters, batch=batch, **common).peak_bytes - fixed for batch in (2, 4))
     assert four == pytest.approx(2 * two, rel=0.05)
-    held = dryrun.train_step(unet, parameters, batch=2, held=10_000, **common).peak_bytes - fixed
+    held = train_step(unet, parameters, batch=2, held=10_000, **common).peak_bytes - fixed
     assert held == two + 10_000
 
 
@@ -155,10 +161,10 @@ def test_the_buffers_of_mixed_attention_are_those_of_a_chunk():
 def test_a_decoded_picture_takes_more_than_an_encoded_one(built_pipeline):
     """And both grow with the picture."""
     vae = on_meta(built_pipeline.vae)
-    small = dryrun.decode_picture(vae, rows=8, columns=8, device="cpu")
-    large = dryrun.decode_picture(vae, rows=16, columns=8, device="cpu")
+    small = decode_picture(vae, rows=8, columns=8, device="cpu")
+    large = decode_picture(vae, rows=16, columns=8, device="cpu")
     assert large.flops > 1.9 * small.flops and large.peak_bytes > small.peak_bytes
-    assert dryrun.encode_photo(vae, rows=8, columns=8, device="cpu").flops < small.flops
+    assert encode_photo(vae, rows=8, columns=8, device="cpu").flops < small.flops
 
 
 def test_the_stopwatch_runs_each_kind_once(unet):
@@ -168,7 +174,7 @@ def test_the_stopwatch_runs_each_kind_once(unet):
             F.linear(torch.empty(64, 32), torch.empty(16, 32)) * 2
     watch = Stopwatch(torch.device("cpu"), 1.0)
     total = watch.seconds(ledger)
-    assert len(watch.known) == len({o for o in ledger.operations if dryrun._touched(o) is not None}) >= 2
+    assert len(watch.known) == len({o for o in ledger.operations if _touched(o) is not None}) >= 2
     assert total == pytest.approx(sum(3 * taken for taken in watch.known.values()))
     watch.seconds_per_call = 1.0
     assert watch.seconds(ledger) == pytest.approx(total + ledger.calls)
@@ -184,7 +190,7 @@ def test_what_the_budget_does_not_reach_is_taken_by_its_work(unet):
     ledger = step(unet)
     watch = Stopwatch(torch.device("cpu"), 0.0)
     assert not watch.known
-    assert watch.seconds(ledger) > ledger.flops / dryrun._UNKNOWN_FLOPS
+    assert watch.seconds(ledger) > ledger.flops / _UNKNOWN_FLOPS
     half = Stopwatch(torch.device("cpu"), 0.05)
     assert half.seconds(ledger) > 0
     assert 0 < len(half.known) < len(ledger.operations)
@@ -195,5 +201,5 @@ def test_every_operation_of_a_step_can_be_run(unet):
     """Of a step of the tiny model in bfloat16 none is left out because its arguments could not be made again."""
     ledger = step(torch.nn.Module.to(unet, torch.bfloat16), narrow=torch.bfloat16)
     for operation in ledger.operations:
-        if dryrun._touched(operation) is not None:
-            dryrun._runner(operation, torch.device("cpu"))()
+        if _touched(operation) is not None:
+            _runner(operation, torch.device("cpu"))()

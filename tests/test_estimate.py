@@ -9,18 +9,26 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from coeffdiff import backbone, dryrun, estimate
-from coeffdiff.backbone import Backbone, Source
-from coeffdiff.config import ModelFacts, load_settings, resolve_auto
+from coeffdiff.config.auto import ModelFacts, resolve_auto
+from coeffdiff.config.loading import load_settings
 from coeffdiff.data.photos import Photo
+from coeffdiff.models.architecture import native_resolution, unet_on_meta, unet_parameters
+from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.source import Backbone, Source
 from coeffdiff.pocket.model import text_configs, unet_config, vae_config
-from coeffdiff.sampling import Options, set_scheduler
+from coeffdiff.preflight import dry_run, prediction
+from coeffdiff.preflight.costs import GPU_WORKSPACE, optimizer_bytes, pictures_of
+from coeffdiff.preflight.dry_run import bytes_of, unet_inputs
+from coeffdiff.preflight.sampling_time import expected_seconds
+from coeffdiff.preflight.stopwatch import Stopwatch
+from coeffdiff.sampling.options import Options
+from coeffdiff.sampling.schedulers import set_scheduler
 
 
 def test_expected_time_grows_with_the_work(tiny_pipeline, monkeypatch):
     """At a speed of one flop a second the time is the work: of every call of the UNet, and of every picture's VAE."""
-    monkeypatch.setattr(dryrun.Stopwatch, "seconds", lambda self, ledger: ledger.flops)
-    monkeypatch.setattr(dryrun.Stopwatch, "seconds_to_fetch", lambda self: 0)
+    monkeypatch.setattr(Stopwatch, "seconds", lambda self, ledger: ledger.flops)
+    monkeypatch.setattr(Stopwatch, "seconds_to_fetch", lambda self: 0)
     with torch.device("meta"):  # where torch counts attention too
         unet = type(tiny_pipeline.unet).from_config(tiny_pipeline.unet.config)
         vae = type(tiny_pipeline.vae).from_config(tiny_pipeline.vae.config)
@@ -31,11 +39,11 @@ def test_expected_time_grows_with_the_work(tiny_pipeline, monkeypatch):
         return counter.get_total_flops()
 
     def drawing(batch):
-        return flops(lambda: unet(**dryrun.unet_inputs(unet, batch, 8, 12, torch.float32)))
+        return flops(lambda: unet(**unet_inputs(unet, batch, 8, 12, torch.float32)))
 
     def expected(pictures, **options):
         options = Options(steps=5, width=96, height=64, **options)
-        return estimate.expected_seconds(tiny_pipeline, options, pictures, "cpu")
+        return expected_seconds(tiny_pipeline, options, pictures, "cpu")
 
     one, decoding = drawing(1), flops(lambda: vae.decode(torch.zeros(1, 4, 8, 12)))
     assert one > decoding / 10 > 0
@@ -49,7 +57,7 @@ def test_expected_time_grows_with_the_work(tiny_pipeline, monkeypatch):
 def test_expecting_time_draws_no_numbers(tiny_pipeline):
     """It is positive and far from absurd, and torch's global generator is where it was."""
     state = torch.get_rng_state()
-    seconds = estimate.expected_seconds(tiny_pipeline, Options(steps=5, width=96, height=64), 3, "cpu")
+    seconds = expected_seconds(tiny_pipeline, Options(steps=5, width=96, height=64), 3, "cpu")
     assert 1e-3 < seconds < 60
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -78,17 +86,17 @@ def sdxl(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pocket():
-    return backbone.find_backbone(load_settings(None, {"model.name": "pocket"}).model)
+    return find_backbone(load_settings(None, {"model.name": "pocket"}).model)
 
 
 def resolved(base, device="cpu", file=None, **values):
-    facts = ModelFacts(backbone.unet_parameters(base), backbone.native_resolution(base), device, bf16=True)
+    facts = ModelFacts(unet_parameters(base), native_resolution(base), device, bf16=True)
     return resolve_auto(load_settings(file, {"subject.token": "sks", **values}), facts)[0]
 
 
 def predict(base, device="cpu", file=None, photos=(PHOTO,), **values):
     settings = resolved(base, device, file, **values)
-    return estimate.predict(settings, base, photos, torch.device(device), process_bytes=0)
+    return prediction.predict(settings, base, photos, torch.device(device), process_bytes=0)
 
 
 @pytest.mark.parametrize(("recipe", "gib"), [("sdxl-12gb.yaml", 12), ("sdxl-24gb.yaml", 24)])
@@ -114,7 +122,7 @@ def test_full_size_sdxl_on_a_gpu(sdxl):
     found = predict(sdxl, "cuda", **{"method.kind": "coeff", "validation.prompts": []})
     assert found.trained == 50_000
     assert set(found.phases) == {"encoding", "training"}
-    activations = found.phases["training"] - 2 * 2_567_463_684 - estimate.GPU_WORKSPACE
+    activations = found.phases["training"] - 2 * 2_567_463_684 - GPU_WORKSPACE
     assert 0 < activations < 2 * 2**30  # recomputed, as SDXL's default is; stored they would be 7 GiB
 
 
@@ -139,8 +147,8 @@ def test_eight_bits_take_a_byte_where_tensors_are_large():
     """By hand: 4,096 numbers in bytes with 16 float32 beside them, 100 numbers in float32; two moments each."""
     parameters = [torch.empty(64, 64), torch.empty(10, 10)]
     of = {name: load_settings(None, {"training.optimizer": name}) for name in ("adamw", "adamw8bit")}
-    assert estimate.optimizer_bytes(of["adamw"], parameters) == 2 * 4 * 4196
-    assert estimate.optimizer_bytes(of["adamw8bit"], parameters) == 2 * (4096 + 4 * 16) + 2 * 4 * 100
+    assert optimizer_bytes(of["adamw"], parameters) == 2 * 4 * 4196
+    assert optimizer_bytes(of["adamw8bit"], parameters) == 2 * (4096 + 4 * 16) + 2 * 4 * 100
 
 
 def test_what_each_switch_does_to_the_peak(pocket):
@@ -161,7 +169,7 @@ def test_a_process_counts_on_a_cpu_alone(pocket):
     for device, grows in (("cpu", True), ("cuda", False)):
         settings = resolved(pocket, device)
         one, two = (
-            estimate.predict(settings, pocket, [PHOTO], torch.device(device), process_bytes=size)
+            prediction.predict(settings, pocket, [PHOTO], torch.device(device), process_bytes=size)
             for size in (0, 2**30)
         )
         assert (two.peak_bytes - one.peak_bytes == 2**30) == grows
@@ -171,7 +179,7 @@ def test_a_process_counts_on_a_cpu_alone(pocket):
 def test_time_is_steps_times_their_work(pocket):
     """Twice the steps take twice as long in training and no longer in loading; pictures are there or not."""
     settings = resolved(pocket, **{"method.kind": "coeff", "training.batch_size": 1, "training.steps": 10})
-    found = estimate.predict(
+    found = prediction.predict(
         settings, pocket, [PHOTO], torch.device("cpu"), process_bytes=0, budget_seconds=0.2
     )
     assert set(found.seconds) == {"loading", "encoding", "training", "pictures"}
@@ -192,12 +200,12 @@ def test_time_is_steps_times_their_work(pocket):
 )
 def test_weights_come_from_memory_in_every_pass(pocket, monkeypatch, values, passes):
     """At a millisecond a byte nothing else takes time: forward, backward, and again for what is computed again."""
-    monkeypatch.setattr(dryrun.Stopwatch, "seconds_to_fetch", lambda self: 1e-3)
+    monkeypatch.setattr(Stopwatch, "seconds_to_fetch", lambda self: 1e-3)
     settings = resolved(pocket, **{"method.kind": "coeff", "training.batch_size": 1} | values)
-    found = estimate.predict(
+    found = prediction.predict(
         settings, pocket, [PHOTO], torch.device("cpu"), process_bytes=0, budget_seconds=0.05
     )
-    size = dryrun.bytes_of(backbone.unet_on_meta(pocket))
+    size = bytes_of(unet_on_meta(pocket))
     assert found.seconds_a_step == pytest.approx(passes * size * 1e-3, rel=0.01)
 
 
@@ -211,13 +219,13 @@ def test_a_step_that_is_short_is_tried(pocket, monkeypatch, kind):
         tried.append((config.sample_size, how["batch"], len(parameters)))
         return (lambda: tried.append("ran") or run()), parameters
 
-    original = dryrun.real_step
+    original = dry_run.real_step
     settings = resolved(pocket, **{"method.kind": kind, "training.batch_size": 2})
-    monkeypatch.setattr(dryrun, "real_step", real_step)
+    monkeypatch.setattr("coeffdiff.preflight.dry_run.real_step", real_step)
 
     def seconds(budget):
         tried.clear()
-        found = estimate.predict(
+        found = prediction.predict(
             settings, pocket, [PHOTO], torch.device("cpu"), process_bytes=0, budget_seconds=budget
         )
         return found.seconds_a_step, [batch for _, batch, _ in (t for t in tried if t != "ran")]
@@ -230,7 +238,7 @@ def test_a_step_that_is_short_is_tried(pocket, monkeypatch, kind):
 def test_a_token_alone_takes_time_too(pocket):
     """Nothing learns on the UNet then, and the backward passes through all of it to the text."""
     settings = resolved(pocket, **{"method.kind": "token", "training.steps": 10})
-    found = estimate.predict(
+    found = prediction.predict(
         settings, pocket, [PHOTO], torch.device("cpu"), process_bytes=0, budget_seconds=0.2
     )
     assert found.trained == 96 + 128  # one row in each text encoder
@@ -245,7 +253,7 @@ def test_disk_by_hand(pocket):
     found = predict(pocket, photos=(PHOTO, PHOTO), **values)
     assert found.disk["checkpoints"] == 3 * (12 + 4) * 1016
     assert found.disk["cache"] == 2 * (2 * 4 * 4 * 16 * 16 + 500)
-    assert estimate.pictures_of(resolved(pocket, **values)) == 2 * 2 * 3
+    assert pictures_of(resolved(pocket, **values)) == 2 * 2 * 3
 
 
 def test_the_measured_constants_explain_what_was_measured(pocket):

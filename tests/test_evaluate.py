@@ -20,26 +20,25 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff import sampling
-from coeffdiff.cli import app
-from coeffdiff.config import EVALUATION_FIRST_SEED, Settings, save_settings, with_values
+from coeffdiff.cli.app import app
+from coeffdiff.config.fields import EVALUATION_FIRST_SEED
+from coeffdiff.config.schema import Settings
+from coeffdiff.config.tree import save_settings, with_values
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import ConfigError, PhotoError
-from coeffdiff.evaluation.evaluate import (
-    Protocol,
-    Subject,
-    asked_for,
-    device_name,
-    evaluate,
-    score_adapter,
-)
+from coeffdiff.evaluation.evaluate import device_name, evaluate
 from coeffdiff.evaluation.prompts import LISTING, Prompts
+from coeffdiff.evaluation.protocol import Protocol, Subject
 from coeffdiff.evaluation.report import render_report
-from coeffdiff.method.adapter import AdapterHeader, load_adapter, save_adapter
-from coeffdiff.method.injection import inject
-from coeffdiff.metrics import Encoders, load_clip, load_dino
-from coeffdiff.pictures import read_recipe
+from coeffdiff.evaluation.scoring import asked_for, score_adapter
+from coeffdiff.hosts.diffusers import load_adapter, save_adapter
+from coeffdiff.hosts.unet import inject
+from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.metrics.encoders import Encoders, load_clip, load_dino
 from coeffdiff.pocket.model import save_random
+from coeffdiff.sampling import generation
+from coeffdiff.sampling.options import Options, Request
+from coeffdiff.utils.png import read_recipe
 
 HOSTILE = "a {token} <script>alert(1)</script> \"><img src=x onerror='alert(2)'> &amp; ball"
 QUICK = ["--steps", "2", "-n", "2", "--drift-pictures", "1", "--batch-size", "3"]
@@ -132,7 +131,7 @@ PROTOCOL = Protocol(
     Prompts("two", ("a {token} {class_word} at sea", "an {token} {class_word}, old"), ("a red house",)),
     pictures=2,
     drift_pictures=1,
-    options=sampling.Options(steps=2, batch_size=3),
+    options=Options(steps=2, batch_size=3),
 )
 
 
@@ -195,8 +194,8 @@ def test_scores_are_those_of_the_definitions_in_numpy(studio, encoders, tiny_pip
     for prompt, seed in asked:
         both = []
         for scale in (1.0, 0.0):
-            request = sampling.Request(prompt, seed, scale)
-            both.append(next(sampling.generate(tiny_pipeline, [request], singly.options))[1])
+            request = Request(prompt, seed, scale)
+            both.append(next(generation.generate(tiny_pipeline, [request], singly.options))[1])
         moved.append(1 - looked("dino", both[0]) @ looked("dino", both[1]))
     expected |= {
         "drift": np.mean(moved), "drift_class": np.mean(moved[:2]), "drift_unrelated": moved[2],
@@ -217,10 +216,9 @@ def test_nothing_drifts_at_scale_zero_and_the_base_is_made_once(studio, encoders
     """At scale 0 the pictures are the base model's, so drift is 0; what `base` holds is not made again."""
     adapter = load_adapter(tiny_pipeline, studio / "runs" / "ball", 0.0)
     base, made = {}, []
-    generate = sampling.generate
+    generate = generation.generate
     monkeypatch.setattr(
-        sampling,
-        "generate",
+        "coeffdiff.sampling.generation.generate",
         lambda pipe, wanted, *a, **k: made.append(len(wanted)) or generate(pipe, wanted, *a, **k),
     )
     first = score_adapter(tiny_pipeline, subject_of(studio), PROTOCOL, encoders, base=base).data
@@ -405,7 +403,7 @@ def test_adapters_follow_each_other_under_sequential_offload(studio, vit, clip, 
     monkeypatch.setattr(
         accelerate, "cpu_offload", lambda m, _device, **more: real(m, torch.device("cpu"), **more)
     )
-    monkeypatch.setattr(sampling, "refuse_offload", lambda device, offload: None)
+    monkeypatch.setattr("coeffdiff.sampling.device.refuse_offload", lambda device, offload: None)
     (tmp_path / "prompts.txt").write_text("a {token} ball at sea\n")
     run = str(studio / "runs" / "ball")
     found = []
@@ -416,7 +414,7 @@ def test_adapters_follow_each_other_under_sequential_offload(studio, vit, clip, 
             prompts=str(tmp_path / "prompts.txt"),
             pictures=2,
             drift_pictures=1,
-            options=sampling.Options(steps=2),
+            options=Options(steps=2),
             offload=offload,
             dino=vit,
             clip=clip,

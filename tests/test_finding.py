@@ -13,14 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.errors import AdapterError
-from coeffdiff.method.adapter import load_adapter, loaded_adapters, read_header
-from coeffdiff.method.finding import find_adapter, kept_steps, run_of
-from coeffdiff.pictures import read_recipe
+from coeffdiff.hosts.diffusers import load_adapter, loaded_adapters
+from coeffdiff.method.adapter_file import read_header
+from coeffdiff.method.adapter_paths import find_adapter, kept_steps, run_of
 from coeffdiff.pocket.model import save_random
-from coeffdiff.steps import every_step, steps_of
-from coeffdiff.training.state import RunFolder, load_checkpoint
+from coeffdiff.sampling.steps import every_step, steps_of
+from coeffdiff.training.checkpoints import load_checkpoint
+from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.utils.png import read_recipe
 
 
 @pytest.fixture(scope="session")

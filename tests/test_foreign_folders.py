@@ -7,12 +7,12 @@ import pytest
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
-from coeffdiff.config import load_settings
+from coeffdiff.cli.app import app
+from coeffdiff.config.loading import load_settings
 from coeffdiff.data.photos import read_photos, with_offers
 from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.evaluation.prompts import choose_prompts
-from coeffdiff.promptfile import prompts_in
+from coeffdiff.sampling.prompt_file import prompts_in
 
 
 def picture(path, colour=(10, 200, 30), mode="RGB", size=(16, 8), **options):

@@ -18,9 +18,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from coeffdiff.errors import ConfigError, InjectionError
-from coeffdiff.method import injection
-from coeffdiff.method.coefficients import draw_dropout
-from coeffdiff.method.injection import (
+from coeffdiff.hosts import unet as injection
+from coeffdiff.hosts.guard import unwrapped, verify
+from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.unet import (
     MixedAttnProcessor,
     attention_layers,
     coefficients_of,
@@ -29,12 +30,10 @@ from coeffdiff.method.injection import (
     injected_names,
     select_layers,
     set_scale,
-    unwrapped,
-    verify,
 )
-from coeffdiff.method.lora import add_lora
+from coeffdiff.method.coefficients import draw_dropout
 from coeffdiff.pocket.model import build_unet
-from coeffdiff.seeding import generator_for
+from coeffdiff.utils.seeding import generator_for
 
 SELF = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
 CROSS = "up_blocks.0.attentions.2.transformer_blocks.1.attn2"

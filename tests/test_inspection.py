@@ -14,10 +14,11 @@ from rich.console import Console
 from safetensors.torch import save, save_file
 
 from coeffdiff.errors import AdapterError
-from coeffdiff.heatmap import _places, draw_heat_maps
-from coeffdiff.inspection import inspect_adapter, place_of, tables
-from coeffdiff.method.adapter import COEFF_FILE, AdapterHeader, LoraHeader, format_for
-from coeffdiff.method.lora import LORA_FILE
+from coeffdiff.evaluation.heatmap import _places, draw_heat_maps
+from coeffdiff.evaluation.inspection import inspect_adapter, place_of
+from coeffdiff.evaluation.inspection_tables import tables
+from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader, format_for
+from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE
 
 SELF = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
 CROSS = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"

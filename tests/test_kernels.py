@@ -13,9 +13,11 @@ triton = pytest.importorskip("triton")
 if not torch.cuda.is_available() and isinstance(triton.language.sum, triton.runtime.JITFunction):
     pytest.skip("there is no GPU, and TRITON_INTERPRET=1 is not set", allow_module_level=True)
 
-from coeffdiff.method import attention, checked, chunked, kernels  # noqa: E402
+from coeffdiff.method import attention, chunked, triton_kernels, verified  # noqa: E402
+from coeffdiff.method import triton_kernels as kernels  # noqa: E402
+from coeffdiff.method import verified as checked  # noqa: E402
 from coeffdiff.method.attention import mixed_attention, reference_attention  # noqa: E402
-from coeffdiff.method.kernels import unsupported  # noqa: E402
+from coeffdiff.method.triton_kernels import unsupported  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -40,8 +42,8 @@ def inputs(batch, heads, queries, keys, width, dtype=torch.float32):
 def fused(q, k, v, grad, coeff, mask=None, scale=0.5):
     """Output, four gradients, and the log-sum-exp."""
     assert not unsupported(q, k, mask)
-    out, lse = kernels.forward(q, k, v, coeff, mask, scale)
-    return [out, *kernels.backward(grad, q, k, v, coeff, mask, lse, scale)], lse
+    out, lse = triton_kernels.forward(q, k, v, coeff, mask, scale)
+    return [out, *triton_kernels.backward(grad, q, k, v, coeff, mask, lse, scale)], lse
 
 
 def definition(q, k, v, grad, coeff, mask=None, scale=0.5):
@@ -88,7 +90,7 @@ def test_output_and_gradients_follow_the_definition(sizes, dtype):
 
 def test_long_sides_are_walked_without_splitting(monkeypatch):
     """With ENOUGH_PROGRAMS = 1 no program shares its columns: the loops run over several tiles in all kernels."""
-    monkeypatch.setattr(kernels, "ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr("coeffdiff.method.triton_kernels.ENOUGH_PROGRAMS", 1)
     check(inputs(1, 2, 70, 131, 8))
 
 
@@ -115,7 +117,7 @@ def test_a_mask_may_hide_the_first_tiles():
     q, k, v, _, coeff = inputs(1, 2, 3, 150, 4)
     mask = torch.full((1, 1, 1, 150), -math.inf, device=DEVICE)
     mask[..., -1] = 0
-    out, _ = kernels.forward(q, k, v, coeff, mask, 0.5)
+    out, _ = triton_kernels.forward(q, k, v, coeff, mask, 0.5)
     torch.testing.assert_close(out, (coeff.sum(1).view(1, 2, 1, 1) * v[:, :, -1:]).expand_as(out))
 
 
@@ -132,7 +134,7 @@ def test_one_key_gets_all_attention():
 def test_the_identity_is_ordinary_attention(keys):
     """coeff = I gives F.scaled_dot_product_attention."""
     q, k, v, _, _ = inputs(2, 3, 37, keys, 8)
-    out, _ = kernels.forward(q, k, v, torch.eye(3, device=DEVICE), None, 8**-0.5)
+    out, _ = triton_kernels.forward(q, k, v, torch.eye(3, device=DEVICE), None, 8**-0.5)
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=1e-5)
 
 
@@ -179,8 +181,8 @@ def test_equal_calls_give_equal_bits():
     q, k, v, grad, coeff = inputs(1, 2, 20, 131, 8)
 
     def call():
-        out, lse = kernels.forward(q, k, v, coeff, None, 0.5)
-        return out, lse, *kernels.backward(grad, q, k, v, coeff, None, lse, 0.5)
+        out, lse = triton_kernels.forward(q, k, v, coeff, None, 0.5)
+        return out, lse, *triton_kernels.backward(grad, q, k, v, coeff, None, lse, 0.5)
 
     assert all(torch.equal(one, other) for one, other in zip(call(), call(), strict=True))
 
@@ -211,8 +213,8 @@ def test_a_triton_without_knobs_is_asked_through_the_environment(monkeypatch):
     monkeypatch.delattr(triton, "knobs")
     for value, interpreted in (("1", True), ("0", False)):
         monkeypatch.setenv("TRITON_INTERPRET", value)
-        copy = importlib.util.module_from_spec(kernels.__spec__)
-        kernels.__spec__.loader.exec_module(copy)
+        copy = importlib.util.module_from_spec(triton_kernels.__spec__)
+        triton_kernels.__spec__.loader.exec_module(copy)
         assert copy.INTERPRETED.value == interpreted
 
 
@@ -237,7 +239,7 @@ def test_the_operator_runs_the_kernels():
 def verdicts(monkeypatch):
     """None yet, as at the start of a process."""
     found = {}
-    monkeypatch.setattr(checked, "_verdicts", found)
+    monkeypatch.setattr("coeffdiff.method.verified._verdicts", found)
     return found
 
 
@@ -316,10 +318,10 @@ def test_too_little_memory_is_no_verdict(verdicts, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(kernels, "forward", full)
+    monkeypatch.setattr("coeffdiff.method.triton_kernels.forward", full)
     q, k, v, _, coeff = inputs(1, 2, 5, 9, 4)
     with pytest.raises(torch.OutOfMemoryError):
-        checked.forward(q, k, v, coeff, None, 0.5)
+        verified.forward(q, k, v, coeff, None, 0.5)
     assert not verdicts
 
 

@@ -12,24 +12,22 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from coeffdiff.config import PhotoSettings
-from coeffdiff.data import latents
-from coeffdiff.data.latents import (
+from coeffdiff.config.schema import PhotoSettings
+from coeffdiff.data.batches import LatentData, Prior, share_of
+from coeffdiff.data.encoding import (
     EncodedPhoto,
     EncodedText,
     EncodedView,
-    LatentData,
-    Prior,
     encode_photos,
     encode_texts,
     encode_unconditional,
     latent_scaling,
-    share_of,
     sizes_of,
 )
+from coeffdiff.data.latent_cache import cache_folder
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import ModelError
-from coeffdiff.sampling import encode_prompts
+from coeffdiff.sampling.prompts import encode_prompts
 
 
 def encoded_photo(h: int, w: int, level: float, captions: tuple[str, ...] = ("a", "b")) -> EncodedPhoto:
@@ -472,5 +470,5 @@ def test_scaling_follows_the_vaes_config(tiny_pipeline):
 def test_the_cache_lives_where_the_system_keeps_caches(monkeypatch, tmp_path):
     """XDG_CACHE_HOME is honoured; a folder in the settings wins."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert latents.cache_folder(PhotoSettings()) == tmp_path / "coeffdiff" / "latents"
-    assert latents.cache_folder(PhotoSettings(cache=tmp_path / "here")) == tmp_path / "here"
+    assert cache_folder(PhotoSettings()) == tmp_path / "coeffdiff" / "latents"
+    assert cache_folder(PhotoSettings(cache=tmp_path / "here")) == tmp_path / "here"

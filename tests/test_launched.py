@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.errors import LaunchError
-from coeffdiff.launched import Launch, forget_launch, read_launch
 from coeffdiff.pocket.model import save_random
+from coeffdiff.utils.launch_environment import Launch, forget_launch, read_launch
 
 LEFT_OVER = {
     "WORLD_SIZE": "2",

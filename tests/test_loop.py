@@ -19,15 +19,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from coeffdiff import backbone, sampling
-from coeffdiff.config import load_settings, with_values
+from coeffdiff.config.loading import load_settings
+from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError, NonFiniteLoss, ResumeError
-from coeffdiff.method.adapter import read_header
+from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop
-from coeffdiff.training.prepare import Trainables
-from coeffdiff.training.state import RunFolder, settings_to_resume
+from coeffdiff.training.resuming import settings_to_resume
+from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.training.trainables import Trainables
 
 METHODS = ("coeff", "lora", "coeff+lora")
 # All of the loss that draws or teaches, beside the plain one; pictures of the class lie where `here` puts them
@@ -485,7 +487,7 @@ def test_pictures_that_fail_cost_nothing_but_themselves(tiny_folder, monkeypatch
     def fails(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(sampling, "write_pictures", fails)
+    monkeypatch.setattr("coeffdiff.sampling.output.write_pictures", fails)
     values = {"validation.prompts": ["<V>"], "validation.every": 2, "training.steps": 3}
     loop.train(settings_for(tiny_folder, "run", **values))
     assert read_header(Path("run/adapter")).trained_steps == 3
@@ -553,7 +555,7 @@ def test_a_run_killed_before_its_adapter_was_written_gets_it_at_resume(tiny_fold
 
 def test_text_encoders_leave_memory_before_the_unet_comes(tiny_folder, monkeypatch):
     """When the UNet is loaded, no text encoder of this run is alive any more."""
-    real, alive = backbone.load_pipeline, {}
+    real, alive = load_pipeline, {}
 
     def spy(base, *, dtype, parts):
         if parts == {"unet"}:
@@ -563,7 +565,7 @@ def test_text_encoders_leave_memory_before_the_unet_comes(tiny_folder, monkeypat
             alive["at start"] = sum(isinstance(o, CLIPTextModel) for o in gc.get_objects())
         return real(base, dtype=dtype, parts=parts)
 
-    monkeypatch.setattr(backbone, "load_pipeline", spy)
+    monkeypatch.setattr("coeffdiff.models.loading.load_pipeline", spy)
     loop.train(settings_for(tiny_folder, "run", **{"training.steps": 1}))
     assert alive["before unet"] == alive["at start"]
 

@@ -11,19 +11,15 @@ from safetensors.torch import load_file
 
 from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, AdapterMismatch
-from coeffdiff.method.adapter import (
-    COEFF_FILE,
-    AdapterHeader,
-    LoraHeader,
-    format_for,
-    read_coefficients,
-    read_header,
-    save_adapter,
-)
-from coeffdiff.method.injection import inject
-from coeffdiff.method.lora import LORA_FILE, add_lora, lora_pairs
-from coeffdiff.method.merging import merge_adapters
-from coeffdiff.seeding import generator_for
+from coeffdiff.hosts.diffusers import save_adapter
+from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora_file import lora_pairs
+from coeffdiff.hosts.merging import merge_adapters
+from coeffdiff.hosts.unet import inject
+from coeffdiff.method.adapter_file import read_coefficients, read_header
+from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader, format_for
+from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE
+from coeffdiff.utils.seeding import generator_for
 
 # name -> what it is; ranks, alphas, forms and layers all differ, so that none passes for another
 KINDS = {
@@ -198,7 +194,7 @@ def test_what_cannot_be_merged_is_one_sentence(shelf, tmp_path, built_pipeline):
 
 def test_other_shapes_are_another_architecture(shelf, tmp_path, built_pipeline, monkeypatch):
     """A layer with other heads, and projections of another width."""
-    from coeffdiff.method import merging
+    from coeffdiff.hosts import merging
 
     real_header, alphas = read_coefficients(shelf["coeff"])
     layer = next(iter(real_header.heads))
@@ -225,8 +221,7 @@ def test_other_shapes_are_another_architecture(shelf, tmp_path, built_pipeline, 
 
 
 def test_ranks_that_are_too_many_are_refused(shelf, tmp_path, monkeypatch):
-    from coeffdiff.method import merging
 
-    monkeypatch.setattr(merging, "_MOST_RANKS", 4)
+    monkeypatch.setattr("coeffdiff.hosts.merging._MOST_RANKS", 4)
     with pytest.raises(AdapterError, match=r"ranks add up to 5, and an adapter has at most 4"):
         merge_adapters([(shelf["both"], 1.0), (shelf["keys"], 1.0)], tmp_path / "m")

@@ -14,17 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, ViTModel
 
-from coeffdiff import metrics
 from coeffdiff.errors import ModelError, ShapeError
-from coeffdiff.metrics import (
-    Encoders,
-    encoders_for,
-    load_clip,
-    load_dino,
-    mean_pairwise_cosine,
-    references_of,
-    score_pictures,
-)
+from coeffdiff.metrics.encoders import Encoders, encoders_for, load_clip, load_dino
+from coeffdiff.metrics.features import diversity, drift, mean_cosine_among, mean_pairwise_cosine
+from coeffdiff.metrics.pictures import plain_text, references_of, score_pictures
 from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO, shipped
 from coeffdiff.pocket.model import tokenizer_pair
 
@@ -134,11 +127,11 @@ def test_every_score_agrees_with_an_independent_computation(vit, clip):
 
     features = encoders.dino.features(pictures)
     by_prompt = np.mean([1 - cosine(dino["p"][0], dino["p"][1]), 1 - cosine(dino["p"][2], dino["p"][3])])
-    assert metrics.diversity([features[:2], features[2:]]) == pytest.approx(by_prompt, abs=1e-5)
+    assert diversity([features[:2], features[2:]]) == pytest.approx(by_prompt, abs=1e-5)
     moved = 1 - np.mean([cosine(dino["p"][i], dino["r"][i]) for i in range(3)])
-    assert metrics.drift(features[:3], encoders.dino.features(photos)) == pytest.approx(moved, abs=1e-5)
+    assert drift(features[:3], encoders.dino.features(photos)) == pytest.approx(moved, abs=1e-5)
     among = np.mean([cosine(dino["r"][i], dino["r"][j]) for i, j in ((0, 1), (0, 2), (1, 2))])
-    assert metrics.mean_cosine_among(references.whole["dino"]) == pytest.approx(among, abs=1e-5)
+    assert mean_cosine_among(references.whole["dino"]) == pytest.approx(among, abs=1e-5)
 
 
 def test_masks_of_pictures_are_used_where_they_are_known(vit):
@@ -167,20 +160,20 @@ def test_scores_are_those_of_the_encoders_at_hand(vit, clip):
 def test_diversity_by_hand():
     """(1,0),(0,1): 1. Three of which two agree: pairs 1, 0, 0, so 2/3. A single picture says nothing."""
     one, other = [1.0, 0.0], [0.0, 1.0]
-    assert metrics.diversity([torch.tensor([one, other])]) == pytest.approx(1.0)
-    assert metrics.diversity([torch.tensor([one, one, other])]) == pytest.approx(2 / 3)
+    assert diversity([torch.tensor([one, other])]) == pytest.approx(1.0)
+    assert diversity([torch.tensor([one, one, other])]) == pytest.approx(2 / 3)
     groups = [torch.tensor([one, other]), torch.tensor([one, one]), torch.tensor([one])]
-    assert metrics.diversity(groups) == pytest.approx(0.5)
-    assert metrics.diversity([torch.tensor([one])]) is None
+    assert diversity(groups) == pytest.approx(0.5)
+    assert diversity([torch.tensor([one])]) is None
 
 
 def test_drift_pairs_row_by_row():
     """Rows swapped: every pair is at right angles, although the sets are the same."""
     features = torch.eye(3)
-    assert metrics.drift(features, features) == pytest.approx(0.0)
-    assert metrics.drift(features, features.roll(1, 0)) == pytest.approx(1.0)
+    assert drift(features, features) == pytest.approx(0.0)
+    assert drift(features, features.roll(1, 0)) == pytest.approx(1.0)
     with pytest.raises(ShapeError, match="cannot be paired"):
-        metrics.drift(features, features[:1])
+        drift(features, features[:1])
 
 
 def test_encoders_load_as_the_hub_has_held_them_for_years(vit, clip, tmp_path):
@@ -224,7 +217,7 @@ def test_long_texts_are_cut_at_what_the_network_reads(clip):
     ],
 )
 def test_the_token_is_no_text_to_be_aligned_with(prompt, plain):
-    assert metrics.plain_text(prompt, "sks") == plain
+    assert plain_text(prompt, "sks") == plain
 
 
 def test_pocket_is_judged_by_its_own():

@@ -29,15 +29,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from coeffdiff import cli, files
-from coeffdiff.data import latents
+from coeffdiff.cli.app import app, main
+from coeffdiff.data.latent_cache import read_cache
 from coeffdiff.errors import AdapterError
-from coeffdiff.method import adapter as adapter_module
-from coeffdiff.method.adapter import COEFF_FILE, find_adapter, read_header
+from coeffdiff.method import adapter_header as adapter_module
+from coeffdiff.method.adapter_file import read_header
+from coeffdiff.method.adapter_paths import COEFF_FILE, find_adapter
 from coeffdiff.pocket.model import save_random
-from coeffdiff.training import loop, state
-from coeffdiff.training.prepare import Trainables
-from coeffdiff.training.state import RunFolder, load_checkpoint
+from coeffdiff.training import loop, resuming
+from coeffdiff.training.checkpoints import load_checkpoint
+from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.training.trainables import Trainables
+from coeffdiff.utils import atomic
 
 Fault = Callable[[], None]
 
@@ -81,7 +84,7 @@ def start(*arguments: str, fault: Fault = lambda: None) -> Child:
         sys.stdout, sys.stderr = open(1, "w"), open(2, "w", errors="backslashreplace")  # noqa: SIM115
         sys.argv = ["coeffdiff", *arguments]
         fault()
-        cli.main()
+        main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
     except BaseException:
@@ -211,7 +214,7 @@ def half_an_older_checkpoint(how: Fault) -> Fault:
             next(iter(Path(folder).iterdir())).unlink()
             how()
 
-        state.shutil.rmtree = faulty
+        resuming.shutil.rmtree = faulty
 
     return set_it
 
@@ -226,7 +229,7 @@ CHECKPOINT = {  # moments in the writing of the second checkpoint of a process, 
     "without its state": lambda how: fails(
         Path, "write_text", how, where="state.json", number=2, when="half"
     ),
-    "before the flush": lambda how: fails(files, "_flush", how, where=".step-", number=7),
+    "before the flush": lambda how: fails(atomic, "_flush", how, where=".step-", number=7),
     "before the rename": lambda how: fails(Path, "replace", how, where=".step-", number=2),
     "after the rename": lambda how: fails(Path, "replace", how, where=".step-", number=2, when="after"),
 }
@@ -235,7 +238,7 @@ ADAPTER = {
     "before the LoRA": lambda how: fails(adapter_module, "save_lora", how, where=".adapter."),
     "half of the LoRA": lambda how: fails(Path, "write_bytes", how, where=".adapter.", number=2, when="half"),
     "half of the card": lambda how: fails(Path, "write_bytes", how, where="README.md", when="half"),
-    "before the flush": lambda how: fails(files, "_flush", how, where=".adapter."),
+    "before the flush": lambda how: fails(atomic, "_flush", how, where=".adapter."),
     "before the rename": lambda how: fails(Path, "replace", how, where=".adapter."),
 }
 CACHE = {
@@ -308,7 +311,7 @@ def test_killed_at_every_moment_of_writing_the_adapter(is_whole):
 def test_killed_while_a_longer_runs_adapter_takes_the_place_of_the_first(is_whole, when):
     """Old or new, but at no moment none: where the system can swap two folders in one step."""
     assert coeffdiff(*command(steps=2)).code == 0
-    ended = coeffdiff(*command("--resume"), fault=fails(files, "_exchange", dies, when=when))
+    ended = coeffdiff(*command("--resume"), fault=fails(atomic, "_exchange", dies, when=when))
     assert ended.code == -signal.SIGKILL, ended.said
     assert read_header(find_adapter("run")).trained_steps == (2 if when == "before" else 3)
     ended = coeffdiff(*command("--resume"))
@@ -328,7 +331,7 @@ def test_killed_at_every_moment_of_caching(is_whole):
             path for path in Path("cache/coeffdiff/latents").iterdir() if not path.name.startswith(".")
         ]
         assert len(entries) == (1 if moment == "after the rename" else 0)
-        assert all(latents._read_cache(entry, masked=False) for entry in entries)
+        assert all(read_cache(entry, masked=False) for entry in entries)
         assert len(list(Path("cache/coeffdiff/latents").iterdir())) == min(number + 1, 2) + len(entries)
     assert coeffdiff(*command()).code == 0
     is_whole()
@@ -373,9 +376,7 @@ def test_a_disk_too_full_for_the_cache_costs_only_time(is_whole, moment):
     """The run goes on without it, and nothing half-written stays there."""
     ended = coeffdiff(*command(), fault=CACHE[moment](full))
     assert ended.code == 0, ended.said
-    assert all(
-        latents._read_cache(entry, masked=False) for entry in Path("cache/coeffdiff/latents").iterdir()
-    )
+    assert all(read_cache(entry, masked=False) for entry in Path("cache/coeffdiff/latents").iterdir())
     is_whole()
 
 
@@ -444,7 +445,7 @@ def test_a_disk_that_is_really_full(disk, is_whole, monkeypatch):
     assert any(part in ended.sentence for part in said.split("|"))
     assert not list(Path(run).rglob(".*"))
     entries = list(disk.folder.glob("coeffdiff/latents/*"))
-    assert all(latents._read_cache(entry, masked=False) for entry in entries)
+    assert all(read_cache(entry, masked=False) for entry in entries)
     disk.give(64 * 2**20, 2**20)
     ended = coeffdiff(*command("--resume", output=run), fault=disk.fault)
     assert ended.code == 0, ended.said
@@ -598,7 +599,7 @@ def test_hostile_names_of_everything_else(name):
         ["sample", "--prompts-file", name],
     )
     for arguments in tries:
-        ended = CliRunner().invoke(cli.app, arguments)  # no fault here, and so no child
+        ended = CliRunner().invoke(app, arguments)  # no fault here, and so no child
         assert ended.exit_code == 2 and isinstance(ended.exception, SystemExit), (arguments, ended.exception)
         assert harmless(ended.stderr), (arguments, ended.stderr)
 

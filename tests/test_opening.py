@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from test_backbone import original_layout
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.errors import AdapterError
-from coeffdiff.method.adapter import read_header
-from coeffdiff.pictures import read_recipe
+from coeffdiff.method.adapter_file import read_header
 from coeffdiff.pocket.model import save_random
+from coeffdiff.utils.png import read_recipe
 
 PROMPT = "a <V> in the snow"
 VALUES = {

@@ -14,17 +14,19 @@ import torch
 from PIL import Image
 
 import coeffdiff
-from coeffdiff.method.adapter import AdapterHeader, save_adapter
-from coeffdiff.method.injection import inject
+from coeffdiff.hosts.diffusers import save_adapter
+from coeffdiff.hosts.unet import inject
+from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.pocket.model import save_random
 
 TOKEN, WORD = "чайник", "猫"
 WORKER = """
 import sys, json, traceback
-from coeffdiff import cli, console
-from coeffdiff.training import prepare
-cli.be_lenient = lambda: None  # every way of printing is to hold by itself
-prepare._TIMING_SECONDS = 0.0
+from coeffdiff import cli
+from coeffdiff.training import run_summary
+from coeffdiff.utils import console
+sys.modules["coeffdiff.cli.app"].be_lenient = lambda: None  # every way of printing is to hold by itself
+run_summary.TIMING_SECONDS = 0.0
 for arguments in json.loads(sys.argv[1]):
     sys.argv[1:] = arguments
     try:

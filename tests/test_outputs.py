@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.errors import ConfigError
-from coeffdiff.outputs import check_output
+from coeffdiff.utils.output_folder import check_output
 
 COMMANDS = {
     "train": ["--images", "photos", "--token", "sks"],

@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 
-from coeffdiff.evaluation.paired import _student, as_text, interval, paired, summarize, table_of
+from coeffdiff.evaluation.statistics import _student, as_text, interval, paired, summarize, table_of
 
 MADE = {
     "date": "2026-01-01",

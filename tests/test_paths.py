@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from coeffdiff.config import Settings, as_tree, load_section, load_settings, save_settings, with_values
+from coeffdiff.config.loading import load_section, load_settings
+from coeffdiff.config.nested import as_tree
+from coeffdiff.config.refusals import fields_of, parts
+from coeffdiff.config.schema import Settings
+from coeffdiff.config.tree import save_settings, with_values
 from coeffdiff.errors import AdapterError, ConfigError
-from coeffdiff.evaluation.compare import Comparison
-from coeffdiff.method.adapter import find_adapter
-from coeffdiff.paths import expanded, path_argument
-from coeffdiff.refusals import fields_of, parts
+from coeffdiff.evaluation.comparison_plan import Comparison
+from coeffdiff.method.adapter_paths import find_adapter
+from coeffdiff.utils.paths import expanded, path_argument
 
 # Every setting that may be a path; a new one belongs here, or its name into the list of those that are none
 PATHS = {

@@ -22,19 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from coeffdiff.data.photos import (
-    Photo,
-    PhotoSet,
-    View,
-    bucket,
-    captions_for,
-    class_caption,
-    fill,
-    read_photos,
-    render,
-    render_mask,
-    view_of,
-)
+from coeffdiff.data.photos import Photo, PhotoSet, read_photos
+from coeffdiff.data.templates import captions_for, class_caption, fill
+from coeffdiff.data.views import View, bucket, render, render_mask, view_of
 from coeffdiff.errors import ConfigError, PhotoError, ShapeError
 
 pillow_heif.register_heif_opener()

@@ -12,14 +12,21 @@ import torch
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
-from coeffdiff import backbone, preflight
-from coeffdiff.cli import app
-from coeffdiff.config import load_settings, with_values
+from coeffdiff.cli.app import app
+from coeffdiff.config.loading import load_settings
+from coeffdiff.config.tree import with_values
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import PhotoError
-from coeffdiff.estimate import Prediction
+from coeffdiff.models.finding import find_backbone
 from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
-from coeffdiff.preflight import GIB, Finding, Free, Report
+from coeffdiff.preflight.check import check
+from coeffdiff.preflight.machine import _group_limits, free_ram
+from coeffdiff.preflight.photos import detail, difference_hash, look_at, photo_findings, small_grey
+from coeffdiff.preflight.prediction import Prediction
+from coeffdiff.preflight.report import GIB, MOST_LISTED, SOFT, Finding, Free, Remedy, Report, lines, table
+from coeffdiff.preflight.resources import find_remedies, run_findings
+from coeffdiff.preflight.settings import warmup_findings
+from coeffdiff.preflight.texts import text_findings
 
 CPU = torch.device("cpu")
 PLENTY = Free(64 * GIB, 64 * GIB, 1000 * GIB, 1000 * GIB)
@@ -45,7 +52,7 @@ def photos(tmp_path, renders):
 
 @pytest.fixture(scope="session")
 def pocket():
-    return backbone.find_backbone(load_settings(None, {"model.name": "pocket"}).model)
+    return find_backbone(load_settings(None, {"model.name": "pocket"}).model)
 
 
 def settings_for(photos: Path, **values):
@@ -71,18 +78,18 @@ def settings_for(photos: Path, **values):
 
 
 def look(photos: Path, pocket, **values):
-    return preflight.look_at(settings_for(photos, **values), read_photos(photos).photos, pocket)
+    return look_at(settings_for(photos, **values), read_photos(photos).photos, pocket)
 
 
 def about(looked, settings, name: str) -> list[str]:
-    return [f.sentence for f in preflight.photo_findings(looked, settings) if f.subject == name]
+    return [f.sentence for f in photo_findings(looked, settings) if f.subject == name]
 
 
 def test_sharp_renders_raise_no_finding(photos, pocket):
     """The project's own photos: above the threshold, all different, large enough, nothing cut."""
     looked = look(photos, pocket)
-    assert preflight.photo_findings(looked, settings_for(photos)) == []
-    assert all(photo.sharpness > 1.5 * preflight.SOFT for photo in looked)
+    assert photo_findings(looked, settings_for(photos)) == []
+    assert all(photo.sharpness > 1.5 * SOFT for photo in looked)
     assert [(photo.width, photo.bucket, photo.cut, photo.duplicates) for photo in looked] == [
         (256, (128, 128), 0, ())
     ] * 3
@@ -93,7 +100,7 @@ def test_a_blurred_photo_is_named(photos, pocket):
     file = photos / "01.jpg"
     Image.open(file).filter(ImageFilter.GaussianBlur(6)).save(file, quality=95)
     looked = look(photos, pocket)
-    assert looked[1].sharpness < preflight.SOFT / 1.5
+    assert looked[1].sharpness < SOFT / 1.5
     assert "looks blurred" in about(looked, settings_for(photos), "01.jpg")[0]
     assert about(looked, settings_for(photos), "00.jpg") == []
 
@@ -108,15 +115,15 @@ def test_sharpness_does_not_depend_on_the_files_size(photos, pocket):
 
 
 def test_a_picture_of_one_colour_has_no_detail():
-    assert preflight.detail(Image.new("L", (64, 64), 90)) == 1
+    assert detail(Image.new("L", (64, 64), 90)) == 1
 
 
 def test_the_hash_by_hand():
     """Brighter to the right everywhere: all 64 bits; mirrored: none."""
     ramp = Image.linear_gradient("L").rotate(90)
     bits = (
-        preflight.difference_hash(ramp),
-        preflight.difference_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+        difference_hash(ramp),
+        difference_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
     )
     assert sorted(bits) == [0, 2**64 - 1]
 
@@ -147,9 +154,7 @@ def test_small_and_cut_photos_are_named(photos, pocket):
     assert looked["wide.png"].bucket[0] == 4 * looked["wide.png"].bucket[1]
     assert looked["wide.png"].cut == pytest.approx(1 - 4 / 9, abs=0.01)
     findings = {
-        f.subject: f
-        for f in preflight.photo_findings(list(looked.values()), settings)
-        if "enlarged" in f.sentence
+        f.subject: f for f in photo_findings(list(looked.values()), settings) if "enlarged" in f.sentence
     }
     assert findings["tiny.png"].severity == "problem"
     assert "16 x 16 pixels are enlarged 8.0 times for 128 px" in findings["tiny.png"].sentence
@@ -171,7 +176,7 @@ def test_captions_masks_and_the_token(photos, pocket):
     looked = look(photos, pocket)
     assert [photo.token_in_captions for photo in looked] == [False, True, False]
     assert [photo.mask for photo in looked] == [None, "01.mask.png", None]
-    found = preflight.text_findings(settings, looked, pocket)
+    found = text_findings(settings, looked, pocket)
     assert [f.subject for f in found] == ["token", "captions"]
     assert found[0].sentence.startswith("sks is read as")
     assert found[1].sentence.startswith("00.jpg, 02.jpg have captions without sks")
@@ -180,9 +185,9 @@ def test_captions_masks_and_the_token(photos, pocket):
 def test_without_token_and_class_word_that_is_said(photos, pocket):
     """Captions then show <V>, and are not blamed for lacking a token."""
     settings = with_values(settings_for(photos), {"subject.token": None, "subject.class_word": None})
-    looked = preflight.look_at(settings, read_photos(photos).photos, pocket)
+    looked = look_at(settings, read_photos(photos).photos, pocket)
     assert looked[0].captions == ("a photo of <V>",)
-    assert [f.subject for f in preflight.text_findings(settings, looked, pocket)] == ["token", "class word"]
+    assert [f.subject for f in text_findings(settings, looked, pocket)] == ["token", "class word"]
 
 
 def test_one_photo_and_two_hundred(photos, pocket):
@@ -192,11 +197,11 @@ def test_one_photo_and_two_hundred(photos, pocket):
     seldom = about(one, settings_for(photos, **{"training.steps": 1}), "photos")[1]
     assert seldom == "it is seen 4.0 times in this run; more steps teach more"
     many = [SimpleNamespace(**vars(one[0]) | {"name": f"{i}.jpg", "sharpness": 1.0}) for i in range(200)]
-    found = preflight.photo_findings(many, settings_for(photos, **{"training.steps": 100}))
+    found = photo_findings(many, settings_for(photos, **{"training.steps": 100}))
     assert "200 photos and 400 samples a process: each is seen 2.0 times" in found[0].sentence
-    said = preflight.lines(found)
-    assert len(said) == 1 + preflight._LISTED + 1
-    assert f"and {200 - preflight._LISTED} more findings" in said[-1]
+    said = lines(found)
+    assert len(said) == 1 + MOST_LISTED + 1
+    assert f"and {200 - MOST_LISTED} more findings" in said[-1]
 
 
 def test_no_name_of_a_file_moves_the_terminal_or_breaks_the_table(photos, pocket):
@@ -205,10 +210,10 @@ def test_no_name_of_a_file_moves_the_terminal_or_breaks_the_table(photos, pocket
     for name in names[1:]:
         (photos / name).write_bytes((photos / "00.jpg").read_bytes())
     settings, found = settings_for(photos), read_photos(photos)
-    looked = preflight.look_at(settings, found.photos, pocket)
-    findings = preflight.photo_findings(looked, settings)
+    looked = look_at(settings, found.photos, pocket)
+    findings = photo_findings(looked, settings)
     report = Report(tuple(looked), None, PLENTY, (), tuple(findings))
-    shown = preflight.table(report, found)
+    shown = table(report, found)
     assert len(shown) == 1 + len(looked) + len(found.skipped) + len(found.notes) + len(findings)
     assert all(line.isprintable() for line in shown)
     "\n".join(shown).encode()
@@ -225,7 +230,7 @@ def test_a_large_jpeg_is_not_decoded_in_full(photos, monkeypatch):
     monkeypatch.setattr(
         Image.Image, "convert", lambda self, *a, **k: (sizes.append(self.size), convert(self, *a, **k))[1]
     )
-    grey = preflight.small_grey(photo, 512)
+    grey = small_grey(photo, 512)
     assert max(grey.size) == 512
     assert max(sizes[0]) <= 5184 / 4
 
@@ -234,7 +239,7 @@ def test_a_photo_that_vanished_is_one_sentence(photos):
     found = read_photos(photos).photos[0]
     found.path.unlink()
     with pytest.raises(PhotoError, match=r"00\.jpg was checked, but can no longer be read"):
-        preflight.small_grey(found, 64)
+        small_grey(found, 64)
 
 
 def prediction(**values) -> Prediction:
@@ -252,13 +257,10 @@ def prediction(**values) -> Prediction:
 
 def findings(photos: Path, free: Free, **values) -> dict[str, Finding]:
     remedies = (
-        preflight.Remedy("training.batch_size=1", 6 * GIB, True),
-        preflight.Remedy("--resolution 512", 9 * GIB, False),
+        Remedy("training.batch_size=1", 6 * GIB, True),
+        Remedy("--resolution 512", 9 * GIB, False),
     )
-    return {
-        f.subject: f
-        for f in preflight.run_findings(settings_for(photos), prediction(**values), free, remedies)
-    }
+    return {f.subject: f for f in run_findings(settings_for(photos), prediction(**values), free, remedies)}
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_time_and_disk_are_said(photos):
     )
     assert found["disk"].severity == "note"
     assert "checkpoints 3.0 GiB" in found["disk"].sentence and "pictures" not in found["disk"].sentence
-    full = preflight.run_findings(settings_for(photos), prediction(), Free(99 * GIB, 99 * GIB, 2 * GIB, 0))
+    full = run_findings(settings_for(photos), prediction(), Free(99 * GIB, 99 * GIB, 2 * GIB, 0))
     assert [f.severity for f in full if f.subject == "disk"] == ["problem", "hint"]
     assert findings(photos, PLENTY, disk={"adapter": 1})["disk"].sentence.startswith("under 1 MiB (adapter")
     assert "time" not in findings(photos, PLENTY, seconds={})
@@ -296,7 +298,7 @@ def test_time_and_disk_are_said(photos):
 
 def test_reading_the_model_takes_ram_beside_a_gpu(photos):
     free = Free(24 * GIB, 4 * GIB, 1000 * GIB, 1000 * GIB)
-    found = preflight.run_findings(settings_for(photos), prediction(), free)
+    found = run_findings(settings_for(photos), prediction(), free)
     assert any(
         f.severity == "hint" and "reading the model takes 8.00 GiB of RAM, 4.00 GiB are free" in f.sentence
         for f in found
@@ -307,7 +309,7 @@ def test_where_it_does_not_fit_every_switch_has_its_own_figure(photos, pocket):
     """Pocket into no memory at all: each switch lowers the peak, and together they lower it most."""
     settings = settings_for(photos, **{"training.batch_size": 64})
     free = Free(1, 64 * GIB, 1000 * GIB, 1000 * GIB)
-    report = preflight.check(settings, read_photos(photos), pocket, CPU, budget_seconds=0, free=free)
+    report = check(settings, read_photos(photos), pocket, CPU, budget_seconds=0, free=free)
     peaks = {remedy.switch: remedy.peak_bytes for remedy in report.remedies}
     assert {"training.gradient_checkpointing=true", "training.precision=bf16", "--resolution 64"} < set(peaks)
     assert "training.batch_size=1 training.accumulate=64" in peaks
@@ -326,7 +328,7 @@ def test_a_gpu_that_imitates_bfloat16_is_offered_float16(native, photos, pocket,
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
     )
-    remedies = preflight.find_remedies(
+    remedies = find_remedies(
         settings_for(photos), pocket, read_photos(photos).photos, torch.device("cuda"), 1, process_bytes=0
     )
     offered = {remedy.switch for remedy in remedies if "precision" in remedy.switch}
@@ -335,9 +337,7 @@ def test_a_gpu_that_imitates_bfloat16_is_offered_float16(native, photos, pocket,
 
 def test_what_fits_is_not_computed_again(photos, pocket):
     """No switches are tried, and without a budget no time is said."""
-    report = preflight.check(
-        settings_for(photos), read_photos(photos), pocket, CPU, budget_seconds=0, free=PLENTY
-    )
+    report = check(settings_for(photos), read_photos(photos), pocket, CPU, budget_seconds=0, free=PLENTY)
     assert report.remedies == ()
     assert {f.subject for f in report.findings} == {"token", "memory", "disk"}
 
@@ -351,16 +351,16 @@ def test_control_groups_limit_what_is_free(tmp_path):
     (tmp_path / "box/memory.stat").write_text("anon 500\ninactive_file 150\n")
     (group / "memory.max").write_text("max\n")
     (tmp_path / "cgroup2").write_text("0::/box/inner\n")
-    assert preflight._group_limits(tmp_path, tmp_path / "cgroup2") == [1000 - (700 - 150)]
+    assert _group_limits(tmp_path, tmp_path / "cgroup2") == [1000 - (700 - 150)]
     old = tmp_path / "memory/job"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("500")
     (old / "memory.usage_in_bytes").write_text("100")
     (old / "memory.stat").write_text("total_inactive_file 40\n")
     (tmp_path / "cgroup1").write_text("3:cpu:/job\n4:memory:/job\n")
-    assert preflight._group_limits(tmp_path, tmp_path / "cgroup1") == [500 - (100 - 40)]
-    assert preflight._group_limits(tmp_path, tmp_path / "none") == []
-    assert 0 < preflight.free_ram() < 2**50
+    assert _group_limits(tmp_path, tmp_path / "cgroup1") == [500 - (100 - 40)]
+    assert _group_limits(tmp_path, tmp_path / "none") == []
+    assert 0 < free_ram() < 2**50
 
 
 def call(*arguments: str):
@@ -412,9 +412,7 @@ def test_a_check_needs_a_folder():
 
 def test_a_report_is_plain_data(photos, pocket):
     """as_dict survives JSON unchanged but for tuples."""
-    report = preflight.check(
-        settings_for(photos), read_photos(photos), pocket, CPU, budget_seconds=0, free=PLENTY
-    )
+    report = check(settings_for(photos), read_photos(photos), pocket, CPU, budget_seconds=0, free=PLENTY)
     assert isinstance(report, Report)
     tree = json.loads(json.dumps(report.as_dict()))
     assert tree["free"]["memory"] == 64 * GIB
@@ -425,14 +423,14 @@ def test_texts_that_the_model_does_not_read_to_their_end_are_said(photos, pocket
     """A caption and a validation prompt: what training hints at, a check does too."""
     (photos / "00.txt").write_text("a sks mug " + "and a mug " * 40)
     settings = settings_for(photos, **{"validation.prompts": ["a sks mug " + "in snow " * 60]})
-    found = preflight.text_findings(settings, look(photos, pocket), pocket)
+    found = text_findings(settings, look(photos, pocket), pocket)
     assert sum("and the model reads 77" in f.sentence for f in found if f.subject == "captions") == 2
 
 
 @pytest.mark.parametrize(("warmup", "said"), [(0, 0), (299, 0), (300, 1), (600, 1)])
 def test_a_warm_up_that_takes_the_whole_run_is_said(photos, warmup, said):
     schedule = {"training.lr_schedule": "linear", "training.warmup_steps": warmup}
-    found = preflight.warmup_findings(settings_for(photos, **schedule))
+    found = warmup_findings(settings_for(photos, **schedule))
     assert len(found) == said
     if warmup == 600:
         assert "takes 600 steps and the run has 300: the learning rate reaches 50%" in found[0].sentence
@@ -441,7 +439,7 @@ def test_a_warm_up_that_takes_the_whole_run_is_said(photos, warmup, said):
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])
 def test_nearly_equal_photos_are_found_however_they_are_stored(photos, pocket, orientation):
     """The same picture, its pixels lying otherwise and EXIF telling how."""
-    from coeffdiff.data.photos import turned
+    from coeffdiff.data.decoding import turned
 
     back = {6: 8, 8: 6}.get(orientation, orientation)
     exif = Image.Exif()

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from coeffdiff import backbone
-from coeffdiff.config import load_settings
-from coeffdiff.training.prepare import resolve
+from coeffdiff.config.loading import load_settings
+from coeffdiff.models.finding import find_backbone
+from coeffdiff.training.resolve import resolve
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp16")])
@@ -19,6 +19,6 @@ def test_a_gpu_trains_in_bfloat16_only_where_it_does_not_imitate_it(native, prec
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
     )
     settings = load_settings(None, {"model.name": "pocket"})
-    base = backbone.find_backbone(settings.model)
+    base = find_backbone(settings.model)
     resolved, chosen = resolve(settings, base, SimpleNamespace(device=torch.device("cuda")))
     assert resolved.training.precision == chosen["training.precision"] == precision

@@ -9,13 +9,13 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from coeffdiff.config import load_settings
+from coeffdiff.config.loading import load_settings
+from coeffdiff.data.batches import Batch
 from coeffdiff.data.class_captions import class_captions
-from coeffdiff.data.latents import Batch
 from coeffdiff.errors import ConfigError, PhotoError
+from coeffdiff.hosts.lora import add_lora, lora_parameters
+from coeffdiff.hosts.unet import coefficients_of, inject
 from coeffdiff.method.coefficients import draw_dropout
-from coeffdiff.method.injection import coefficients_of, inject
-from coeffdiff.method.lora import add_lora, lora_parameters
 from coeffdiff.training.objective import denoising_loss
 from coeffdiff.training.prior import loss_terms, read_class_pictures, teacher_for
 

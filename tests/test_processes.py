@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.errors import ConfigError, LaunchError
-from coeffdiff.method.adapter import AdapterHeader, LoraHeader, save_adapter
-from coeffdiff.method.injection import inject
-from coeffdiff.method.lora import add_lora
-from coeffdiff.pictures import read_recipe
+from coeffdiff.hosts.diffusers import save_adapter
+from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.unet import inject
+from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 from coeffdiff.pocket.model import save_random
-from coeffdiff.processes import Team, together
+from coeffdiff.utils.distributed import DistributedContext, process_group
+from coeffdiff.utils.png import read_recipe
 
 WORKER = Path(__file__).with_name("team_worker.py")
 
@@ -162,12 +163,12 @@ def test_one_process_alone_starts_no_group_before_it_must(monkeypatch):
         started.append(1)
         return State
 
-    with together(start) as team:
+    with process_group(start) as team:
         assert (team.gather(3), team.from_main(lambda: 5), team.is_main) == ([3], 5, True)
         assert not started
         assert (team.device, team.device) == ("cpu", "cpu")
     assert len(started) == 1
-    with pytest.raises(ConfigError, match="mine"), together(start):
+    with pytest.raises(ConfigError, match="mine"), process_group(start):
         raise ConfigError("mine")
 
 
@@ -178,4 +179,4 @@ def test_a_launch_that_only_looks_parallel_is_refused(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(LaunchError, match=r"believes to be alone and would write the same files"):
-        Team(lambda: refuse_lonely_processes(1, os.environ))
+        DistributedContext(lambda: refuse_lonely_processes(1, os.environ))

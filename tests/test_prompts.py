@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coeffdiff.config import VALIDATION_PROMPTS
-from coeffdiff.data.photos import fill
+from coeffdiff.config.fields import VALIDATION_PROMPTS
+from coeffdiff.data.templates import fill
 from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.prompts import (
     LISTING,

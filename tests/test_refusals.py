@@ -8,11 +8,12 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from coeffdiff.config import Settings, load_section
+from coeffdiff.config.loading import load_section
+from coeffdiff.config.refusals import _example, fields_of, sentence
+from coeffdiff.config.schema import Settings
+from coeffdiff.config.synonyms import _MEANT, nearest
 from coeffdiff.errors import ConfigError
-from coeffdiff.evaluation.compare import Comparison
-from coeffdiff.refusals import _example, fields_of, sentence
-from coeffdiff.synonyms import _MEANT, nearest
+from coeffdiff.evaluation.comparison_plan import Comparison
 
 WRONG = [
     None, True, False, -1, 0, 1.5, 2**80, math.inf, math.nan, -0.0, "", "text", "1e3", "a\0b", "\ud800", "x" * 2000, "~nobody/x",

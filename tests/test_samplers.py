@@ -9,12 +9,15 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff import sampling
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.errors import ConfigError
-from coeffdiff.pictures import read_recipe
-from coeffdiff.samplers import MISSING, SAMPLERS, SPACINGS, Found, find_sampler
-from coeffdiff.sampling import Options, Request
+from coeffdiff.sampling import output
+from coeffdiff.sampling.generation import generate
+from coeffdiff.sampling.options import Options, Request
+from coeffdiff.sampling.output import write_pictures
+from coeffdiff.sampling.sampler_names import MISSING, SAMPLERS, SPACINGS, Found, find_sampler
+from coeffdiff.sampling.schedulers import schedulers, set_scheduler
+from coeffdiff.utils.png import read_recipe
 
 KARRAS, TRAILING = {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}
 SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
@@ -73,11 +76,11 @@ def test_a_name_is_its_class_and_settings_on_the_models_noise_schedule(pipe, nam
     before = DPMSolverMultistepScheduler(**trained, use_karras_sigmas=True, solver_type="heun")
     for name in names:
         pipe.scheduler = copy.deepcopy(before)
-        sampling.set_scheduler(pipe, name)
+        set_scheduler(pipe, name)
         assert type(pipe.scheduler).__name__ == f"{scheduler}Scheduler"
         expected = trained | settings
         assert {key: pipe.scheduler.config[key] for key in expected} == expected
-        recipe = sampling.recipe(pipe, Request("a", 0), Options())
+        recipe = output.recipe(pipe, Request("a", 0), Options())
         karras = recipe.get("scheduler_settings", {}).get("use_karras_sigmas", False)
         assert karras == settings.get("use_karras_sigmas", False)
 
@@ -87,18 +90,18 @@ def test_every_sampler_draws(pipe, sampler):
     """3 steps: with the spacing Karras where the class has it, and as it is."""
     for name in (sampler, f"{sampler} Karras"):
         try:
-            sampling.set_scheduler(pipe, name)
+            set_scheduler(pipe, name)
         except ConfigError as error:
             assert "use_karras_sigmas" in str(error)
             continue
-        assert list(sampling.generate(pipe, [Request("a", 0)], Options(steps=3, guidance=1)))
+        assert list(generate(pipe, [Request("a", 0)], Options(steps=3, guidance=1)))
 
 
 def test_karras_alters_the_noise_levels(pipe):
     """It is no word alone: the levels of 5 steps differ, and their first is the model's own in both."""
     levels = []
     for name in ("DPM++ 2M", "DPM++ 2M Karras"):
-        sampling.set_scheduler(pipe, name)
+        set_scheduler(pipe, name)
         pipe.scheduler.set_timesteps(5)
         levels.append(pipe.scheduler.sigmas)
     assert (levels[0][1:-1] - levels[1][1:-1]).abs().min() > 0.01
@@ -106,10 +109,10 @@ def test_karras_alters_the_noise_levels(pipe):
 
 def test_zero_terminal_snr_stays_and_is_missed_where_it_cannot_be(pipe):
     pipe.scheduler = EulerDiscreteScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    sampling.set_scheduler(pipe, "DPM++ 2M Karras")
+    set_scheduler(pipe, "DPM++ 2M Karras")
     assert pipe.scheduler.config.rescale_betas_zero_snr
     with pytest.raises(ConfigError, match=r"LMSDiscreteScheduler cannot be used: .*rescale_betas_zero_snr"):
-        sampling.set_scheduler(pipe, "LMS Karras")
+        set_scheduler(pipe, "LMS Karras")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def test_what_diffusers_does_not_have_is_refused_with_the_nearest(pipe, name):
     with pytest.raises(
         ConfigError, match=r"cannot be had: diffusers has no sampler .*; the nearest is .*--list-sch"
     ):
-        sampling.set_scheduler(pipe, name)
+        set_scheduler(pipe, name)
     assert pipe.scheduler is before
     assert all(isinstance(find_sampler(near), Found) for near in MISSING.values())
 
@@ -137,33 +140,33 @@ def test_what_diffusers_does_not_have_is_refused_with_the_nearest(pipe, name):
 )
 def test_a_spacing_that_cannot_be_is_one_sentence(pipe, name, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        sampling.set_scheduler(pipe, name)
+        set_scheduler(pipe, name)
 
 
 def test_dpm_sde_needs_a_package_and_names_what_does_not(pipe):
-    if sampling.schedulers(pipe)["dpmsolversde"][1]:
+    if schedulers(pipe)["dpmsolversde"][1]:
         with pytest.raises(ConfigError, match=r"it needs torchsde .*Without it there is DPM\+\+ 2M SDE"):
-            sampling.set_scheduler(pipe, "DPM++ SDE Karras")
+            set_scheduler(pipe, "DPM++ SDE Karras")
     else:
-        sampling.set_scheduler(pipe, "DPM++ SDE Karras")
+        set_scheduler(pipe, "DPM++ SDE Karras")
         assert pipe.scheduler.config.use_karras_sigmas
 
 
 def test_a_picture_says_what_its_scheduler_was_set_to(pipe, tmp_path):
     """And so it can be made again: the recipe's class and settings, put together, draw the same picture."""
-    sampling.set_scheduler(pipe, "DPM++ 2M SDE Karras")
+    set_scheduler(pipe, "DPM++ 2M SDE Karras")
     options = Options(steps=3, guidance=1)
-    [first, _] = sampling.write_pictures(pipe, [Request("a", 5)], options, tmp_path)
+    [first, _] = write_pictures(pipe, [Request("a", 5)], options, tmp_path)
     found = read_recipe(first)
     assert found["scheduler"] == "DPMSolverMultistepScheduler"
     spacing = {"timestep_spacing": "leading"}  # the model's own
     karras = {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}
     assert found["scheduler_settings"] == karras | spacing
-    sampling.set_scheduler(pipe, "euler")
-    assert sampling.recipe(pipe, Request("a", 5), options)["scheduler_settings"] == spacing
+    set_scheduler(pipe, "euler")
+    assert output.recipe(pipe, Request("a", 5), options)["scheduler_settings"] == spacing
     base = dict(pipe.scheduler.config)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(base, **found["scheduler_settings"])
-    [second, _] = sampling.write_pictures(pipe, [Request("a", 5)], options, tmp_path)
+    [second, _] = write_pictures(pipe, [Request("a", 5)], options, tmp_path)
     with Image.open(first) as one, Image.open(second) as other:
         assert first != second and one.tobytes() == other.tobytes()
 

@@ -14,15 +14,21 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from PIL import Image
 
-from coeffdiff import sampling
 from coeffdiff.errors import AdapterError, ConfigError, InjectionError, ModelError
-from coeffdiff.method.adapter import AdapterHeader, LoraHeader, load_adapter, save_adapter
+from coeffdiff.hosts.diffusers import load_adapter, save_adapter
+from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.unet import inject
+from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 from coeffdiff.method.coefficients import Coefficients
-from coeffdiff.method.injection import inject
-from coeffdiff.method.lora import add_lora
-from coeffdiff.pictures import read_recipe
 from coeffdiff.pocket.model import build_pipeline
-from coeffdiff.sampling import Options, Request
+from coeffdiff.sampling.device import _offload_sequentially, choose_device, prepare_device
+from coeffdiff.sampling.generation import generate
+from coeffdiff.sampling.options import Options, Request, check_options, picture_size
+from coeffdiff.sampling.output import plan, recipe, write_pictures
+from coeffdiff.sampling.prompts import encode_prompts, fill_prompt, length_warnings, warnings_for
+from coeffdiff.sampling.runs import find_newest_run
+from coeffdiff.sampling.schedulers import schedulers, set_scheduler
+from coeffdiff.utils.png import read_recipe
 
 QUICK = Options(steps=2, width=64, height=64)
 PROMPT = "a photo of sks ball in the snow"
@@ -71,7 +77,7 @@ def adapter_folder(tmp_path_factory):
 
 
 def draw(pipe, requests=ONE, options=QUICK, **more) -> list[np.ndarray]:
-    return [np.asarray(image) for _, image in sampling.generate(pipe, requests, options, **more)]
+    return [np.asarray(image) for _, image in generate(pipe, requests, options, **more)]
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> int:
@@ -107,7 +113,7 @@ def test_a_picture_does_not_depend_on_its_batch(pipe, adapter_folder, scheduler,
     """Five pictures in batches of 1, 3 (3 + 2) and 5 agree within 2/255, also where every step draws noise."""
     if with_adapter:
         load_adapter(pipe, adapter_folder)
-    sampling.set_scheduler(pipe, scheduler)
+    set_scheduler(pipe, scheduler)
     one, three, five = (
         draw(pipe, FIVE, Options(steps=3, width=64, height=64, batch_size=size)) for size in (1, 3, 5)
     )
@@ -154,7 +160,7 @@ def test_guidance_of_one_or_less_runs_the_unet_once_a_step(pipe):
 
 def test_an_empty_negative_prompt_is_none_and_another_one_counts(pipe):
     """ "" gives the zero embeddings that SDXL's config asks for; a text gives its own."""
-    encoded = sampling.encode_prompts(pipe, ["x"])["x"]
+    encoded = encode_prompts(pipe, ["x"])["x"]
     assert not encoded.negative_text.any() and not encoded.negative_pooled.any()
     blurred = Options(steps=2, width=64, height=64, negative_prompt="blurred")
     assert distance(draw(pipe)[0], draw(pipe, options=blurred)[0]) > 20
@@ -184,7 +190,7 @@ def test_encoded_before_gives_the_same_bytes_without_text_encoders(pipe):
     """Training's way: encode, free the text encoders, sample from a pipeline that has none."""
     options = Options(steps=2, width=64, height=64, negative_prompt="blurred", batch_size=2)
     expected = draw(pipe, FIVE, options)
-    encoded = sampling.encode_prompts(pipe, [r.prompt for r in FIVE], negative_prompt="blurred")
+    encoded = encode_prompts(pipe, [r.prompt for r in FIVE], negative_prompt="blurred")
     pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
     for ours, theirs in zip(draw(pipe, FIVE, options, encoded=encoded), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -199,56 +205,56 @@ def test_encoded_before_gives_the_same_bytes_without_text_encoders(pipe):
 
 def test_prompts_encoded_without_guidance_cannot_be_guided(pipe):
     """There is no negative embedding to guide away from."""
-    encoded = sampling.encode_prompts(pipe, [PROMPT], guidance=1.0)
+    encoded = encode_prompts(pipe, [PROMPT], guidance=1.0)
     with pytest.raises(ConfigError, match="encoded without guidance, and 5 needs it"):
         draw(pipe, encoded=encoded)
 
 
 def test_the_placeholder_becomes_the_one_adapters_token():
     """<V> stands for the token; without an adapter, or with two, nobody knows which."""
-    assert sampling.fill_prompt("<V> ball beside a <V>", ["sks"]) == "sks ball beside a sks"
-    assert sampling.fill_prompt("a {token} < V >", []) == "a {token} < V >"
+    assert fill_prompt("<V> ball beside a <V>", ["sks"]) == "sks ball beside a sks"
+    assert fill_prompt("a {token} < V >", []) == "a {token} < V >"
     with pytest.raises(ConfigError, match=r"<V> in the prompt \"a <V>\" has no meaning without an adapter"):
-        sampling.fill_prompt("a <V>", [])
+        fill_prompt("a <V>", [])
     with pytest.raises(ConfigError, match="may mean sks or ohwx"):
-        sampling.fill_prompt("a <V>", ["sks", "ohwx"])
-    assert sampling.fill_prompt("a <V>", ["sks", "sks"]) == "a sks"  # loading both says why not
+        fill_prompt("a <V>", ["sks", "ohwx"])
+    assert fill_prompt("a <V>", ["sks", "sks"]) == "a sks"  # loading both says why not
 
 
 def test_a_prompt_without_the_token_is_named(pipe, adapter_folder):
     """The token counts as a whole word in any case; "asks" and "sks2" do not hold it."""
     adapter = load_adapter(pipe, adapter_folder)
     fine = ["a photo of sks ball", "SKS, ball", "(sks)", "the ball's name is sks"]
-    assert sampling.warnings_for(fine, [(adapter.path, adapter.header)], pipe) == []
-    lines = sampling.warnings_for(["who asks", "sks2", "sks2"], [(adapter.path, adapter.header)], pipe)
+    assert warnings_for(fine, [(adapter.path, adapter.header)], pipe) == []
+    lines = warnings_for(["who asks", "sks2", "sks2"], [(adapter.path, adapter.header)], pipe)
     assert [line.split(" lacks ")[0] for line in lines] == ['The prompt "who asks"', 'The prompt "sks2"']
     assert lines[0].endswith(
         f'lacks sks, the token of {adapter_folder}; write for instance "a photo of sks ball".'
     )
-    assert sampling.warnings_for(["who asks"], [], pipe) == []
+    assert warnings_for(["who asks"], [], pipe) == []
 
 
 def test_a_prompt_that_is_too_long_says_what_is_not_read(pipe):
     """The tiny tokenizer makes a token of each byte: 75 letters fit between begin and end, and the rest does not."""
     letters = "abcde " * 15  # 75 letters
-    assert sampling.length_warnings(letters, pipe) == []
-    (line,) = sampling.length_warnings(letters + "in\nthe snow", pipe)
+    assert length_warnings(letters, pipe) == []
+    (line,) = length_warnings(letters + "in\nthe snow", pipe)
     assert line.endswith(
         'has 86 tokens, begin and end included, and the model reads 77; it will not see "in the snow".'
     )
     # A word that is cut in two is named whole.
-    (line,) = sampling.length_warnings(letters[:-3] + "xyz tail", pipe)
+    (line,) = length_warnings(letters[:-3] + "xyz tail", pipe)
     assert line.endswith('it will not see "abcxyz tail".')
-    (line,) = sampling.length_warnings("🎉" * 20, pipe)  # four bytes each
+    (line,) = length_warnings("🎉" * 20, pipe)  # four bytes each
     assert "has 82 tokens" in line
 
 
 def test_what_a_negative_prompt_does_is_said(pipe):
     """Without guidance it does nothing; with it, it may be too long like any other."""
-    lines = sampling.warnings_for([], [], pipe, Options(negative_prompt="blurred", guidance=1))
+    lines = warnings_for([], [], pipe, Options(negative_prompt="blurred", guidance=1))
     assert lines == ["The negative prompt has no effect without guidance, and 1 is none."]
-    assert len(sampling.warnings_for([], [], pipe, Options(negative_prompt="x" * 80))) == 1
-    assert sampling.warnings_for([], [], pipe, Options(negative_prompt="blurred")) == []
+    assert len(warnings_for([], [], pipe, Options(negative_prompt="x" * 80))) == 1
+    assert warnings_for([], [], pipe, Options(negative_prompt="blurred")) == []
 
 
 def test_a_long_prompt_is_drawn_without_a_word_from_the_libraries(pipe, capfd):
@@ -263,24 +269,22 @@ def test_a_long_prompt_is_drawn_without_a_word_from_the_libraries(pipe, capfd):
 @pytest.mark.parametrize("size", [(64, 64), (96, 40), (8, 72)])
 def test_sizes_other_than_square(pipe, size):
     """Width and height come out as asked for, in this order."""
-    image = next(iter(sampling.generate(pipe, [Request("x", 0)], Options(2, width=size[0], height=size[1]))))[
-        1
-    ]
+    image = next(iter(generate(pipe, [Request("x", 0)], Options(2, width=size[0], height=size[1]))))[1]
     assert image.size == size
 
 
 def test_the_default_size_is_the_models_own(pipe):
     """The tiny model's: 8 latents x 8 pixels."""
-    assert sampling.picture_size(pipe, Options()) == (64, 64)
+    assert picture_size(pipe, Options()) == (64, 64)
     pipe.default_sample_size = [4, 12]  # rows and columns, as some UNets' configs have it
-    assert sampling.picture_size(pipe, Options()) == (96, 32)
+    assert picture_size(pipe, Options()) == (96, 32)
 
 
 @pytest.mark.parametrize(("asked", "nearest"), [(101, 104), (1, 8), (0, 8), (-64, 8), (1023, 1024)])
 def test_a_size_that_cannot_be_made_names_the_nearest_that_can(pipe, asked, nearest):
     """Before anything is drawn: generate itself raises, not its first picture."""
     with pytest.raises(ConfigError, match=f"A height of {asked} pixels is no multiple of 8; {nearest} is."):
-        sampling.generate(pipe, [Request("x", 0)], Options(width=64, height=asked))
+        generate(pipe, [Request("x", 0)], Options(width=64, height=asked))
 
 
 @pytest.mark.parametrize(
@@ -314,18 +318,18 @@ def test_progress_counts_pictures_by_their_steps(pipe, capfd):
 def test_pictures_come_as_they_are_made_and_nothing_asks_for_none(pipe):
     """The first picture is there before the second is begun; an empty list gives no picture."""
     seen = []
-    pictures = sampling.generate(pipe, FIVE[:2], QUICK, on_progress=seen.append)
+    pictures = generate(pipe, FIVE[:2], QUICK, on_progress=seen.append)
     assert seen == []
     next(pictures)
     assert seen == [0.5, 1.0]
-    assert list(sampling.generate(pipe, [], QUICK)) == []
+    assert list(generate(pipe, [], QUICK)) == []
 
 
 def test_more_steps_than_the_model_was_trained_with_are_refused(pipe):
     """SDXL knows 1000 timesteps; a scheduler's own complaint becomes a sentence as well."""
     with pytest.raises(ConfigError, match="1001 steps are more than the 1000"):
-        sampling.check_options(pipe, Options(steps=1001))
-    sampling.check_options(pipe, Options(steps=1000))
+        check_options(pipe, Options(steps=1001))
+    check_options(pipe, Options(steps=1000))
 
 
 # --- what must not go wrong silently ---------------------------------------------------------------------------
@@ -336,7 +340,7 @@ def test_a_displaced_alpha_is_noticed_before_the_first_picture(pipe, adapter_fol
     load_adapter(pipe, adapter_folder)
     pipe.enable_attention_slicing(1)
     with pytest.raises(InjectionError, match="attention slicing"):
-        sampling.generate(pipe, [Request("x", 0)], QUICK)
+        generate(pipe, [Request("x", 0)], QUICK)
 
 
 @pytest.mark.parametrize("broken", ["unet", "vae"])
@@ -379,7 +383,7 @@ def test_a_float32_vae_beside_a_half_precision_unet(dtype):
     half = build_pipeline("tiny", dtype=dtype)
     torch.nn.Module.to(half.vae, torch.float32)
     assert draw(half)[0].std() > 1
-    assert sampling.recipe(half, Request("x", 0), QUICK)["vae_precision"] == "float32"
+    assert recipe(half, Request("x", 0), QUICK)["vae_precision"] == "float32"
 
 
 def test_latent_means_and_deviations_are_undone(pipe):
@@ -398,10 +402,10 @@ def test_offload_without_a_gpu_is_refused(pipe):
     """And so is an offload that does not exist."""
     for offload in ("model", "sequential"):
         with pytest.raises(ConfigError, match=f"--offload {offload} .* no GPU is used here"):
-            sampling.prepare_device(pipe, "cpu", offload)
+            prepare_device(pipe, "cpu", offload)
     with pytest.raises(ConfigError, match="none, model or sequential, not 'disk'"):
-        sampling.prepare_device(pipe, "cpu", "disk")
-    sampling.prepare_device(pipe, "cpu")
+        prepare_device(pipe, "cpu", "disk")
+    prepare_device(pipe, "cpu")
 
 
 @pytest.fixture
@@ -411,7 +415,7 @@ def sequential(monkeypatch):
     monkeypatch.setattr(
         accelerate, "cpu_offload", lambda m, _device, **more: real(m, torch.device("cpu"), **more)
     )
-    return lambda pipe: sampling._offload_sequentially(pipe, torch.device("cpu"))
+    return lambda pipe: _offload_sequentially(pipe, torch.device("cpu"))
 
 
 def test_alpha_survives_sequential_offload(pipe, adapter_folder, sequential):
@@ -466,9 +470,9 @@ def test_a_float16_vae_is_upcast_before_sequential_offload(sequential):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_the_device_is_chosen_with_its_precision():
     """float32 where there is no CUDA, unless another is asked for."""
-    device, dtype = sampling.choose_device()
+    device, dtype = choose_device()
     assert device.type in ("cpu", "mps") and dtype == torch.float32
-    assert sampling.choose_device("bf16")[1] == torch.bfloat16
+    assert choose_device("bf16")[1] == torch.bfloat16
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
@@ -477,7 +481,7 @@ def test_a_gpu_draws_in_bfloat16_only_where_it_does_not_imitate_it(native, dtype
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
     )
-    assert sampling.choose_device(device=torch.device("cuda"))[1] == dtype
+    assert choose_device(device=torch.device("cuda"))[1] == dtype
 
 
 @pytest.mark.gpu
@@ -486,9 +490,9 @@ def test_a_gpu_draws_in_bfloat16_only_where_it_does_not_imitate_it(native, dtype
 def test_a_gpu_draws_the_picture_of_the_cpu(pipe, adapter_folder, offload):
     """The noise is the CPU's, so the picture is nearly: sums are rounded in another order."""
     load_adapter(pipe, adapter_folder)
-    sampling.set_scheduler(pipe, "euler-ancestral")
+    set_scheduler(pipe, "euler-ancestral")
     expected = draw(pipe, FIVE)
-    sampling.prepare_device(pipe, "cuda", offload)
+    prepare_device(pipe, "cuda", offload)
     for ours, theirs in zip(draw(pipe, FIVE), expected, strict=True):
         assert np.abs(ours.astype(int) - theirs).mean() < 2
 
@@ -497,7 +501,7 @@ def test_a_gpu_draws_the_picture_of_the_cpu(pipe, adapter_folder, offload):
 
 
 def usable_names() -> list[str]:
-    found = sampling.schedulers(SimpleNamespace(scheduler=EulerDiscreteScheduler()))
+    found = schedulers(SimpleNamespace(scheduler=EulerDiscreteScheduler()))
     return sorted(key for key, (_, lacks) in found.items() if not lacks)
 
 
@@ -507,7 +511,7 @@ def test_every_scheduler_draws_with_few_steps(pipe, name, prediction_type):
     """1, 2 and 3 steps give pictures, with the model's own noise schedule and prediction type."""
     pipe.scheduler.register_to_config(prediction_type=prediction_type)
     before = dict(pipe.scheduler.config)
-    sampling.set_scheduler(pipe, name)
+    set_scheduler(pipe, name)
     for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):
         assert pipe.scheduler.config[key] == before[key]
     for steps in (1, 2, 3):
@@ -516,7 +520,7 @@ def test_every_scheduler_draws_with_few_steps(pipe, name, prediction_type):
 
 def test_thirteen_schedulers_need_nothing_more_and_the_others_say_why_not(pipe):
     """EDMEuler replaces the noise schedule by its own; two need a package that is no dependency of ours."""
-    lacking = {cls.__name__: lacks for cls, lacks in sampling.schedulers(pipe).values() if lacks}
+    lacking = {cls.__name__: lacks for cls, lacks in schedulers(pipe).values() if lacks}
     assert (
         lacking.pop("EDMEulerScheduler")
         == "it knows nothing of this model's beta_start, beta_end, beta_schedule"
@@ -531,7 +535,7 @@ def test_thirteen_schedulers_need_nothing_more_and_the_others_say_why_not(pipe):
     assert len(usable_names()) == 15 - len(expected)
     for name in ("edm_euler", *([] if importlib.util.find_spec("torchsde") else ["dpmsolver sde"])):
         with pytest.raises(ConfigError, match="cannot be used: it "):
-            sampling.set_scheduler(pipe, name)
+            set_scheduler(pipe, name)
 
 
 @pytest.mark.parametrize(
@@ -550,7 +554,7 @@ def test_thirteen_schedulers_need_nothing_more_and_the_others_say_why_not(pipe):
 )
 def test_schedulers_by_name(pipe, name, expected):
     """Any case and punctuation, with and without Scheduler and Discrete, and beginnings that only one has."""
-    sampling.set_scheduler(pipe, name)
+    set_scheduler(pipe, name)
     assert type(pipe.scheduler).__name__ == expected
 
 
@@ -559,25 +563,25 @@ def test_a_scheduler_that_does_not_exist_names_the_nearest_and_all(pipe):
     with pytest.raises(
         ConfigError, match=r"no scheduler 'eulr' .* Did you mean Euler\? There are DDIM, DDPM, .*UniPC"
     ):
-        sampling.set_scheduler(pipe, "eulr")
+        set_scheduler(pipe, "eulr")
     with pytest.raises(ConfigError, match="may be DPMSolverMultistep or DPMSolverSDE or DPMSolverSinglestep"):
-        sampling.set_scheduler(pipe, "dpmsolver")
+        set_scheduler(pipe, "dpmsolver")
     with pytest.raises(ConfigError, match="no scheduler ''"):
-        sampling.set_scheduler(pipe, "")
+        set_scheduler(pipe, "")
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
 
 
 def test_a_scheduler_keeps_what_was_its_predecessors_default(pipe):
     """diffusers forgets defaults on the way: 0.02 is Euler's default for beta_end, and Heun's is 0.012."""
     pipe.scheduler = EulerDiscreteScheduler()
-    sampling.set_scheduler(pipe, "heun")
+    set_scheduler(pipe, "heun")
     assert pipe.scheduler.config.beta_end == 0.02
     assert pipe.scheduler.config.beta_schedule == "linear"
 
 
 def test_ddim_does_not_clip_latents(pipe):
     """Its default keeps pixels between -1 and 1; latents go beyond, and clipping them changes the picture."""
-    sampling.set_scheduler(pipe, "ddim")
+    set_scheduler(pipe, "ddim")
     assert not pipe.scheduler.config.clip_sample
     pictures = draw(pipe)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=True)
@@ -589,10 +593,10 @@ def test_a_model_of_zero_terminal_snr_refuses_schedulers_that_cannot(pipe):
     pipe.scheduler = EulerDiscreteScheduler.from_config(
         pipe.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr=True
     )
-    sampling.set_scheduler(pipe, "unipc")
+    set_scheduler(pipe, "unipc")
     assert pipe.scheduler.config.rescale_betas_zero_snr
     with pytest.raises(ConfigError, match=r"PNDMScheduler cannot be used: .*rescale_betas_zero_snr"):
-        sampling.set_scheduler(pipe, "pndm")
+        set_scheduler(pipe, "pndm")
 
 
 # --- recipes and files -----------------------------------------------------------------------------------------
@@ -602,7 +606,7 @@ def test_a_recipe_holds_what_it_takes(pipe, adapter_folder):
     """Every option, the adapter with its scale, the versions, and whatever the caller adds."""
     load_adapter(pipe, adapter_folder, scale=0.25)
     options = Options(steps=9, guidance=3.5, negative_prompt="blurred", width=96, batch_size=2)
-    found = sampling.recipe(pipe, Request("an sks", 5), options, {"model": "my/model", "trained_steps": 3})
+    found = recipe(pipe, Request("an sks", 5), options, {"model": "my/model", "trained_steps": 3})
     versions = found.pop("versions")
     assert set(versions) == {"coeffdiff", "torch", "diffusers", "transformers"}
     assert found == {
@@ -637,7 +641,7 @@ def test_a_recipe_holds_what_it_takes(pipe, adapter_folder):
 def test_pictures_and_their_grid_are_written(pipe, tmp_path):
     """A file for each request that repeats its picture from its own recipe, and one grid; nothing is overwritten."""
     requests = [Request(prompt, seed) for prompt in ("a/b: 猫?", "..") for seed in (7, 8)]
-    files = sampling.write_pictures(pipe, requests, QUICK, tmp_path / "new", details={"model": "tiny"})
+    files = write_pictures(pipe, requests, QUICK, tmp_path / "new", details={"model": "tiny"})
     assert [file.name for file in files] == [
         "001-a-b-猫-seed7.png",
         "002-a-b-猫-seed8.png",
@@ -655,10 +659,10 @@ def test_pictures_and_their_grid_are_written(pipe, tmp_path):
         )
     before = {path: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     assert {path.name for path in before} == {file.name for file in files}
-    more = sampling.write_pictures(pipe, requests[:1], Options(1, width=64, height=64), tmp_path / "new")
+    more = write_pictures(pipe, requests[:1], Options(1, width=64, height=64), tmp_path / "new")
     assert [file.name for file in more] == ["001-a-b-猫-seed7-2.png", "grid-2.png"]
     assert all(path.read_bytes() == content for path, content in before.items())
-    same = sampling.write_pictures(pipe, requests, QUICK, tmp_path / "new", overwrite=True)
+    same = write_pictures(pipe, requests, QUICK, tmp_path / "new", overwrite=True)
     assert same == files and len(list((tmp_path / "new").iterdir())) == 7
 
 
@@ -669,7 +673,7 @@ def test_scales_are_drawn_side_by_side_with_equal_noise(pipe, adapter_folder, tm
     prompts, seeds, scales = (PROMPT, "a red barn"), (11, 12), (0.0, 0.5, -1.0)
     requests = [Request(p, n, scale) for p in prompts for n in seeds for scale in scales]
     options = Options(steps=2, width=64, height=64, batch_size=3)
-    files = sampling.write_pictures(pipe, requests, options, tmp_path / "swept")
+    files = write_pictures(pipe, requests, options, tmp_path / "swept")
     assert adapter.scale == 0.7
     assert [f.name for f in files[:3]] == [
         "001-a-photo-of-sks-ball-in-the-snow-seed11-scale0.png",
@@ -708,14 +712,14 @@ def test_a_learned_token_is_an_ordinary_word_in_the_column_of_scale_0(pipe, tmp_
 def test_the_work_is_planned_scale_by_scale():
     """Batches hold neighbours of one scale, whatever the order of the requests."""
     requests = [Request("x", seed, scale) for seed in range(3) for scale in (0.0, 1.0)]
-    assert sampling.plan(requests, 2) == [[0, 2], [4], [1, 3], [5]]
-    assert sampling.plan([Request("x", seed) for seed in range(3)], 2) == [[0, 1], [2]]
+    assert plan(requests, 2) == [[0, 2], [4], [1, 3], [5]]
+    assert plan([Request("x", seed) for seed in range(3)], 2) == [[0, 1], [2]]
 
 
 def test_the_own_scale_comes_back_after_an_error(pipe, adapter_folder):
     """Also where somebody stops asking for pictures in the middle."""
     adapter = load_adapter(pipe, adapter_folder, scale=0.7)
-    pictures = sampling.generate(pipe, [Request("sks", 1, 0.2), Request("sks", 1, 0.3)], QUICK)
+    pictures = generate(pipe, [Request("sks", 1, 0.2), Request("sks", 1, 0.3)], QUICK)
     next(pictures)
     assert adapter.scale == 0.2
     pictures.close()
@@ -724,7 +728,7 @@ def test_the_own_scale_comes_back_after_an_error(pipe, adapter_folder):
 
 def test_a_scale_needs_an_adapter_and_a_number(pipe):
     with pytest.raises(ConfigError, match="no adapter is loaded that could have it"):
-        sampling.generate(pipe, [Request("x", 1, 0.5)], QUICK)
+        generate(pipe, [Request("x", 1, 0.5)], QUICK)
     with pytest.raises(ConfigError, match="A scale must be a finite number, not nan"):
         Request("x", 1, float("nan"))
 
@@ -736,27 +740,27 @@ def test_the_newest_finished_run_is_found(tmp_path):
     """By its adapter's time, not by its name; runs without an adapter do not count."""
     runs = tmp_path / "runs"
     with pytest.raises(AdapterError, match=r"There is no finished run under .*coeffdiff train --images"):
-        sampling.find_newest_run(runs)
+        find_newest_run(runs)
     (runs / "begun").mkdir(parents=True)
     (runs / "begun/config.yaml").touch()
     with pytest.raises(AdapterError, match=r"No run under .* has finished yet \(.*begun\).*--resume"):
-        sampling.find_newest_run(runs)
+        find_newest_run(runs)
     for age, name in enumerate(("b", "c", "a")):
         file = runs / name / "adapter/coeff.safetensors"
         file.parent.mkdir(parents=True)
         file.touch()
         os.utime(file, (1000 - age, 1000 - age))
-    assert sampling.find_newest_run(runs) == runs / "b"
+    assert find_newest_run(runs) == runs / "b"
 
 
 def test_recipes_are_plain_json(pipe):
     """So that any program may read them."""
-    json.dumps(sampling.recipe(pipe, Request("x", 0), QUICK))
+    json.dumps(recipe(pipe, Request("x", 0), QUICK))
 
 
 def test_a_prompt_that_is_no_text_is_refused():
     """A byte that is no UTF-8 reaches Python as half of a surrogate pair, which no tokenizer takes."""
     with pytest.raises(ConfigError, match=r"The prompt 'a \\udcff' is not valid text; it must be UTF-8"):
-        sampling.fill_prompt("a \udcff", [])
+        fill_prompt("a \udcff", [])
     with pytest.raises(ConfigError, match="The negative prompt is not valid text"):
         Options(negative_prompt="\udcff")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coeffdiff import speed
-from coeffdiff.config import load_settings
+from coeffdiff.config.loading import load_settings
 from coeffdiff.errors import OutOfMemory
-from coeffdiff.shortage import explained, is_shortage, sampling_switches, too_little, training_switches
+from coeffdiff.sampling.memory_options import sampling_switches
+from coeffdiff.training.memory_options import training_switches
+from coeffdiff.utils.oom import is_out_of_memory, oom_hints, oom_sentence
 
 CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
@@ -31,12 +32,12 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def gpu_with_bf16(monkeypatch):
-    monkeypatch.setattr(speed, "has_bf16", lambda: True)
+    monkeypatch.setattr("coeffdiff.utils.torch_setup.has_bf16", lambda: True)
 
 
 def test_an_older_gpu_is_offered_what_it_computes_in(monkeypatch):
     """One that only imitates bfloat16: float16; a CPU still has bfloat16."""
-    monkeypatch.setattr(speed, "has_bf16", lambda: False)
+    monkeypatch.setattr("coeffdiff.utils.torch_setup.has_bf16", lambda: False)
     plain = settings(**{"training.precision": "no"})
     assert training_switches(plain, "cuda") == ["--set training.precision=fp16"]
     assert training_switches(plain, "cpu") == ["--set training.precision=bf16"]
@@ -64,7 +65,7 @@ def settings(**values):
     ],
 )
 def test_what_counts_as_a_shortage(error, counts):
-    assert is_shortage(error) == counts
+    assert is_out_of_memory(error) == counts
 
 
 def test_the_real_allocators_error_is_known():
@@ -73,7 +74,7 @@ def test_the_real_allocators_error_is_known():
         pytest.raises(
             OutOfMemory, match=r"^This machine has too little memory for this \(.* GiB more were asked"
         ),
-        explained(list),
+        oom_hints(list),
     ):
         torch.empty(2**60)
 
@@ -81,8 +82,8 @@ def test_the_real_allocators_error_is_known():
 def test_nothing_that_is_on_is_recommended():
     """Every switch on: none is left, and the sentence says what is."""
     assert training_switches(settings(), "cuda") == []
-    assert "a larger GPU or a smaller model" in too_little(GPU, [])
-    assert "a larger machine or a smaller model" in too_little(CPU, [])
+    assert "a larger GPU or a smaller model" in oom_sentence(GPU, [])
+    assert "a larger machine or a smaller model" in oom_sentence(CPU, [])
 
 
 @pytest.mark.parametrize(
@@ -139,18 +140,18 @@ def test_sampling_has_switches_of_its_own():
 
 def test_the_sentence_by_hand():
     """How much was asked for, and what to turn, in order."""
-    assert too_little(GPU, ["--a", "--b 1"]) == (
+    assert oom_sentence(GPU, ["--a", "--b 1"]) == (
         "The GPU has too little memory for this (20.00 MiB more were asked for). In this order: --a; --b 1."
     )
-    assert too_little(CPU, ["--a"]).startswith(
+    assert oom_sentence(CPU, ["--a"]).startswith(
         "This machine has too little memory for this (64.0 GiB more were asked"
     )
     assert (
-        too_little(MemoryError(), ["--a"])
+        oom_sentence(MemoryError(), ["--a"])
         == "This machine has too little memory for this. In this order: --a."
     )
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="shapes"), explained(list):
+    with pytest.raises(RuntimeError, match="shapes"), oom_hints(list):
         raise RuntimeError("shapes differ")

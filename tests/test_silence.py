@@ -28,18 +28,13 @@ from safetensors.torch import load_file
 
 from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, BaseWeightsChanged, CoeffDiffError, InjectionError
-from coeffdiff.method.adapter import (
-    COEFF_FILE,
-    FORMAT_VERSION,
-    AdapterHeader,
-    LoraHeader,
-    loaded_adapters,
-    save_adapter,
-)
-from coeffdiff.method.injection import alpha_off, attention_layers, inject, verify
-from coeffdiff.method.lora import LORA_FILE, add_lora, lora_off
-from coeffdiff.method.token import EMBEDS_FILE
-from coeffdiff.seeding import generator_for
+from coeffdiff.hosts.diffusers import loaded_adapters, save_adapter
+from coeffdiff.hosts.guard import verify
+from coeffdiff.hosts.lora import add_lora, lora_off
+from coeffdiff.hosts.unet import alpha_off, attention_layers, inject
+from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, LoraHeader
+from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, LORA_FILE
+from coeffdiff.utils.seeding import generator_for
 
 # kind -> its LoRA's (rank, alpha, DoRA)
 LORAS = {

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from coeffdiff import speed
 from coeffdiff.errors import ConfigError
+from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.unet import inject, set_scale
 from coeffdiff.method.attention import mixed_attention
 from coeffdiff.method.coefficients import draw_dropout
-from coeffdiff.method.injection import inject, set_scale
-from coeffdiff.method.lora import add_lora
-from coeffdiff.speed import compile_blocks, copied, prepare_kernels
+from coeffdiff.utils.torch_setup import compile_blocks, copied, prepare_kernels
 
 CPU = torch.device("cpu")
 
@@ -95,7 +94,7 @@ def test_dora_is_compiled_in_parts(tiny_pipeline, unet_inputs, fresh_compiler):
 
 
 def test_where_nothing_can_be_compiled_it_is_said(tiny_pipeline, monkeypatch):
-    monkeypatch.setattr(speed, "_can_compile", lambda device: False)
+    monkeypatch.setattr("coeffdiff.utils.torch_setup._can_compile", lambda device: False)
     with pytest.raises(ConfigError, match=r"no compiler here.*leave compile off"):
         compile_blocks(tiny_pipeline.unet, CPU)
 

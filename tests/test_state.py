@@ -15,25 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from coeffdiff import files
-from coeffdiff.config import Settings, load_settings
+from coeffdiff.config.loading import load_settings
+from coeffdiff.config.schema import Settings
 from coeffdiff.errors import ConfigError, ResumeError, TrainingError
-from coeffdiff.files import appearing
-from coeffdiff.method.adapter import AdapterHeader, LoraHeader
-from coeffdiff.training import state
-from coeffdiff.training.state import (
-    Checkpoint,
-    RunFolder,
-    StepLog,
-    alone_in,
-    claim,
-    load_checkpoint,
-    new_run,
-    run_to_resume,
-    save_checkpoint,
-    settings_to_resume,
-    store,
-)
+from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
+from coeffdiff.training import resuming
+from coeffdiff.training import run_folder as state
+from coeffdiff.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from coeffdiff.training.resuming import run_to_resume, settings_to_resume
+from coeffdiff.training.run_folder import RunFolder, claim, lock_run, new_run, store
+from coeffdiff.training.step_log import StepLog
+from coeffdiff.utils import atomic
+from coeffdiff.utils.atomic import _exchange, atomic_write, sweep
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +181,7 @@ def test_a_full_disk_is_one_sentence_and_harms_no_older_checkpoint(monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state.Path, "write_bytes", full)
+    monkeypatch.setattr(resuming.Path, "write_bytes", full)
     with pytest.raises(
         TrainingError, match=r"step 2 cannot be written.*No space left.*last good checkpoint.*000001"
     ):
@@ -316,9 +309,9 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(monkeypatch):
             raise PermissionError(13, "in use")
         return real(self, target)
 
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr("coeffdiff.utils.atomic._exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", stubborn)
-    with pytest.raises(PermissionError), appearing(Path("adapter")) as temporary:
+    with pytest.raises(PermissionError), atomic_write(Path("adapter")) as temporary:
         temporary.mkdir()
     assert [path.name for path in Path().iterdir()] == ["adapter"]
     assert (Path("adapter") / "old").exists()
@@ -327,13 +320,13 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(monkeypatch):
 def test_a_file_appears_whole_or_not_at_all():
     """A failure inside leaves the old content and no litter; success replaces it."""
     file = Path("folder/file.txt")
-    with appearing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text("old")
-    with pytest.raises(RuntimeError), appearing(file) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(file) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert file.read_text() == "old"
-    with appearing(file, durable=True) as temporary:
+    with atomic_write(file, durable=True) as temporary:
         temporary.write_text("new")
     assert file.read_text() == "new"
     assert [path.name for path in file.parent.iterdir()] == ["file.txt"]
@@ -342,7 +335,7 @@ def test_a_file_appears_whole_or_not_at_all():
 def test_a_folder_takes_the_place_of_an_older_one():
     """Files of the old folder do not linger in the new one."""
     for name in ("old", "new"):
-        with appearing(Path("adapter")) as temporary:
+        with atomic_write(Path("adapter")) as temporary:
             temporary.mkdir()
             (temporary / name).write_text(name)
     assert [path.name for path in Path("adapter").iterdir()] == ["new"]
@@ -353,7 +346,7 @@ def test_a_folder_is_replaced_in_one_step_or_comes_back(monkeypatch):
     """Where two folders cannot be swapped, a kill between the two renames leaves the old one aside; sweep restores it."""
     Path("adapter").mkdir()
     (Path("adapter") / "old").touch()
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr("coeffdiff.utils.atomic._exchange", lambda one, other: False)
     real = Path.rename
 
     class Killed(BaseException):
@@ -366,13 +359,13 @@ def test_a_folder_is_replaced_in_one_step_or_comes_back(monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "rename", dies)
         patch.setattr(
-            files.shutil, "rmtree", lambda *_args, **_options: None
+            atomic.shutil, "rmtree", lambda *_args, **_options: None
         )  # a dead process cleans nothing up
-        with pytest.raises(Killed), appearing(Path("adapter")) as temporary:
+        with pytest.raises(Killed), atomic_write(Path("adapter")) as temporary:
             temporary.mkdir()
             (temporary / "new").touch()
     assert not Path("adapter").exists()
-    files.sweep(Path())
+    sweep(Path())
     assert [path.name for path in Path("adapter").iterdir()] == ["old"]
     assert not list(Path().glob(".*"))
 
@@ -382,9 +375,9 @@ def test_two_folders_swap_places():
     for name in ("one", "other"):
         Path(name).mkdir()
         (Path(name) / name).touch()
-    assert files._exchange(Path("one"), Path("other"))
+    assert _exchange(Path("one"), Path("other"))
     assert (Path("one/other").exists(), Path("other/one").exists()) == (True, True)
-    assert not files._exchange(Path("one"), Path("nowhere"))
+    assert not _exchange(Path("one"), Path("nowhere"))
 
 
 def test_sweeping_takes_what_killed_writers_left_and_nothing_else():
@@ -399,11 +392,11 @@ def test_sweeping_takes_what_killed_writers_left_and_nothing_else():
     ):
         Path(name).touch()
     os.utime(".y.00000000", (1, 1))
-    files.sweep(Path(), older_than=3600)
+    sweep(Path(), older_than=3600)
     assert sorted(path.name for path in Path().glob("*") if path.is_file()) == sorted(
         [".adapter.0badcafe", ".x.safetensors.12345678", ".git", ".hidden.txt", "x.12345678"]
     )
-    files.sweep(Path())
+    sweep(Path())
     assert sorted(path.name for path in Path().iterdir()) == [".git", ".hidden.txt", "x.12345678"]
 
 
@@ -411,13 +404,13 @@ def test_a_run_folder_is_held_by_one_process_and_freed_with_it():
     """Held twice: refused; freed when the block ends, also by an error; and what a kill left is cleared away."""
     run = begun(Path("run"))
     (run.path / ".adapter.0badcafe").mkdir()
-    with alone_in(run):
+    with lock_run(run):
         assert not (run.path / ".adapter.0badcafe").exists()
-        with pytest.raises(ResumeError, match="Another process is training in run now"), alone_in(run):
+        with pytest.raises(ResumeError, match="Another process is training in run now"), lock_run(run):
             pass
-    with pytest.raises(KeyError), alone_in(run):
+    with pytest.raises(KeyError), lock_run(run):
         raise KeyError
-    with alone_in(run):
+    with lock_run(run):
         pass
 
 
@@ -431,7 +424,7 @@ def test_a_folder_that_cannot_be_locked_is_used_all_the_same(monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuses)
     litter = begun(Path("run")).path / ".adapter.0badcafe"
     litter.mkdir()
-    with alone_in(RunFolder(Path("run"))):
+    with lock_run(RunFolder(Path("run"))):
         assert litter.exists()  # somebody else may be writing it
 
 

@@ -14,14 +14,22 @@ from safetensors.torch import load_file
 from test_loop import WORKER, assert_same, command_line, environment, logged, settings_for, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from coeffdiff import backbone, load_adapter, sampling
-from coeffdiff.config import ModelSettings, Settings, load_settings
-from coeffdiff.data.latents import Batch
+from coeffdiff import load_adapter
+from coeffdiff.config.loading import load_settings
+from coeffdiff.config.schema import ModelSettings, Settings
+from coeffdiff.data.batches import Batch
 from coeffdiff.errors import ConfigError
-from coeffdiff.method.adapter import read_header
-from coeffdiff.method.token import EMBEDS_FILE, add_token, initial_rows, remove_token
+from coeffdiff.hosts.learned_token import add_token, initial_rows, remove_token
+from coeffdiff.method.adapter_file import read_header
+from coeffdiff.method.adapter_paths import EMBEDS_FILE
+from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.loading import load_pipeline
+from coeffdiff.sampling.generation import generate
+from coeffdiff.sampling.options import Options, Request
+from coeffdiff.sampling.prompts import encode_prompts, length_warnings
 from coeffdiff.training import loop
-from coeffdiff.training.state import RunFolder, settings_to_resume
+from coeffdiff.training.resuming import settings_to_resume
+from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.text import LearnedToken
 
 tiny_folder, here = test_loop.tiny_folder, test_loop.here
@@ -111,12 +119,10 @@ def test_pictures_are_made_with_the_embeddings_of_their_step(tiny_folder):
     values |= {"training.steps": 4}
     loop.train(settings_for(tiny_folder, "run", **values, **{"validation.every": 2}))
     (early,), (late,) = (sorted(Path(f"run/samples/step-00000{n}").glob("0*.png")) for n in (2, 4))
-    pipe = backbone.load_pipeline(
-        backbone.find_backbone(ModelSettings(name=str(tiny_folder))), dtype=torch.float32
-    )
+    pipe = load_pipeline(find_backbone(ModelSettings(name=str(tiny_folder))), dtype=torch.float32)
     load_adapter(pipe, "run")
-    options = sampling.Options(steps=2, guidance=5.0, width=64, height=64)
-    ((_, picture),) = sampling.generate(pipe, [sampling.Request("a sks in the snow", 5)], options)
+    options = Options(steps=2, guidance=5.0, width=64, height=64)
+    ((_, picture),) = generate(pipe, [Request("a sks in the snow", 5)], options)
     assert Image.open(late).tobytes() == picture.tobytes()
     assert Image.open(early).tobytes() != picture.tobytes()
     assert '"kind": "token"' in Image.open(late).text["coeffdiff"]
@@ -128,7 +134,7 @@ def test_the_negative_prompt_may_hold_the_token(tiny_pipeline):
     """Its embeddings then are those of the learned rows, not of the letters; it goes as it came."""
 
     def read():
-        return sampling.encode_prompts(tiny_pipeline, ["a ball"], negative_prompt="sks")["a ball"]
+        return encode_prompts(tiny_pipeline, ["a ball"], negative_prompt="sks")["a ball"]
 
     before = read()
     rows = {key: values + 1 for key, values in initial_rows(tiny_pipeline, "b", 2).items()}
@@ -211,10 +217,10 @@ def test_a_long_prompt_is_measured_with_its_vectors(tiny_pipeline):
     """40 letters and 40 vectors are more than 75; the same with one vector are not."""
     text = "sks " + "x" * 40
     learned(tiny_pipeline)
-    assert sampling.length_warnings(text, tiny_pipeline) == []
+    assert length_warnings(text, tiny_pipeline) == []
     remove_token(tiny_pipeline)
     learned(tiny_pipeline, **{"method.token.vectors": 40})
-    (line,) = sampling.length_warnings(text, tiny_pipeline)
+    (line,) = length_warnings(text, tiny_pipeline)
     assert "has 82 tokens, begin and end included, and the model reads 77" in line
 
 
@@ -239,8 +245,8 @@ def test_bf16_trains_float32_rows(tiny_folder):
     loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **values))
     assert all(tensor.dtype == torch.float32 for tensor in weights("run").values())
     assert logged("run")[-1]["token"] > 0.1
-    pipe = backbone.load_pipeline(
-        backbone.find_backbone(ModelSettings(name=str(tiny_folder))), dtype=torch.bfloat16, parts={"text"}
+    pipe = load_pipeline(
+        find_backbone(ModelSettings(name=str(tiny_folder))), dtype=torch.bfloat16, parts={"text"}
     )
     for key, first in initial_rows(pipe, "a", 2).items():
         torch.testing.assert_close(rows("run")[key].norm(dim=1), first.norm(dim=1))

@@ -11,19 +11,20 @@ from accelerate.hooks import remove_hook_from_module
 from safetensors.torch import load_file
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError, InjectionError
-from coeffdiff.method import token as token_module
-from coeffdiff.method.token import (
-    EMBEDS_FILE,
+from coeffdiff.hosts.learned_token import (
+    _FIRST_PRIVATE,
     ExtendedEmbedding,
     add_token,
     announce_tokens,
     initial_rows,
     pull_norms,
     remove_token,
-    save_rows,
     switch_token,
     verify_token,
 )
+from coeffdiff.method.adapter_file import save_rows
+from coeffdiff.method.adapter_header import MOST_VECTORS
+from coeffdiff.method.adapter_paths import EMBEDS_FILE
 
 WIDTHS = {
     "clip_l": 20,
@@ -321,5 +322,5 @@ def test_a_pipeline_without_text_encoders_is_refused(pipe):
 
 def test_a_person_reads_no_private_characters_by_accident():
     """The characters that stand for vectors are in no text that a setting admits."""
-    assert not chr(token_module._FIRST_PRIVATE).isprintable()
-    assert not chr(token_module._FIRST_PRIVATE + token_module.MOST_VECTORS).isalnum()
+    assert not chr(_FIRST_PRIVATE).isprintable()
+    assert not chr(_FIRST_PRIVATE + MOST_VECTORS).isalnum()

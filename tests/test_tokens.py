@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import CLIPTokenizer
 
+from coeffdiff.models.subject_token import KNOWN, PROPOSED, caption_findings, holds, token_findings
 from coeffdiff.pocket.tokenizers import BEGIN, END, byte_symbols, tokenizer_pair
-from coeffdiff.tokens import KNOWN, PROPOSED, caption_findings, holds, token_findings
 
 # Where CLIP's own vocabulary has these words, of 49,408.
 CLIP_IDS = {

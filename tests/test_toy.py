@@ -13,23 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coeffdiff.errors import ConfigError
-from coeffdiff.evaluation.toy import (
-    ARMS,
-    REACHED,
-    SETTINGS,
-    TARGETS,
-    TRAINED,
-    error_of,
-    layer,
-    lower_bounds,
-    make_problem,
-    polish,
-    reachable_polygon,
-    table,
-    toy,
-    tune,
-    values_instead_of_alpha,
-)
+from coeffdiff.evaluation.toy.bounds import error_of, lower_bounds, reachable_polygon
+from coeffdiff.evaluation.toy.problem import layer, make_problem, values_instead_of_alpha
+from coeffdiff.evaluation.toy.results import table
+from coeffdiff.evaluation.toy.settings import ARMS, REACHED, SETTINGS, TARGETS, TRAINED
+from coeffdiff.evaluation.toy.toy import toy
+from coeffdiff.evaluation.toy.tuning import polish, tune
 
 EVERY = [
     make_problem(setting, target, seed, restarts=2)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from coeffdiff import cli, files
-from coeffdiff.cli import app
+from coeffdiff.cli.app import app
 from coeffdiff.errors import ConfigError
-from coeffdiff.files import refuse_unwritable, why_unwritable
 from coeffdiff.pocket.world.subjects.named import DEV
 from coeffdiff.pocket.world.subjects.photos import write_photos
+from coeffdiff.utils import atomic
+from coeffdiff.utils.writable import refuse_unwritable, why_unwritable
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def read_only(monkeypatch):
     """A disk that takes nothing below `locked`; root may write wherever permissions alone forbid it."""
-    real = files.tempfile.TemporaryFile
+    real = atomic.tempfile.TemporaryFile
     Path("locked").mkdir()
 
     def refuse(*args, dir, **more):
@@ -32,7 +32,7 @@ def read_only(monkeypatch):
             raise OSError(30, "Read-only file system")
         return real(*args, dir=dir, **more)
 
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(atomic.tempfile, "TemporaryFile", refuse)
 
 
 def test_a_folder_is_tried_where_it_will_be_and_nothing_is_left():
@@ -68,20 +68,21 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[0])
 def test_it_is_found_before_anything_is_computed(read_only, monkeypatch, command):
     """One sentence, exit code 2, no weights loaded and nothing written."""
-    from coeffdiff import backbone
+    from coeffdiff.models.loading import load_pipeline
 
     monkeypatch.setattr(
-        cli, "_adapters", lambda given, with_scales=True: [(Path("adapter"), None)] * (given != ["none"])
+        "coeffdiff.cli.adapters.adapters_and_scales",
+        lambda given, with_scales=True: [(Path("adapter"), None)] * (given != ["none"]),
     )
 
-    load = backbone.load_pipeline
+    load = load_pipeline
 
     def too_late(*args, parts=None, **options):
         if parts == ():  # the scheduler alone
             return load(*args, parts=parts, **options)
         raise AssertionError("weights are being loaded")
 
-    monkeypatch.setattr(backbone, "load_pipeline", too_late)
+    monkeypatch.setattr("coeffdiff.models.loading.load_pipeline", too_late)
     if command.startswith("train"):
         write_photos(DEV[0], Path("photos"))
     before = sorted(Path().rglob("*"))

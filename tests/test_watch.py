@@ -17,18 +17,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from coeffdiff import sampling
-from coeffdiff.cli import app
-from coeffdiff.config import EVALUATION_FIRST_SEED, VALIDATION_SEEDS, load_settings
+from coeffdiff.cli.app import app
+from coeffdiff.config.fields import EVALUATION_FIRST_SEED, VALIDATION_SEEDS
+from coeffdiff.config.loading import load_settings
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import ConfigError, ModelError
-from coeffdiff.method.adapter import read_header
-from coeffdiff.metrics import Encoders, load_clip, load_dino, references_of, score_pictures
+from coeffdiff.method.adapter_file import read_header
+from coeffdiff.metrics.encoders import Encoders, load_clip, load_dino
+from coeffdiff.metrics.pictures import references_of, score_pictures
 from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO
 from coeffdiff.pocket.model import save_random
-from coeffdiff.training import loop, watch
+from coeffdiff.sampling.output import write_pictures
+from coeffdiff.training import loop, trackers
 from coeffdiff.training.curves import draw_curves, smoothed
-from coeffdiff.training.state import RunFolder, settings_to_resume
+from coeffdiff.training.judge import Judge, selection_score
+from coeffdiff.training.resuming import settings_to_resume
+from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.training.trackers import check_watching, scalars, start_trackers, trackers_for
 
 PROMPTS = ["a photo of {token} {class_word}", "<V> at night"]
 
@@ -209,7 +214,7 @@ def test_scores_change_nothing_that_is_trained_and_resume_is_exact(scored, tiny_
     assert_same("blind", "whole")
     run = RunFolder(Path("broken"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sampling, "write_pictures", broken_off(2, sampling.write_pictures))
+        patch.setattr("coeffdiff.sampling.output.write_pictures", broken_off(2, write_pictures))
         loop.train(scored("broken", **{"training.checkpoint_every": 1}))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "denoising_loss", broken_off(3, loop.denoising_loss))  # of 4, 5, 6
@@ -233,7 +238,7 @@ def prescribed(scores: dict[int, float]):
 def test_the_best_adapter_is_kept_as_it_was(scored, tiny_folder, monkeypatch):
     """Scores .3, .3, .1 at 2, 4, 6: kept is step 2, the first of equals; it is the adapter of a run of 2 steps, says
     so, and its pictures come with it. Two more steps that score .5 are kept instead; a worse one after a kill is not."""
-    monkeypatch.setattr(watch.Judge, "scores", prescribed({2: 0.3, 4: 0.3, 6: 0.1, 8: 0.5, 10: 0.4}))
+    monkeypatch.setattr(Judge, "scores", prescribed({2: 0.3, 4: 0.3, 6: 0.1, 8: 0.5, 10: 0.4}))
     loop.train(settings_for(tiny_folder, "two", **{"training.steps": 2}))
     loop.train(scored("run", **{"validation.keep": "best"}))
     assert_same("two", "run")
@@ -263,7 +268,7 @@ def test_the_best_adapter_is_kept_as_it_was(scored, tiny_folder, monkeypatch):
 
 def test_a_best_that_was_found_otherwise_is_no_measure(scored, monkeypatch, capsys):
     """Resumed with another seed for its pictures: the .9 of step 2 is forgotten, and that is said."""
-    monkeypatch.setattr(watch.Judge, "scores", prescribed({2: 0.9, 4: 0.3, 6: 0.2}))
+    monkeypatch.setattr(Judge, "scores", prescribed({2: 0.9, 4: 0.3, 6: 0.2}))
     loop.train(scored("run", **{"validation.keep": "best", "training.steps": 2}))
     run = RunFolder(Path("run"))
     loop.train(settings_to_resume(run, None, {"training.steps": 6}, ["validation.seeds=[8]"]), resume=run)
@@ -275,9 +280,9 @@ def test_a_best_that_was_found_otherwise_is_no_measure(scored, monkeypatch, caps
 def test_until_the_last_validation_a_run_that_keeps_its_best_is_unfinished(scored, monkeypatch, steps):
     """Killed in the pictures of the last step: the best so far is there, and --resume chooses for good. With more
     steps to go those pictures are made first, so that no validation is missing."""
-    monkeypatch.setattr(watch.Judge, "scores", prescribed({2: 0.1, 4: 0.2, 6: 0.3, 8: 0.1}))
+    monkeypatch.setattr(Judge, "scores", prescribed({2: 0.1, 4: 0.2, 6: 0.3, 8: 0.1}))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sampling, "write_pictures", broken_off(3, sampling.write_pictures))
+        patch.setattr("coeffdiff.sampling.output.write_pictures", broken_off(3, write_pictures))
         loop.train(scored("run", **{"validation.keep": "best"}))
     run = RunFolder(Path("run"))
     assert read_header(run.adapter).trained_steps == 4 and not run.finished
@@ -331,8 +336,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(tiny_folde
     """Step 1 logged by two processes, both of which began at 0: the second counts."""
     settings, run = settings_for(tiny_folder, "run", **{"tracking.tensorboard": True}), RunFolder(Path("run"))
     for value in (1.0, 2.0):
-        accelerator = Accelerator(cpu=True, log_with=watch.trackers_for(settings, run))
-        watch.start_trackers(accelerator, settings, run, 0)
+        accelerator = Accelerator(cpu=True, log_with=trackers_for(settings, run))
+        start_trackers(accelerator, settings, run, 0)
         accelerator.log({"loss": value}, step=1)
         accelerator.trackers[0].finish()
     assert [(e.step, e.value) for e in events("run").Scalars("loss")] == [(1, 2.0)]
@@ -357,7 +362,7 @@ def test_weights_and_biases_offline(scored, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_refused_at_the_start(tiny_folder, monkeypatch, name):
-    monkeypatch.setattr(watch.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda package: None)
     with pytest.raises(
         ConfigError, match=rf"tracking\.{name} needs the package {name}, which is not installed"
     ):
@@ -384,10 +389,10 @@ def test_weights_and_biases_without_an_account_is_refused_at_the_start(tiny_fold
         loop.train(settings)
     assert not Path("run").exists()
     known.append("key")
-    watch.check_watching(settings)
+    check_watching(settings)
     known.clear()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    watch.check_watching(settings)
+    check_watching(settings)
 
 
 @pytest.mark.parametrize(
@@ -477,13 +482,13 @@ def test_two_processes_make_one_set_of_pictures(tiny_folder, vit):
 )
 def test_the_score_is_a_geometric_mean(scores, expected):
     """sqrt(.64 * .25) = .4: DINO before CLIP-I, without background before whole; below zero the lower one."""
-    assert watch.selection_score(scores) == pytest.approx(expected)
+    assert selection_score(scores) == pytest.approx(expected)
 
 
 def test_an_overfitted_step_scores_less():
     """Two per cent nearer to the photos for ten per cent less of the prompt is a bad bargain."""
     before, after = {"dino": 0.70, "clip_t": 0.31}, {"dino": 0.714, "clip_t": 0.279}
-    assert watch.selection_score(before) > watch.selection_score(after)
+    assert selection_score(before) > selection_score(after)
 
 
 def test_lines_of_the_log_become_scalars():
@@ -494,10 +499,10 @@ def test_lines_of_the_log_become_scalars():
         "lr": [1e-2, 1e-3],
         "grad_norm": {"coeff": 2.0, "lora": math.inf},
     }
-    assert watch.scalars(line | {"skipped": False}) == {
+    assert scalars(line | {"skipped": False}) == {
         "loss": 0.5, "lr/coeff": 1e-2, "lr/lora": 1e-3, "grad_norm/coeff": 2.0, "skipped": 0.0,
     }  # fmt: skip
-    assert watch.scalars({"step": 1, "lr": [0.1, 0.2], "grad_norm": {"coeff": 1}}).keys() == {
+    assert scalars({"step": 1, "lr": [0.1, 0.2], "grad_norm": {"coeff": 1}}).keys() == {
         "lr/0", "lr/1", "grad_norm/coeff",
     }  # fmt: skip
 

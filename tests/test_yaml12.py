@@ -7,7 +7,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coeffdiff import yaml12
+from coeffdiff.config import yaml12
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coeffdiff.config import Settings
-from coeffdiff.data.photos import PhotoSet, captions_for, class_caption
+from coeffdiff.config.schema import Settings
+from coeffdiff.data.photos import PhotoSet
+from coeffdiff.data.templates import captions_for, class_caption
 
 
 def class_captions(

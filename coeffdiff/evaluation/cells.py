@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from coeffdiff.errors import ConfigError
-from coeffdiff.files import appearing, held
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.locks import try_lock
 
 Cell = dict[str, Any]
 
@@ -38,7 +39,7 @@ class CellFolder:
     def write(self, key: str, words: str, cell: Mapping[str, Any]) -> None:
         """Keep a cell in a file by itself. words: what stands before the key in its name."""
         file = self._single(key) or self.folder / f"{slug(words)}-{key}.json"
-        with appearing(file, durable=True) as unfinished:
+        with atomic_write(file, durable=True) as unfinished:
             unfinished.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
 
     def all(self) -> dict[str, Cell]:
@@ -54,7 +55,7 @@ class CellFolder:
         """
         if not self.folder.is_dir():
             return 0
-        with held(self.folder) as mine:
+        with try_lock(self.folder) as mine:
             singles = (
                 {key: file for key in set(keys) if (file := self._single(key))} if mine is not False else {}
             )
@@ -63,7 +64,7 @@ class CellFolder:
             if new:
                 target = self.folder / f"{slug(name)}.jsonl"
                 lines = sorted(((_lines_of(target) if target.is_file() else {}) | new).items())
-                with appearing(target, durable=True) as unfinished:
+                with atomic_write(target, durable=True) as unfinished:
                     content = "".join(json.dumps({"key": key} | cell) + "\n" for key, cell in lines)
                     unfinished.write_text(content, encoding="utf-8")
             done = [file for key, file in singles.items() if key in packed or key in new]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coeffdiff.evaluation.paired import SCORES
-from coeffdiff.pictures import GRID, INK, SOFT
+from coeffdiff.evaluation.statistics import SCORES
+from coeffdiff.utils.text_drawing import GRID, INK, SOFT
 
 _COLOURS = (SOFT, "#3b6ea5", "#b4582a", "#4d8b57", "#8a5aa5", "#b59a2b", "#2b9aa5", "#a53b6e")
 _MARKERS = "oosD^vPX"

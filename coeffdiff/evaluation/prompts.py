@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coeffdiff.config import PLACEHOLDER
-from coeffdiff.console import say
+from coeffdiff.config.fields import PLACEHOLDER
 from coeffdiff.data.captions import decode_text
 from coeffdiff.errors import ConfigError
-from coeffdiff.metrics import plain_text
+from coeffdiff.metrics.pictures import plain_text
 from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.world import KINDS, SETTINGS, article
-from coeffdiff.promptfile import prompts_in
+from coeffdiff.sampling.prompt_file import prompts_in
+from coeffdiff.utils.console import print_info
 
 LISTING = "prompts_and_classes.txt"
 
@@ -218,7 +218,7 @@ def _from_file(file: Path) -> tuple[str, ...]:
         raise ConfigError(f"Use --prompts dreambooth with --images, the data set's folder, to read {file}.")
     templates, encoding = prompts_in(_bytes(file), file)
     if encoding != "UTF-8":
-        say(f"note     {file} is not UTF-8, and read as {encoding}")
+        print_info(f"note     {file} is not UTF-8, and read as {encoding}")
     for template in templates:
         if "{token}" not in template and PLACEHOLDER not in template:
             raise ConfigError(

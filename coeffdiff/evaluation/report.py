@@ -14,14 +14,14 @@ import jinja2
 from PIL import Image
 
 from coeffdiff.data.photos import read_photos
-from coeffdiff.evaluation.paired import SCORES
+from coeffdiff.evaluation.heatmap import draw_heat_maps
+from coeffdiff.evaluation.inspection import inspect_adapter
 from coeffdiff.evaluation.plots import draw_comparison
-from coeffdiff.files import appearing
-from coeffdiff.heatmap import draw_heat_maps
-from coeffdiff.inspection import inspect_adapter
-from coeffdiff.pictures import fitted
+from coeffdiff.evaluation.statistics import SCORES
 from coeffdiff.training.curves import draw_curves
-from coeffdiff.training.state import RunFolder
+from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.grids import fitted
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def write_comparison(
         photos: subject -> folder.  strips: (subject, arm) -> a picture of each prompt in a row, where they are kept.
     """
     plot = folder / "comparison.png"
-    with appearing(plot) as unfinished:
+    with atomic_write(plot) as unfinished:
         draw_comparison(results, unfinished)
     shown = [
         {
@@ -88,7 +88,7 @@ def write_comparison(
         cells=cells,
         score_names=SCORES,
     )
-    with appearing(folder / "report.html") as unfinished:
+    with atomic_write(folder / "report.html") as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 
 

@@ -98,7 +98,7 @@ def mixed_values(v: Tensor, coeff: Tensor) -> Tensor:
 def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[str, str]:
     """The backend for these inputs and the reason, for people: ("chunked", "cpu: ...").
 
-    The fused kernels are compared with the chunks before inputs of some shape first meet them (checked.py), so that a
+    The fused kernels are compared with the chunks before inputs of some shape first meet them (verified.py), so that a
     GPU on which they are wrong, or do not compile, gets the chunks and a warning after all.
     """
     backend, why = _choice(q, k, mask)
@@ -128,10 +128,10 @@ def unusable(backend: str, q: Tensor, k: Tensor, mask: Tensor | None = None) -> 
     if _unimportable:
         return _unimportable
     try:
-        from coeffdiff.method import kernels
+        from coeffdiff.method.triton_kernels import unsupported
     except Exception as error:  # of any kind: Triton may not fit Python, compiler, driver or torch
         return _remember(error)
-    reason = kernels.unsupported(q, k, mask)
+    reason = unsupported(q, k, mask)
     return reason and f"The fused backend cannot take this: {reason}."
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from coeffdiff.seeding import generator_for
-from coeffdiff.speed import copied
+from coeffdiff.utils.seeding import generator_for
+from coeffdiff.utils.torch_setup import copied
 
 Form = Literal["residual", "identity", "random"]
 Mixes = Literal["maps", "values"]

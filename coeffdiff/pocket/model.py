@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ConfigError
-from coeffdiff.files import appearing
-from coeffdiff.seeding import generator_for
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.seeding import generator_for
 
 with quiet_libraries():  # already the import says what is not installed
     from diffusers import (
@@ -61,7 +61,7 @@ def build_pipeline(
 
     Args:
         size: a key of SIZES.
-        dtype: of all four networks, the VAE included (see coeffdiff.backbone for how it is loaded).
+        dtype: of all four networks, the VAE included (see coeffdiff.models.loading for how it is loaded).
         prediction_type: goes into the scheduler's config.
     Raises: ConfigError for an unknown size or prediction type.
     """
@@ -96,7 +96,7 @@ def save_random(
     size_named(size), euler_scheduler(prediction_type)  # refused before minutes of drawing
     refuse_existing(folder)
     try:
-        with appearing(folder) as unfinished, quiet_libraries():
+        with atomic_write(folder) as unfinished, quiet_libraries():
             unfinished.mkdir()
             pipe = build_pipeline(size, seed=seed, dtype=dtype, prediction_type=prediction_type)
             pipe.save_pretrained(unfinished, safe_serialization=True, variant=variant, max_shard_size=_SHARD)

@@ -6,8 +6,8 @@ import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ConfigError
+from coeffdiff.utils.console import quiet_libraries
 
 with quiet_libraries():  # already the import says what is not installed
     from diffusers import (

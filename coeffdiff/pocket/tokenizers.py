@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 
-from coeffdiff.console import quiet_libraries
+from coeffdiff.utils.console import quiet_libraries
 
 with quiet_libraries():  # already the import says what is not installed
     from transformers import CLIPTokenizer

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coeffdiff.config import Settings
-from coeffdiff.data.latents import Batch
-from coeffdiff.method.injection import alpha_off, unwrapped
-from coeffdiff.method.lora import lora_off
+from coeffdiff.config.schema import Settings
+from coeffdiff.data.batches import Batch
+from coeffdiff.hosts.guard import unwrapped
+from coeffdiff.hosts.lora import lora_off
+from coeffdiff.hosts.unet import alpha_off
 from coeffdiff.training.objective import PriorTerm, denoising_loss
 
 _BF16 = "try --set training.precision=bf16"

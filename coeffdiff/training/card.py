@@ -7,10 +7,9 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
-from coeffdiff.config import Settings
-from coeffdiff.method.adapter import AdapterHeader
-from coeffdiff.method.lora import LORA_FILE
-from coeffdiff.method.token import EMBEDS_FILE
+from coeffdiff.config.schema import Settings
+from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 
 _CONTROL = (
     "Not Coeff-Tuning but a control for comparisons: its alpha recombines the heads' values before ordinary attention, "

@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coeffdiff.backbone import Backbone
-from coeffdiff.config import Settings, as_tree, flattened, with_values
+from coeffdiff.config.nested import as_tree, flattened
+from coeffdiff.config.schema import Settings
+from coeffdiff.config.tree import with_values
 from coeffdiff.data.photos import NO_PHOTOS, Photo, PhotoSet
 from coeffdiff.errors import ResumeError
-from coeffdiff.fingerprints import LABELS, changed
-from coeffdiff.training.state import Checkpoint, RunFolder
+from coeffdiff.models.fingerprints import LABELS, changed
+from coeffdiff.models.source import Backbone
+from coeffdiff.training.checkpoints import Checkpoint
+from coeffdiff.training.run_folder import RunFolder
 
 # setting -> what lies there, and how another place is named
 _PLACES = {

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coeffdiff.files import appearing
-from coeffdiff.pictures import GRID, INK, SOFT
-from coeffdiff.training.state import read_log
+from coeffdiff.training.step_log import read_log
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.text_drawing import GRID, INK, SOFT
 
 CURVES = "curves.png"
 _LOSS, _ALPHA = "#3b6ea5", "#b4582a"
@@ -80,7 +80,7 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
     bottom.set_xlabel("step", fontsize=9, color=INK)
     bottom.set_xlim(0, max(line["step"] for line in lines) * 1.02)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    with appearing(file) as temporary:
+    with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png")
 
 

@@ -12,9 +12,9 @@ import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from coeffdiff.console import complain, duration
 from coeffdiff.errors import LaunchError
-from coeffdiff.launched import Launch, left_over, read_launch
+from coeffdiff.utils.console import duration, print_error
+from coeffdiff.utils.launch_environment import Launch, left_over, read_launch
 
 # Rank 0 may encode 200 photos while the others wait; the launcher still ends them all when one dies.
 PATIENCE = timedelta(days=1)
@@ -68,7 +68,7 @@ def _met(launch: Launch, on_cpu: bool, environ: Mapping[str, str]) -> PartialSta
     others = "the other" if launch.size == 2 else f"the {launch.size - 1} others"
     told = threading.Timer(
         _SAID_AFTER,
-        lambda: complain(
+        lambda: print_error(
             f"{me} waits for {others} at {launch.place}, for up to {duration(seconds)}. {advice}"
         ),
     )

@@ -21,22 +21,21 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
-from coeffdiff import backbone
-from coeffdiff.config import Settings, with_values
-from coeffdiff.console import Bar, complain, is_main_process, progress, say
-from coeffdiff.data.latents import share_of
+from coeffdiff.config.schema import Settings
+from coeffdiff.config.tree import with_values
+from coeffdiff.data.batches import share_of
 from coeffdiff.data.photos import NO_PHOTOS, read_photos, with_offers
 from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
-from coeffdiff.files import appearing, refuse_unwritable, sweep
-from coeffdiff.fingerprints import fingerprints
-from coeffdiff.method.adapter import save_adapter, write_adapter
+from coeffdiff.hosts.diffusers import save_adapter, write_adapter
+from coeffdiff.hosts.guard import verify
 from coeffdiff.method.coefficients import clear_dropout, draw_dropout
-from coeffdiff.method.injection import verify
-from coeffdiff.opening import recipe
-from coeffdiff.shortage import explained, training_switches
-from coeffdiff.speed import compile_blocks, prepare_kernels
+from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.fingerprints import fingerprints
+from coeffdiff.models.loading import load_pipeline
+from coeffdiff.models.opening import recipe
 from coeffdiff.training.blame import cause_of, first_not_finite
 from coeffdiff.training.card import model_card
+from coeffdiff.training.checkpoints import Checkpoint, amend_checkpoint, load_checkpoint, save_checkpoint
 from coeffdiff.training.continuing import (
     check_division,
     check_places,
@@ -46,36 +45,28 @@ from coeffdiff.training.continuing import (
     photos_as_begun,
     with_absolute_paths,
 )
+from coeffdiff.training.inputs import encode
+from coeffdiff.training.judge import judge_for
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.memory import peak_gib, reset_peak
+from coeffdiff.training.memory_options import training_switches
 from coeffdiff.training.objective import denoising_loss
 from coeffdiff.training.optimizer import make_optimizer
-from coeffdiff.training.prepare import (
-    DTYPES,
-    Trainables,
-    encode,
-    header_for,
-    introduce,
-    make_trainable,
-    resolve,
-)
 from coeffdiff.training.preview import write_previews
 from coeffdiff.training.prior import loss_terms
 from coeffdiff.training.refusals import refuse_early
-from coeffdiff.training.state import (
-    Checkpoint,
-    RunFolder,
-    StepLog,
-    alone_in,
-    amend_checkpoint,
-    claim,
-    disk_errors,
-    load_checkpoint,
-    new_run,
-    save_checkpoint,
-    store,
-)
-from coeffdiff.training.watch import Made, Watch, judge_for, start_trackers, trackers_for
+from coeffdiff.training.resolve import DTYPES, resolve
+from coeffdiff.training.run_folder import RunFolder, claim, disk_errors, lock_run, new_run, store
+from coeffdiff.training.run_summary import print_run_summary
+from coeffdiff.training.step_log import StepLog
+from coeffdiff.training.trackers import start_trackers, trackers_for
+from coeffdiff.training.trainables import Trainables, header_for, make_trainable
+from coeffdiff.training.watch import FinalState, Watch
+from coeffdiff.utils.atomic import atomic_write, sweep
+from coeffdiff.utils.console import Bar, is_main_process, print_error, print_info, progress
+from coeffdiff.utils.oom import oom_hints
+from coeffdiff.utils.torch_setup import compile_blocks, prepare_kernels
+from coeffdiff.utils.writable import refuse_unwritable
 
 # Seconds. Several processes hear of Ctrl-C at looks alone, and torchrun kills them 30 seconds after it
 _BETWEEN_LOOKS = 10.0
@@ -118,18 +109,18 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     if resume:
         check_places(resume, settings)
     photos = read_photos(settings.subject.images, settings.training.masked_loss)
-    base = backbone.find_backbone(settings.model)
+    base = find_backbone(settings.model)
     settings, chosen = resolve(settings, base, state)
     class_pictures = refuse_early(settings, photos, base)
     training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
     steps, accumulate, batch_size = int(training.steps), int(training.accumulate), int(training.batch_size)
     left = functools.partial(training_switches, settings, state.device.type, resumed=bool(resume))
-    until_the_end.enter_context(explained(left))
+    until_the_end.enter_context(oom_hints(left))
     run = resume or _from_main(state, lambda: new_run(settings.output, str(settings.subject.token)))
     _from_main(state, lambda: refuse_unwritable(run.path, "The run folder"))
     settings = with_values(settings, {"output": str(run.path)})
     if resume and state.is_main_process:
-        until_the_end.enter_context(alone_in(resume))
+        until_the_end.enter_context(lock_run(resume))
     checkpoint = load_checkpoint(resume) if resume else None
     if resume:
         _check_same_step(checkpoint.step if checkpoint else 0, state)
@@ -138,7 +129,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         check_division(resume, checkpoint, settings, state.num_processes)
         check_weights(resume, checkpoint.model, fingerprints(base, DTYPES[training.precision]), base)
         check_steps(resume, checkpoint.step, steps)
-    introduce(settings, chosen, photos, base, run, state, class_pictures)
+    print_run_summary(settings, chosen, photos, base, run, state, class_pictures)
     judge = _from_main(state, lambda: judge_for(settings, photos), share=False)
 
     # 2. Photos and captions become latents and embeddings; the text encoders leave memory before the UNet comes,
@@ -147,7 +138,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
     data, previews, vae, learned = encode(settings, photos, base, dtype, state, class_pictures)
 
     # 3. The UNet, frozen, and what learns on it
-    pipe = backbone.load_pipeline(base, dtype=dtype, parts={"unet"})
+    pipe = load_pipeline(base, dtype=dtype, parts={"unet"})
     weights = fingerprints(base, dtype)  # all its files are here now
     if resume and checkpoint:
         check_weights(resume, checkpoint.model, weights, base)
@@ -197,12 +188,12 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
         if checkpoint:
             step, loss = _restore(checkpoint, trainables, optimizer, schedule, accelerator.scaler, watch)
         checkpoint = None  # its tensors
-        say(introduction(run, step, steps))
+        print_info(introduction(run, step, steps))
     if state.is_main_process:
         with disk_errors(f"The run folder {run.path}"):
             (store if resume else claim)(run, with_absolute_paths(settings))
         if not resume:
-            until_the_end.enter_context(alone_in(run))
+            until_the_end.enter_context(lock_run(run))
     state.wait_for_everyone()
     _from_main(state, lambda: start_trackers(accelerator, settings, run, step), share=False)
 
@@ -229,7 +220,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
             extras = {"README.md": model_card(reached, settings, loss, []).encode()}
             kept = run.kept_adapter(step)
             with disk_errors(f"The adapter {kept}"):
-                with appearing(kept, durable=True) as temporary:
+                with atomic_write(kept, durable=True) as temporary:
                     adapter_at(step, temporary, extras)
                 sweep(kept.parent)
         state.wait_for_everyone()
@@ -361,7 +352,7 @@ def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStac
 
     def finish(pictures: list[Path], last: bool) -> None:
         if state.is_main_process:
-            made = Made(header, loss, pictures, watch.scores if pictures else {})
+            made = FinalState(header, loss, pictures, watch.scores if pictures else {})
             with disk_errors(f"The adapter {run.adapter}"), watch.choice(trainables, made, last) as made:
                 card = model_card(
                     made.header, settings, made.loss, [p.name for p in made.pictures], made.scores
@@ -554,7 +545,7 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
         if first is None:
             first = now
             if is_main_process():  # even where nothing else is said
-                complain("stopping after this step (press Ctrl-C again to stop at once, without saving)")
+                print_error("stopping after this step (press Ctrl-C again to stop at once, without saving)")
         elif number == signal.SIGINT and now - first > 2:
             raise KeyboardInterrupt
 

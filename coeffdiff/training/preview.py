@@ -11,12 +11,13 @@ from accelerate import PartialState
 from diffusers import StableDiffusionXLPipeline
 from torch import nn
 
-from coeffdiff import sampling
-from coeffdiff.config import Settings
-from coeffdiff.console import say
+from coeffdiff.config.schema import Settings
 from coeffdiff.errors import CoeffDiffError
-from coeffdiff.shortage import is_shortage, too_little
-from coeffdiff.training.prepare import free_memory
+from coeffdiff.sampling.options import Options, Request
+from coeffdiff.sampling.output import write_pictures
+from coeffdiff.training.resolve import free_memory
+from coeffdiff.utils.console import print_info
+from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
 
 
 def write_previews(
@@ -36,15 +37,13 @@ def write_previews(
     validation, side = settings.validation, int(settings.training.resolution)
     text = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     pipe = StableDiffusionXLPipeline(**parts, **text, add_watermarker=False)
-    requests = [sampling.Request(prompt, seed) for prompt in previews for seed in validation.seeds]
+    requests = [Request(prompt, seed) for prompt in previews for seed in validation.seeds]
     vae.to(state.device)
     unet.eval()
     try:
         with _without_autocast(unet):
-            options = sampling.Options(
-                steps=validation.steps, guidance=validation.guidance, width=side, height=side
-            )
-            return sampling.write_pictures(
+            options = Options(steps=validation.steps, guidance=validation.guidance, width=side, height=side)
+            return write_pictures(
                 pipe,
                 requests,
                 options,
@@ -55,10 +54,10 @@ def write_previews(
                 on_progress=on_progress,
             )
     except (CoeffDiffError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, CoeffDiffError) and not is_shortage(error):
+        if not isinstance(error, CoeffDiffError) and not is_out_of_memory(error):
             raise
-        reason = str(error) if isinstance(error, CoeffDiffError) else too_little(error, [])
-        say(f"hint     there are no validation pictures in {folder}: {reason}")
+        reason = str(error) if isinstance(error, CoeffDiffError) else oom_sentence(error, [])
+        print_info(f"hint     there are no validation pictures in {folder}: {reason}")
         return []
     finally:
         unet.train()

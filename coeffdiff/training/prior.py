@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coeffdiff.config import PhotoSettings, Settings
-from coeffdiff.console import Bar, progress, say
-from coeffdiff.data.latents import Batch, EncodedPhoto, Prior, sizes_of
+from coeffdiff.config.schema import PhotoSettings, Settings
+from coeffdiff.data.batches import Batch, Prior
+from coeffdiff.data.encoding import EncodedPhoto, sizes_of
 from coeffdiff.data.photos import Photo, PhotoSet, read_photos
 from coeffdiff.errors import ConfigError, PhotoError
-from coeffdiff.method.injection import alpha_off, unwrapped
-from coeffdiff.method.lora import lora_off
+from coeffdiff.hosts.guard import unwrapped
+from coeffdiff.hosts.lora import lora_off
+from coeffdiff.hosts.unet import alpha_off
 from coeffdiff.training.objective import PriorTerm
+from coeffdiff.utils.console import Bar, print_info, progress
 
 
 def read_class_pictures(settings: Settings) -> PhotoSet | None:
@@ -50,17 +52,17 @@ def introduce_prior(settings: Settings, pictures: PhotoSet | None) -> None:
     if not prior.weight:
         return
     if pictures is None:
-        say(f"prior    weight {prior.weight:g}; the model without its adapters teaches what {word} is")
+        print_info(f"prior    weight {prior.weight:g}; the model without its adapters teaches what {word} is")
         return
     count, left_out = len(pictures.photos), len(pictures.skipped)
-    say(
+    print_info(
         f"prior    weight {prior.weight:g}; {count} {'pictures' if count > 1 else 'picture'} of {word} in "
         f"{prior.images}" + (f", {left_out} left out" if left_out else "")
     )
     for skipped in pictures.skipped:
-        say(f"         left out {skipped.path.name}: {skipped.reason}")
+        print_info(f"         left out {skipped.path.name}: {skipped.reason}")
     for note in pictures.notes:
-        say(f"         {note}")
+        print_info(f"         {note}")
 
 
 def encode_prior(

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from coeffdiff import backbone
-from coeffdiff.config import PLACEHOLDER, Settings
+from coeffdiff.config.fields import PLACEHOLDER
+from coeffdiff.config.schema import Settings
 from coeffdiff.data.class_captions import class_captions
-from coeffdiff.data.photos import PhotoSet, captions_for, fill
+from coeffdiff.data.photos import PhotoSet
+from coeffdiff.data.templates import captions_for, fill
 from coeffdiff.errors import ConfigError
-from coeffdiff.headers import refuse_unfit
-from coeffdiff.noise import check_schedule
-from coeffdiff.tokens import holds
-from coeffdiff.training.prepare import DTYPES, check_model_name
+from coeffdiff.models.headers import refuse_unfit
+from coeffdiff.models.loading import load_pipeline
+from coeffdiff.models.noise_schedule import check_schedule
+from coeffdiff.models.subject_token import holds
 from coeffdiff.training.prior import read_class_pictures
-from coeffdiff.training.watch import check_watching
+from coeffdiff.training.resolve import DTYPES, check_model_name
+from coeffdiff.training.trackers import check_watching
 
 
 def refuse_early(settings: Settings, photos: PhotoSet, base: Any) -> PhotoSet | None:
@@ -30,7 +32,7 @@ def refuse_early(settings: Settings, photos: PhotoSet, base: Any) -> PhotoSet | 
     check_model_name(base.name)
     class_pictures = read_class_pictures(settings)
     _check_texts(settings, photos, class_pictures)
-    scheduler = backbone.load_pipeline(base, dtype=torch.float32, parts=()).scheduler
+    scheduler = load_pipeline(base, dtype=torch.float32, parts=()).scheduler
     check_schedule(DDPMScheduler.from_config(scheduler.config), base.name)
     refuse_unfit(base, DTYPES[settings.training.precision])
     return class_pictures

@@ -9,14 +9,15 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from coeffdiff import sampling
-from coeffdiff.config import Settings
-from coeffdiff.console import quiet_libraries
-from coeffdiff.data.latents import Batch
+from coeffdiff.config.schema import Settings
+from coeffdiff.data.batches import Batch
 from coeffdiff.errors import AdapterError, ConfigError
-from coeffdiff.method.token import add_token, initial_rows, pull_norms
-from coeffdiff.speed import copied
-from coeffdiff.tokens import holds
+from coeffdiff.hosts.learned_token import add_token, initial_rows, pull_norms
+from coeffdiff.models.subject_token import holds
+from coeffdiff.sampling.options import Encoded
+from coeffdiff.sampling.prompts import encode_prompts
+from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.torch_setup import copied
 
 
 class LearnedToken:
@@ -55,9 +56,9 @@ class LearnedToken:
             torch.where(live[:, None], pooled.float(), batch.pooled),
         )
 
-    def encoded(self, prompts: Sequence[str]) -> dict[str, sampling.Encoded]:
+    def encoded(self, prompts: Sequence[str]) -> dict[str, Encoded]:
         """Prompts with the rows as they are now, ready for sampling."""
-        return sampling.encode_prompts(self._pipe, prompts, guidance=self._settings.validation.guidance)
+        return encode_prompts(self._pipe, prompts, guidance=self._settings.validation.guidance)
 
     def share_gradients(self, state: PartialState) -> None:
         """Mean of the gradients over all processes: the rows are no part of what DDP looks after."""

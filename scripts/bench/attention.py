@@ -213,7 +213,7 @@ def by_size(rows: list[Row], arm: str) -> list[Row]:
 
 
 def main() -> None:
-    from coeffdiff.paths import path_argument
+    from coeffdiff.utils.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

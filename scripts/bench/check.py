@@ -94,15 +94,15 @@ def run_apart(values: dict[str, Any], folder: Path, threads: int) -> list[list[f
 
 
 def predict_and_run(values: dict[str, Any], threads: int) -> list[tuple[float, float]]:
-    from coeffdiff.threads import choose_waiting
+    from coeffdiff.utils.threads import choose_waiting
 
     choose_waiting()
     import torch
 
     torch.set_num_threads(threads)
-    from coeffdiff import preflight
-    from coeffdiff.config import load_settings
-    from coeffdiff.training import loop, prepare
+    from coeffdiff.config.loading import load_settings
+    from coeffdiff.preflight import check as preflight
+    from coeffdiff.training import loop, run_summary
     from coeffdiff.training.memory import peak_gib, reset_peak
 
     found: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def predict_and_run(values: dict[str, Any], threads: int) -> list[tuple[float, f
         starts.append(clock())
         return draw(*arguments, **named)
 
-    preflight_check, prepare.preflight.check = preflight.check, check
+    preflight_check, run_summary.preflight.check = preflight.check, check
     loop.encode, loop.write_previews = phase(loop.encode), phase(loop.write_previews)
     draw, loop.draw_dropout = loop.draw_dropout, started
     result = loop.train(load_settings(None, values))

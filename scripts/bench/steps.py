@@ -36,7 +36,7 @@ Figures = dict[str, Any]
 
 
 def main() -> None:
-    from coeffdiff.paths import path_argument
+    from coeffdiff.utils.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,13 +81,13 @@ def run_apart(arm: str) -> Figures:
 
 def measure(options: Any) -> Figures:
     """Every batch size with and without checkpointing for one arm, then sampling."""
-    from coeffdiff.threads import choose_waiting
+    from coeffdiff.utils.threads import choose_waiting
 
     choose_waiting()
     import torch
     from accelerate import Accelerator
 
-    from coeffdiff.speed import compile_blocks, prepare_kernels
+    from coeffdiff.utils.torch_setup import compile_blocks, prepare_kernels
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -138,8 +138,8 @@ def random_unet(size: str, device: Any, dtype: Any) -> Any:
 
 def trainables(unet: Any, options: Any) -> tuple[dict[str, Any], list[Any]]:
     """What the arm trains, in float32: alphas by layer, and LoRA's parameters."""
-    from coeffdiff.method.injection import inject
-    from coeffdiff.method.lora import add_lora
+    from coeffdiff.hosts.lora import add_lora
+    from coeffdiff.hosts.unet import inject
 
     lora, coefficients = [], {}
     if "lora" in options.arm:
@@ -222,8 +222,8 @@ def sample_steps(options: Any, accelerator: Any, unet: Any, dtype: Any) -> Figur
     """Median seconds of one guided denoising step, and peak GiB, with what the arm trained in place."""
     import torch
 
+    from coeffdiff.hosts.unet import coefficients_of
     from coeffdiff.method.coefficients import clear_dropout
-    from coeffdiff.method.injection import coefficients_of
     from coeffdiff.training.memory import peak_gib, reset_peak
 
     device = accelerator.device

@@ -30,9 +30,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where the package is not installed
 
-from coeffdiff.method import kernels
-from coeffdiff.method.checked import TOLERANCE
-from coeffdiff.method.kernels import Tiles
+from coeffdiff.method import triton_kernels as kernels
+from coeffdiff.method.triton_kernels import INTERPRETED, TILES, Tiles, _launch, _tiles, backward, forward
+from coeffdiff.method.verified import TOLERANCE
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WIDTH = 64  # of SDXL's heads
@@ -58,7 +58,7 @@ FORWARD = ("lse", "forward", "one tile")
 
 
 def main() -> int:
-    from coeffdiff.paths import path_argument
+    from coeffdiff.utils.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, help="at most so many queries and keys, to try things out")
     parser.add_argument("--json", type=path_argument, help="file for all figures")
     chosen = parser.parse_args()
-    if not torch.cuda.is_available() and not kernels.INTERPRETED.value:
+    if not torch.cuda.is_available() and not INTERPRETED.value:
         print("There is no CUDA GPU here; TRITON_INTERPRET=1 runs the kernels on the CPU.", file=sys.stderr)
         return 2
     asked = [
@@ -113,7 +113,7 @@ def in_use(kernel: str, shape: str, chosen: Any) -> list[Tiles]:
     heads, queries, keys = sizes(shape, chosen)
     tokens = keys if kernel in ("dk", "dv") else queries
     side = torch.empty(chosen.batch, heads, tokens, WIDTH, dtype=DTYPES[chosen.dtype], device="meta")
-    return [kernels._tiles(kernel, side)]
+    return [_tiles(kernel, side)]
 
 
 def measure(asked: tuple[str, str, Tiles], chosen: Any, rounds: int) -> tuple[float, str]:
@@ -133,8 +133,8 @@ def measure(asked: tuple[str, str, Tiles], chosen: Any, rounds: int) -> tuple[fl
     scale = WIDTH**-0.5
 
     def both() -> list[Tensor]:
-        out, lse = kernels.forward(q, k, v, coeff, None, scale)
-        return [out] if kernel in FORWARD else [*kernels.backward(grad, q, k, v, coeff, None, lse, scale)]
+        out, lse = forward(q, k, v, coeff, None, scale)
+        return [out] if kernel in FORWARD else [*backward(grad, q, k, v, coeff, None, lse, scale)]
 
     expected = both()
     taken: list[float] = []
@@ -156,7 +156,7 @@ def measure(asked: tuple[str, str, Tiles], chosen: Any, rounds: int) -> tuple[fl
 @contextmanager
 def replaced(kernel: str, tiles: Tiles) -> Iterator[None]:
     """Inside, a kernel has these tiles whatever the sizes."""
-    table = kernels.TILES[16, False]
+    table = TILES[16, False]
     before = table[kernel]
     table[kernel] = (tiles,)
     try:
@@ -168,7 +168,7 @@ def replaced(kernel: str, tiles: Tiles) -> Iterator[None]:
 @contextmanager
 def timed(kernel: str, device: str, taken: list[float]) -> Iterator[None]:
     """Inside, milliseconds of each launch of one kernel are added to `taken`; launches of others pass by."""
-    launch, launched = kernels._launch, getattr(kernels, _FUNCTIONS[kernel])
+    launch, launched = _launch, getattr(kernels, _FUNCTIONS[kernel])
 
     def watched(function: Any, tiles: Tiles, *rest: Any, **options: Any) -> None:
         turned = bool(options.get("ROWS_ARE_KEYS"))
@@ -178,11 +178,11 @@ def timed(kernel: str, device: str, taken: list[float]) -> Iterator[None]:
         else:
             run()
 
-    kernels._launch = watched
+    _launch = watched
     try:
         yield
     finally:
-        kernels._launch = launch
+        _launch = launch
 
 
 def milliseconds(run: Callable[[], None], device: str) -> float:

@@ -16,14 +16,14 @@ from pathlib import Path
 
 
 def main() -> int:
-    from coeffdiff.threads import choose_waiting
+    from coeffdiff.utils.threads import choose_waiting
 
     choose_waiting()
     import torch
 
     from coeffdiff.errors import CoeffDiffError
-    from coeffdiff.paths import path_argument
     from coeffdiff.pocket import WEIGHTS
+    from coeffdiff.utils.paths import path_argument
     from pocket_build.fitting import faster_precision
     from pocket_build.stages import STAGES
     from pocket_build.unet import store_unfinished

@@ -35,13 +35,13 @@ SHOWN = {"dino_masked": "DINO, photos masked", "clip_t": "CLIP-T", "place": "pla
 
 
 def main() -> int:
-    from coeffdiff.threads import choose_waiting
+    from coeffdiff.utils.threads import choose_waiting
 
     choose_waiting()
-    from coeffdiff.config import load_section
+    from coeffdiff.config.loading import load_section
     from coeffdiff.errors import CoeffDiffError
-    from coeffdiff.evaluation.compare import Comparison
-    from coeffdiff.paths import path_argument
+    from coeffdiff.evaluation.comparison_plan import Comparison
+    from coeffdiff.utils.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -72,12 +72,12 @@ def main() -> int:
 
 def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[str, Any]]:
     """A row of scores for each subject, seed and part, from the output file where it is there."""
-    from coeffdiff.console import progress
-    from coeffdiff.evaluation.compare import Studio
-    from coeffdiff.files import appearing
-    from coeffdiff.training.state import RunFolder
+    from coeffdiff.evaluation.comparison_runner import ComparisonRunner
+    from coeffdiff.training.run_folder import RunFolder
+    from coeffdiff.utils.atomic import atomic_write
+    from coeffdiff.utils.console import progress
 
-    studio = Studio(plan, comparison)
+    studio = ComparisonRunner(plan, comparison)
     rows: list[dict[str, Any]] = json.loads(output.read_text()) if output.exists() else []
     jobs = [job for job in studio.jobs() if job.arm == arm]
     done = {(row["cell"], row["part"]) for row in rows}
@@ -96,7 +96,7 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
                 facts = {"cell": cell_of(studio, job), "subject": job.sitter.name, "seed": job.seed}
                 facts |= {"arm": arm, "part": part, "scores": scores}
                 rows.append(facts | ({"moved": by_place(adapter)} if part == "as trained" else {}))
-                with appearing(output) as unfinished:
+                with atomic_write(output) as unfinished:
                     unfinished.write_text(json.dumps(rows, indent=1) + "\n")
         bar(len(jobs))
     return kept(studio, arm, rows)
@@ -115,7 +115,7 @@ def kept(studio: Any, arm: str, rows: list[dict[str, Any]]) -> list[dict[str, An
 
 def by_place(adapter: Path) -> dict[str, float]:
     """Mean |alpha| by block and kind of layer: "mid_block self", ..."""
-    from coeffdiff.inspection import inspect_adapter
+    from coeffdiff.evaluation.inspection import inspect_adapter
 
     blocks = inspect_adapter(adapter).alpha_blocks
     return {f"{one.block} {one.attention}": round(one.norms["mean"], 4) for one in blocks[:-1]}
@@ -123,12 +123,12 @@ def by_place(adapter: Path) -> dict[str, float]:
 
 def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> dict[str, float]:
     """The scores of an adapter with its two parts at strengths of their own."""
-    from coeffdiff.evaluation.compare import subject_of
-    from coeffdiff.evaluation.evaluate import score_adapter
-    from coeffdiff.method.adapter import load_adapter
-    from coeffdiff.method.injection import set_scale
-    from coeffdiff.method.lora import set_lora_scale
-    from coeffdiff.sampling import prepare_device
+    from coeffdiff.evaluation.comparison_plan import subject_of
+    from coeffdiff.evaluation.scoring import score_adapter
+    from coeffdiff.hosts.diffusers import load_adapter
+    from coeffdiff.hosts.lora import set_lora_scale
+    from coeffdiff.hosts.unet import set_scale
+    from coeffdiff.sampling.device import prepare_device
 
     adapter = load_adapter(studio.pipe, path)
     prepare_device(studio.pipe, studio.device)
@@ -148,12 +148,12 @@ def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> di
 
 def itself(studio: Any, job: Any) -> dict[str, float]:
     """The scores of the subject's own renders in the places of the prompts, through the VAE."""
-    from coeffdiff.evaluation.compare import subject_of
-    from coeffdiff.evaluation.evaluate import asked_for, see_photos
-    from coeffdiff.metrics import score_pictures
+    from coeffdiff.evaluation.comparison_plan import subject_of
+    from coeffdiff.evaluation.scoring import asked_for, see_photos
+    from coeffdiff.metrics.pictures import score_pictures
     from coeffdiff.pocket import WEIGHTS
     from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
-    from coeffdiff.seeding import stable_seed
+    from coeffdiff.utils.seeding import stable_seed
     from pocket_build.renders import seen_through
 
     subject = subject_of(job.sitter, studio.plan.token)
@@ -175,7 +175,7 @@ def itself(studio: Any, job: Any) -> dict[str, float]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Means over subjects, seeds averaged first, with 95 % intervals of the differences to "as trained"."""
-    from coeffdiff.evaluation.paired import interval
+    from coeffdiff.evaluation.statistics import interval
 
     lines = ["| | " + " | ".join(SHOWN.values()) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     subjects = sorted({row["subject"] for row in rows})

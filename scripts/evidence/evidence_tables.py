@@ -120,7 +120,7 @@ class Gathered:
 
     def against(self, reference: str) -> dict[str, Any]:
         """The arms' paired differences to another than the plan's own reference."""
-        from coeffdiff.evaluation.paired import summarize
+        from coeffdiff.evaluation.statistics import summarize
 
         found: dict[str, Any] = summarize(self.cells, self.ends, reference)["paired"]
         return found
@@ -128,20 +128,21 @@ class Gathered:
 
 def gathered(plans: Iterable[str], pack: bool = False) -> dict[str, Gathered]:
     """By the plan's name in configs/compare. pack: move its new cells into its file."""
-    from coeffdiff.config import load_section
-    from coeffdiff.console import hushed
-    from coeffdiff.evaluation.compare import Comparison, Studio
-    from coeffdiff.evaluation.paired import summarize
+    from coeffdiff.config.loading import load_section
+    from coeffdiff.evaluation.comparison_plan import Comparison
+    from coeffdiff.evaluation.comparison_runner import ComparisonRunner
+    from coeffdiff.evaluation.statistics import summarize
+    from coeffdiff.utils.console import muted
 
     found = {}
     dissected = json.loads(DISSECTED.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder, hushed():
+    with tempfile.TemporaryDirectory() as folder, muted():
         output = Path(folder)
         (output / "cells").symlink_to(CELLS, target_is_directory=True)
         studio = None
         for name in sorted(set(plans)):
             plan = load_section(Comparison, plan_file(name))
-            studio = studio or Studio(plan, output)
+            studio = studio or ComparisonRunner(plan, output)
             studio.plan = plan
             jobs = studio.jobs()
             asked = [(job, point) for job in jobs for point in job.points]
@@ -201,7 +202,7 @@ def _by_arm(results: Mapping[str, Any], paired: Mapping[str, Any], less: str) ->
 
 def transposed(gathered: Gathered) -> str:
     """A row for each score: the arms, then their differences to the reference."""
-    from coeffdiff.evaluation.paired import SCORES
+    from coeffdiff.evaluation.statistics import SCORES
 
     results = gathered.results
     arms, others = list(results["arms"]), [arm for arm in results["paired"] if arm != "base"]
@@ -218,7 +219,7 @@ def transposed(gathered: Gathered) -> str:
 
 def ceiling(rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> str:
     """What the subjects' own renders score in the places of the prompts, less what the arms do."""
-    from coeffdiff.evaluation.paired import SCORES, paired
+    from coeffdiff.evaluation.statistics import SCORES, paired
 
     renders = [
         {"subject": row["subject"], "seed": row["seed"], "scores": row["scores"]}
@@ -246,7 +247,7 @@ def ceiling(rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> str:
 
 def dropped(found: Mapping[str, Gathered]) -> str:
     """What a tenth of the captions dropped changes, and what alpha changes then: dev, fresh and all subjects."""
-    from coeffdiff.evaluation.paired import SCORES, paired
+    from coeffdiff.evaluation.statistics import SCORES, paired
 
     shown = ("dino_masked", "clip_t", "drift_unrelated")
     lines = ["| subjects | | " + " | ".join(" ".join(SCORES[name]) for name in shown) + " |"]

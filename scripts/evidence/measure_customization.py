@@ -35,7 +35,7 @@ DENOISING_STEPS = 25
 
 
 def main() -> int:
-    from coeffdiff.threads import choose_waiting
+    from coeffdiff.utils.threads import choose_waiting
 
     choose_waiting()
     from coeffdiff.errors import CoeffDiffError
@@ -43,7 +43,7 @@ def main() -> int:
     from coeffdiff.pocket.world.subjects import DEV
 
     names = [subject.name for subject in DEV]
-    from coeffdiff.paths import path_argument
+    from coeffdiff.utils.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -106,7 +106,7 @@ def cell(chosen: Any, subject: str, arm: str, variant: str) -> dict[str, Any]:
 
 def key_of_cell(subject: str, arm: str, variant: str, steps: int | None, denoising_steps: int) -> str:
     """What a cell is kept under: a hash of these weights, and of what the settings come to, defaults among them."""
-    from coeffdiff.seeding import stable_seed
+    from coeffdiff.utils.seeding import stable_seed
 
     trained = resolved(arm, variant, steps) if arm in TRAINED else ""
     return f"{stable_seed(subject, arm, trained, denoising_steps, *weights()):016x}"
@@ -115,14 +115,14 @@ def key_of_cell(subject: str, arm: str, variant: str, steps: int | None, denoisi
 @functools.cache
 def resolved(arm: str, variant: str, steps: int | None) -> str:
     """All settings that decide a training, as JSON."""
-    from coeffdiff import backbone
-    from coeffdiff.config import load_settings
-    from coeffdiff.evaluation.compare import deciding
+    from coeffdiff.config.loading import load_settings
+    from coeffdiff.evaluation.comparison_plan import deciding
+    from coeffdiff.models.finding import find_backbone
     from coeffdiff.training.launch import start_processes
-    from coeffdiff.training.prepare import resolve
+    from coeffdiff.training.resolve import resolve
 
     settings = load_settings(None, values_of(arm, steps), variant.split(",") if variant else [])
-    settings, _ = resolve(settings, backbone.find_backbone(settings.model), start_processes())
+    settings, _ = resolve(settings, find_backbone(settings.model), start_processes())
     return json.dumps(deciding(settings) | {"steps": settings.training.steps}, sort_keys=True)
 
 
@@ -164,11 +164,13 @@ def measure(chosen: Any, folder: Path, name: str, arm: str, variant: str) -> dic
     from PIL import Image
 
     from coeffdiff.demo import new_places
-    from coeffdiff.metrics import load_dino, mean_pairwise_cosine
-    from coeffdiff.pictures import labelled_grid, save_png
+    from coeffdiff.metrics.encoders import load_dino
+    from coeffdiff.metrics.features import mean_pairwise_cosine
     from coeffdiff.pocket import POCKET_DINO, WEIGHTS
     from coeffdiff.pocket.judges import trusted_judges
     from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
+    from coeffdiff.utils.grids import labelled_grid
+    from coeffdiff.utils.png import save_png
 
     subject, judges = SUBJECTS[name], trusted_judges(WEIGHTS)
     photos = [Image.open(path).convert("RGB") for path in write_photos(subject, folder / "photos")]
@@ -196,9 +198,9 @@ def made() -> dict[str, str]:
     """On what, with what and when a cell is computed."""
     import torch
 
-    from coeffdiff import sampling
+    from coeffdiff.sampling.device import choose_device
 
-    device, dtype = sampling.choose_device()
+    device, dtype = choose_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     return {
         "device": name,
@@ -214,15 +216,21 @@ def adapted(
     """The arm's pictures, and what its training came to."""
     import torch
 
-    from coeffdiff import backbone, sampling
-    from coeffdiff.config import ModelSettings, load_settings
-    from coeffdiff.method.adapter import load_adapter, read_coefficients
+    from coeffdiff.config.loading import load_settings
+    from coeffdiff.config.schema import ModelSettings
+    from coeffdiff.hosts.diffusers import load_adapter
+    from coeffdiff.method.adapter_file import read_coefficients
+    from coeffdiff.models.finding import find_backbone
+    from coeffdiff.models.loading import load_pipeline
     from coeffdiff.pocket import POCKET
     from coeffdiff.pocket.world import article
+    from coeffdiff.sampling.device import choose_device, prepare_device
+    from coeffdiff.sampling.generation import generate
+    from coeffdiff.sampling.options import Options, Request
     from coeffdiff.training import loop
 
-    device, dtype = sampling.choose_device()
-    pipe = backbone.load_pipeline(backbone.find_backbone(ModelSettings(name=POCKET)), dtype=dtype)
+    device, dtype = choose_device()
+    pipe = load_pipeline(find_backbone(ModelSettings(name=POCKET)), dtype=dtype)
     facts: dict[str, Any] = {}
     if arm in TRAINED:
         run = folder / "run"
@@ -237,14 +245,13 @@ def adapted(
         if alphas:
             every = torch.cat([alpha.flatten().abs() for alpha in alphas.values()])
             facts["mean_abs_alpha"] = round(float(every.mean()), 4)
-    sampling.prepare_device(pipe, device)
+    prepare_device(pipe, device)
     thing = f"{TOKEN} {subject.class_word}" if arm in TRAINED else article(subject.class_word)
     requests = [
-        sampling.Request(f"a photo of {thing} {place}", SEEDS[i % len(SEEDS)])
-        for i, place in enumerate(places)
+        Request(f"a photo of {thing} {place}", SEEDS[i % len(SEEDS)]) for i, place in enumerate(places)
     ]
-    options = sampling.Options(steps=chosen.denoising_steps, batch_size=len(requests))
-    return [picture for _, picture in sampling.generate(pipe, requests, options)], facts
+    options = Options(steps=chosen.denoising_steps, batch_size=len(requests))
+    return [picture for _, picture in generate(pipe, requests, options)], facts
 
 
 def round_trips(subject: Any, arm: str, places: Sequence[str]) -> list[Any]:
@@ -254,7 +261,7 @@ def round_trips(subject: Any, arm: str, places: Sequence[str]) -> list[Any]:
 
     from coeffdiff.pocket import POCKET, shipped
     from coeffdiff.pocket.world import sample_scene
-    from coeffdiff.seeding import stable_seed
+    from coeffdiff.utils.seeding import stable_seed
     from pocket_build.renders import seen_through
 
     seeds = [stable_seed(arm, subject.name, i) for i in range(len(places))]

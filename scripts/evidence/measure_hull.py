@@ -29,11 +29,11 @@ TOLERANCE = 1e-4  # of the values' spread
 
 
 def main() -> int:
-    from coeffdiff.threads import choose_waiting
+    from coeffdiff.utils.threads import choose_waiting
 
     choose_waiting()
     from coeffdiff.errors import CoeffDiffError
-    from coeffdiff.paths import path_argument
+    from coeffdiff.utils.paths import path_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -104,16 +104,19 @@ def _attention_of(path: Path) -> Iterator[tuple[Any, ...]]:
     """q, k, v, coeff and mask of every layer that mixes maps, at every step of each prompt's picture."""
     import torch
 
-    from coeffdiff import backbone, sampling
-    from coeffdiff.config import ModelSettings
+    from coeffdiff.config.schema import ModelSettings
+    from coeffdiff.hosts.diffusers import load_adapter
     from coeffdiff.method import attention
-    from coeffdiff.method.adapter import find_adapter, load_adapter, read_header
+    from coeffdiff.method.adapter_file import read_header
+    from coeffdiff.method.adapter_paths import find_adapter
+    from coeffdiff.models.finding import find_backbone
+    from coeffdiff.models.loading import load_pipeline
+    from coeffdiff.sampling.generation import generate
+    from coeffdiff.sampling.options import Options, Request
 
     folder = find_adapter(path)
     header = read_header(folder)
-    pipe = backbone.load_pipeline(
-        backbone.find_backbone(ModelSettings(name=header.base_model)), dtype=torch.float32
-    )
+    pipe = load_pipeline(find_backbone(ModelSettings(name=header.base_model)), dtype=torch.float32)
     load_adapter(pipe, folder)
     seen: list[tuple[Any, ...]] = []
 
@@ -122,10 +125,10 @@ def _attention_of(path: Path) -> Iterator[tuple[Any, ...]]:
         return attention.mixed_attention(q, k, v, coeff, mask=mask, backend=backend)
 
     name = f"{header.token} {header.class_word}" if header.class_word else header.token
-    with mock.patch("coeffdiff.method.injection.mixed_attention", watched), torch.no_grad():
+    with mock.patch("coeffdiff.hosts.unet.mixed_attention", watched), torch.no_grad():
         for number, prompt in enumerate(PROMPTS):
-            options = sampling.Options(steps=2, guidance=1.0)
-            list(sampling.generate(pipe, [sampling.Request(prompt.format(name), number)], options))
+            options = Options(steps=2, guidance=1.0)
+            list(generate(pipe, [Request(prompt.format(name), number)], options))
     yield from seen
 
 

@@ -15,12 +15,12 @@ from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import ConfigError
 from coeffdiff.pocket import model
 from coeffdiff.pocket.model import build_pipeline, build_unet, save_random
 from coeffdiff.pocket.sizes import SIZES
 from coeffdiff.pocket.tokenizers import tokenizer_pair
+from coeffdiff.utils.console import quiet_libraries
 
 HAIR_SPACES = "".join(map(chr, range(0x2000, 0x200B)))
 NETWORKS = ("text_encoder", "text_encoder_2", "vae", "unet")

@@ -11,18 +11,23 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizerFast
 
-from coeffdiff import backbone, sampling
-from coeffdiff.config import ModelSettings, load_settings
-from coeffdiff.console import quiet_libraries
+from coeffdiff.config.loading import load_settings
+from coeffdiff.config.schema import ModelSettings
 from coeffdiff.demo import new_places
-from coeffdiff.method.adapter import load_adapter
-from coeffdiff.metrics import load_dino, mean_pairwise_cosine
+from coeffdiff.hosts.diffusers import load_adapter
+from coeffdiff.metrics.encoders import load_dino
+from coeffdiff.metrics.features import mean_pairwise_cosine
+from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, WEIGHTS, shipped
 from coeffdiff.pocket.judges import QUESTIONS, Judges, trusted_judges
 from coeffdiff.pocket.tokenizers import tokenizer_pair
 from coeffdiff.pocket.world import render, sample_scene, vocabulary
 from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
+from coeffdiff.sampling.generation import generate
+from coeffdiff.sampling.options import Options, Request
 from coeffdiff.training import loop
+from coeffdiff.utils.console import quiet_libraries
 from pocket_build.renders import as_float
 from pocket_build.workshop import fingerprint
 
@@ -43,9 +48,9 @@ def judges() -> Judges:
 
 
 def pictures(pipe, prompts: list[str], steps: int = 20) -> list[Image.Image]:
-    requests = [sampling.Request(prompt, seed) for seed, prompt in enumerate(prompts)]
-    options = sampling.Options(steps=steps, batch_size=len(requests))
-    return [image for _, image in sampling.generate(pipe, requests, options)]
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    options = Options(steps=steps, batch_size=len(requests))
+    return [image for _, image in generate(pipe, requests, options)]
 
 
 def seen_settings(judges: Judges, images: list[Image.Image]) -> list[str]:
@@ -135,9 +140,7 @@ def test_it_learns_a_subject_and_forgets_it_at_scale_zero(tmp_path, monkeypatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     photos = [Image.open(file).convert("RGB") for file in write_photos(SLOTH, tmp_path / "photos")]
     places = new_places(SLOTH)
-    base_pipe = backbone.load_pipeline(
-        backbone.find_backbone(ModelSettings(name=POCKET)), dtype=torch.float32
-    )
+    base_pipe = load_pipeline(find_backbone(ModelSettings(name=POCKET)), dtype=torch.float32)
     known = pictures(base_pipe, [f"a photo of a {SLOTH.class_word} {place}" for place in places])
     values = {
         "model.name": POCKET, "subject.images": str(tmp_path / "photos"), "subject.token": "sks",

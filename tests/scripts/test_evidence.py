@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import evidence_tables
-from coeffdiff.config import load_section
-from coeffdiff.evaluation.compare import Comparison
+from coeffdiff.config.loading import load_section
+from coeffdiff.evaluation.comparison_plan import Comparison
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -18,7 +18,7 @@ from coeffdiff.errors import ModelError, TrainingError
 from coeffdiff.pocket import judges
 from coeffdiff.pocket.world import caption, mentioned, sample_scene
 from coeffdiff.pocket.world.subjects import SUBJECTS
-from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build import clip, dino, renders, unet
 from pocket_build.fitting import Plan, fit, read_average
 from pocket_build.latents import build_latents, varied

@@ -10,8 +10,8 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from coeffdiff.cli import app
-from coeffdiff.config import Settings
+from coeffdiff.cli.app import app
+from coeffdiff.config.schema import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -40,9 +40,9 @@ def test_the_fuzz_run_notices_what_it_looks_for(tmp_path, run):
     """A loader that raises, dies, hangs, hoards, lies or leaves something behind: each is a crash, and exit code 1."""
     wrong = """
 import os, signal, sys, time
-from coeffdiff.method import adapter, injection
+from coeffdiff.hosts import diffusers, unet
 from coeffdiff.errors import AdapterError
-real, calls = adapter.load_adapter, []
+real, calls = diffusers.load_adapter, []
 def load(pipe, folder):
     calls.append(1)
     if "--worker" not in sys.argv or len(calls) <= 4:
@@ -53,11 +53,11 @@ def load(pipe, folder):
     if number == 2: bytearray(2**31)
     if number == 3: raise AdapterError("\x1b[2J")
     if number == 4:
-        injection.inject(pipe.unet)
+        unet.inject(pipe.unet)
         raise AdapterError("no")
     if number == 5: signal.alarm(1); time.sleep(60)
     raise AdapterError("refused")
-adapter.load_adapter = load
+diffusers.load_adapter = load
 exec(compile(open(SCRIPT).read(), SCRIPT, "exec"), {"__name__": "__main__", "__file__": SCRIPT})
 """
     script = tmp_path / "wrong.py"

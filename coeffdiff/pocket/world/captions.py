@@ -9,7 +9,7 @@ from coeffdiff.pocket.world.colours import COLOURS
 from coeffdiff.pocket.world.places import SETTINGS
 from coeffdiff.pocket.world.scene import PATTERNS, Scene
 from coeffdiff.pocket.world.shapes import KINDS
-from coeffdiff.seeding import stable_seed
+from coeffdiff.utils.seeding import stable_seed
 
 _FULL = (
     "a photo of {thing} {setting}",

@@ -13,7 +13,7 @@ from coeffdiff.pocket.world.colours import COLOURS, draw_colour, second_colour
 from coeffdiff.pocket.world.places import DETAILS, PLACES, SETTINGS
 from coeffdiff.pocket.world.scene import FIELD_OF_VIEW, PATTERNS, Camera, Light, Look, Scene
 from coeffdiff.pocket.world.shapes import KINDS
-from coeffdiff.seeding import stable_seed
+from coeffdiff.utils.seeding import stable_seed
 
 
 def sample_scene(seed: int, **fixed: Any) -> Scene:

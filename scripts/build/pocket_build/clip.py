@@ -14,7 +14,7 @@ from coeffdiff.pocket.judges import QUESTIONS, truth
 from coeffdiff.pocket.sizes import text_configs
 from coeffdiff.pocket.tokenizers import tokenizer_pair
 from coeffdiff.pocket.world import caption, mentioned, vocabulary
-from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build.fitting import Losses, mixed
 from pocket_build.pictures import ROUND_TRIPS, drawn_from, flipped, plain_or_seen, shifted, through_vae
 from pocket_build.renders import RESOLUTION, as_float

@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from coeffdiff.pocket import POCKET_DINO
-from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build import renders
 from pocket_build.fitting import Losses, mixed
 from pocket_build.pictures import ROUND_TRIPS, drawn_from, plain_or_seen, shifted, through_vae

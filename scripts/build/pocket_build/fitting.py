@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from coeffdiff.console import progress
 from coeffdiff.errors import TrainingError
-from coeffdiff.files import appearing
-from coeffdiff.speed import has_bf16
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import progress
+from coeffdiff.utils.torch_setup import has_bf16
 
 Losses = Mapping[str, Tensor]
 SAVE_SECONDS = 120.0
@@ -113,7 +113,7 @@ def fit(
             "start": start,
             "seconds": seconds + time.monotonic() - begun,
         }
-        with appearing(checkpoint, durable=True) as unfinished:
+        with atomic_write(checkpoint, durable=True) as unfinished:
             torch.save(state, unfinished)
 
     begun = saved = time.monotonic()
@@ -182,7 +182,7 @@ def _cut_curve(curve: Path, step: int) -> None:
     """Drop the lines of steps that will be run again."""
     if curve.exists():
         kept = [line for line in curve.read_text().splitlines() if _step_of(line) <= step]
-        with appearing(curve) as unfinished:
+        with atomic_write(curve) as unfinished:
             unfinished.write_text("".join(line + "\n" for line in kept))
 
 

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from coeffdiff.files import appearing
 from coeffdiff.pocket.judges import QUESTIONS, Judges, judging_losses, load_judges, truth
-from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build.fitting import Losses, mixed
 from pocket_build.pictures import ROUND_TRIPS, flipped, plain_or_seen, shifted, through_vae
 from pocket_build.renders import as_float
@@ -32,7 +32,7 @@ def build_judges(shop: Workshop) -> None:
     trained, took = shop.fit("judges", network, loss)
     folder = shop.weights / "judges"
     folder.mkdir(parents=True, exist_ok=True)
-    with appearing(folder / "model.safetensors") as unfinished:
+    with atomic_write(folder / "model.safetensors") as unfinished:
         save_file({name: _half(value) for name, value in trained.state_dict().items()}, unfinished)
     shop.note("judges", **took, **measure_judges(shop))
 

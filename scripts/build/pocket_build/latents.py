@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coeffdiff.console import progress
-from coeffdiff.files import appearing
-from coeffdiff.seeding import generator_for
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import progress
+from coeffdiff.utils.seeding import generator_for
 from pocket_build import renders
 from pocket_build.fitting import mixed
 from pocket_build.renders import RESOLUTION, as_float
@@ -59,7 +59,7 @@ def _encode_shard(shop: Workshop, vae: Any, shard: int, file: Path) -> None:
         both = torch.cat([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
         latents.append(both.to(torch.float16).cpu())
         time_ids.append(torch.tensor(ids))
-    with appearing(file) as unfinished, unfinished.open("wb") as handle:
+    with atomic_write(file) as unfinished, unfinished.open("wb") as handle:
         np.savez(handle, latents=torch.cat(latents).numpy(), time_ids=torch.cat(time_ids).numpy())
 
 

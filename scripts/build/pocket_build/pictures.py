@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coeffdiff.console import progress
-from coeffdiff.files import appearing
 from coeffdiff.pocket import POCKET
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import progress
 from pocket_build import renders
 from pocket_build.fitting import mixed
 from pocket_build.renders import Renders, as_float, round_trip
@@ -34,7 +34,7 @@ def through_vae(shop: Workshop, source: Renders, pictures: int) -> Renders:
                     with torch.no_grad(), mixed(shop.device, shop.dtype):
                         seen = round_trip(vae, images)
                     values.append(seen.mul(255.0).add(0.5).to(torch.uint8).cpu())
-                with appearing(file) as unfinished, unfinished.open("wb") as handle:
+                with atomic_write(file) as unfinished, unfinished.open("wb") as handle:
                     np.save(handle, torch.cat(values).numpy())
             files.append(file)
             bar((shard + 1) * renders.SHARD)

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from coeffdiff.files import appearing
 from coeffdiff.pocket.world import Scene, render, sample_scene
 from coeffdiff.pocket.world.subjects import fresh_subject, picture_of
-from coeffdiff.seeding import stable_seed
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.seeding import stable_seed
 
 RESOLUTION = 128
 SHARD = 480  # pictures in a file: some 20 seconds of one core
@@ -155,5 +155,5 @@ def _draw_shard(file: Path, name: str, shard: int, device: str) -> None:
     scenes = [scene_of(name, index) for index in range(shard * SHARD, (shard + 1) * SHARD)]
     images, _ = render(scenes, RESOLUTION, device)
     values = images.mul(255.0).add_(0.5).to(torch.uint8).cpu().numpy()
-    with appearing(file) as unfinished, unfinished.open("wb") as handle:
+    with atomic_write(file) as unfinished, unfinished.open("wb") as handle:
         np.save(handle, values)

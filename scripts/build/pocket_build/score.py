@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from diffusers import StableDiffusionXLPipeline
 
-from coeffdiff.console import progress, quiet_libraries
 from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.judges import QUESTIONS, trusted_judges, truth
 from coeffdiff.pocket.world import caption, mentioned, sample_scene
-from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.utils.console import progress, quiet_libraries
+from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build.workshop import Workshop, fingerprint
 
 SCORED_TOGETHER = 20

@@ -15,13 +15,13 @@ from transformers import (
     CLIPTextModelWithProjection,
 )
 
-from coeffdiff.console import quiet_libraries
 from coeffdiff.errors import TrainingError
 from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.sizes import euler_scheduler, text_configs, unet_config
 from coeffdiff.pocket.tokenizers import tokenizer_pair
 from coeffdiff.pocket.world import Scene, caption, vocabulary
-from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build.fitting import Losses, mixed, read_average
 from pocket_build.latents import VARIANTS, build_latents
 from pocket_build.workshop import Workshop, load_float32, store

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.sizes import vae_config
-from coeffdiff.seeding import generator_for, stable_seed
+from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build.fitting import Losses, mixed
 from pocket_build.pictures import flipped
 from pocket_build.renders import RESOLUTION, VIEWS, as_float, known_individuals, round_trip

@@ -19,10 +19,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from coeffdiff.console import progress, quiet_libraries
 from coeffdiff.errors import TrainingError
-from coeffdiff.files import appearing, held
 from coeffdiff.pocket import POCKET
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import progress, quiet_libraries
+from coeffdiff.utils.locks import try_lock
 from pocket_build.fitting import Losses, Plan, fit
 from pocket_build.renders import Renders, draw
 
@@ -103,11 +104,11 @@ class Workshop:
     def note(self, stage: str, **facts: Any) -> None:
         """Put a stage into the record, and its curve beside it."""
         known = self.record() | {stage: facts}
-        with appearing(self.record_file, durable=True) as unfinished:
+        with atomic_write(self.record_file, durable=True) as unfinished:
             unfinished.write_text(json.dumps(known, indent=1) + "\n")
         curve = self.folder / f"{stage}.jsonl"
         if curve.exists():
-            with appearing(self.weights / "curves" / curve.name) as unfinished:
+            with atomic_write(self.weights / "curves" / curve.name) as unfinished:
                 shutil.copy(curve, unfinished)
 
     def fit(
@@ -129,7 +130,7 @@ class Workshop:
         """
         lock = _made(self.folder) / f"{stage}.lock"
         lock.touch()
-        with held(lock) as mine:
+        with try_lock(lock) as mine:
             if mine is False:
                 raise TrainingError(f"Another process is at the stage {stage} in {self.folder}.")
             yield

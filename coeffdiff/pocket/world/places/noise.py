@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coeffdiff.seeding import generator_for
+from coeffdiff.utils.seeding import generator_for
 
 PERIOD = 16.0  # noise repeats after this many units
 _TEXELS = 256

@@ -13,7 +13,7 @@ from coeffdiff.pocket.world.colours import COLOURS
 from coeffdiff.pocket.world.scene import RGB, Mark
 from coeffdiff.pocket.world.shapes import KINDS, distance, object_bounds
 from coeffdiff.pocket.world.subjects.subject import UNNAMED, Subject
-from coeffdiff.seeding import stable_seed
+from coeffdiff.utils.seeding import stable_seed
 
 
 def fresh_subject(seed: int) -> Subject:

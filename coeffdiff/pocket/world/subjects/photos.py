@@ -14,7 +14,7 @@ from coeffdiff.pocket.world.rendering import render
 from coeffdiff.pocket.world.scene import Scene
 from coeffdiff.pocket.world.shapes import KINDS
 from coeffdiff.pocket.world.subjects.subject import Subject
-from coeffdiff.seeding import stable_seed
+from coeffdiff.utils.seeding import stable_seed
 
 PHOTO_SETTINGS = tuple(s for s in SETTINGS if s not in ("floating on top of water", "at night"))
 """Where subjects are photographed: wherever all of them can be seen well."""

@@ -1,0 +1,20 @@
+"""The command line: options in, one function call, one answer out. Heavy imports wait until a command needs them.
+
+A command is a file; `coeffdiff --help` lists them in the order in which they are imported here.
+"""
+# ruff: noqa: F401, I001
+
+from __future__ import annotations
+
+from coeffdiff.cli.app import app, main
+from coeffdiff.cli import train
+from coeffdiff.cli import check
+from coeffdiff.cli import sample
+from coeffdiff.cli import inspect
+from coeffdiff.cli import merge
+from coeffdiff.cli import demo
+from coeffdiff.cli import evaluate
+from coeffdiff.cli import compare
+from coeffdiff.cli import toy
+
+__all__ = ["app", "main"]

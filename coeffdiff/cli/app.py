@@ -1,0 +1,139 @@
+"""The command line's frame: one group of commands, and users' mistakes as one sentence each."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from coeffdiff import __version__
+from coeffdiff.errors import CoeffDiffError, KernelsUnused
+from coeffdiff.utils.console import (
+    be_lenient,
+    hush_bitsandbytes,
+    is_main_process,
+    print_error,
+    print_info,
+    print_text,
+    visible,
+)
+from coeffdiff.utils.threads import choose_waiting
+
+
+class _Commands(TyperGroup):
+    """Typer's own complaints quote arguments, which may be the names of files that somebody else gave them."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _harmless_usage_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _harmless_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _harmless_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(getattr(error, "message", None), str):
+            error.message = visible(error.message)  # type: ignore[attr-defined]
+        raise
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Teach SDXL a subject from a few photos by recombining its attention maps across heads (Coeff-Tuning).",
+)
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m coeffdiff`."""
+    hush_bitsandbytes()
+    be_lenient()
+    if (
+        "WORLD_SIZE" in os.environ
+    ):  # where torch's C++ prints its stack beside an error that we say in a sentence
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(library, "error")
+    if not sys.warnoptions:
+        # Libraries' deprecations are no news to the person at the command line; what we warn of is
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=KernelsUnused)
+        warnings.showwarning = lambda message, *_, **__: print_info(f"warning  {message}")
+    app()
+
+
+def answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a person's mistakes into one sentence on stderr and an exit code; defects keep their traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        choose_waiting()  # no command loads torch before it runs
+        try:
+            command(*args, **kwargs)
+        except CoeffDiffError as error:
+            complain(f"{type(error).__name__}: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print_info("Interrupted: stopped at once; what had been saved before is untouched.")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
+
+            if is_out_of_memory(error):
+                complain(f"OutOfMemory: {oom_sentence(error, [])}")
+            elif isinstance(error, OSError) and error.errno in _REFUSALS:
+                named = f": {str(error.filename)[:200]}" if error.filename else ""
+                complain(
+                    f"{type(error).__name__}: {error.strerror}{named}. What had been saved is untouched."
+                )
+            else:
+                raise
+            raise typer.Exit(2) from None
+
+    return run
+
+
+# What a system refuses is no defect of a program's; a file that should be there and is not may be one.
+_REFUSALS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ENAMETOOLONG,
+    }
+    | {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE}
+)
+
+
+def complain(sentence: str) -> None:
+    """Say it from whichever process met it: the photos may be missing on the second machine alone."""
+    print_error(sentence if is_main_process() else f"[rank {os.environ['RANK']}] {sentence}")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print_text(f"coeffdiff {__version__}")
+        raise typer.Exit

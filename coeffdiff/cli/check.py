@@ -1,0 +1,93 @@
+"""coeffdiff check"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from coeffdiff.cli.app import answering, app
+from coeffdiff.cli.options import (
+    Assignments,
+    BaseModel,
+    ClassWord,
+    ConfigFile,
+    Images,
+    Pixels,
+    Token,
+    TrainedMethod,
+    TrainingSteps,
+)
+from coeffdiff.errors import ConfigError
+from coeffdiff.utils.console import is_main_process, print_json, print_text, progress
+
+
+@app.command()
+@answering
+def check(
+    images: Images = None,
+    token: Token = None,
+    class_word: ClassWord = None,
+    model: BaseModel = None,
+    method: TrainedMethod = None,
+    config: ConfigFile = None,
+    steps: TrainingSteps = None,
+    resolution: Pixels = None,
+    set_: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
+    from coeffdiff.config.fields import PLACEHOLDER
+    from coeffdiff.config.loading import load_settings
+    from coeffdiff.data.photos import with_offers
+    from coeffdiff.utils.launch_environment import forget_launch
+
+    forget_launch()
+    flags = {
+        "subject.images": str(images) if images else None,
+        "subject.token": token,
+        "subject.class_word": class_word,
+        "model.name": model,
+        "method.kind": method,
+        "training.steps": steps,
+        "training.resolution": resolution,
+    }
+    settings = with_offers(load_settings(config, flags, set_ or ()))
+    folder = settings.subject.images
+    if folder is None:
+        raise ConfigError("A check needs --images; for instance: check --images photos/ --token sks.")
+    from coeffdiff.data.photos import read_photos
+    from coeffdiff.models.finding import find_backbone
+    from coeffdiff.preflight import check as preflight
+    from coeffdiff.preflight.report import table
+    from coeffdiff.training.launch import start_processes
+    from coeffdiff.training.refusals import refuse_early
+    from coeffdiff.training.resolve import resolve
+    from coeffdiff.training.run_folder import new_run
+
+    state = start_processes()
+    with progress("reading photos", len(list(folder.iterdir())) if folder.is_dir() else 0) as bar:
+        photos = read_photos(folder, settings.training.masked_loss, on_file=bar)
+    base = find_backbone(settings.model)
+    settings, _ = resolve(settings, base, state)
+    class_pictures = refuse_early(settings, photos, base)
+    new_run(settings.output, settings.subject.token or PLACEHOLDER)
+    with progress("looking at photos", len(photos.photos)) as bar:
+        report = preflight.check(
+            settings,
+            photos,
+            base,
+            state.device,
+            budget_seconds=4,
+            on_photo=bar,
+            class_pictures=class_pictures,
+        )
+    if not is_main_process():
+        return
+    if as_json:
+        skipped = [{"name": one.path.name, "reason": one.reason} for one in photos.skipped]
+        about = {"model": base.name, "settings": settings.model_dump(mode="json")}
+        print_json(report.as_dict() | about | {"left_out": skipped, "notes": photos.notes})
+        return
+    for line in table(report, photos):
+        print_text(line)

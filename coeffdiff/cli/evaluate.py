@@ -1,0 +1,130 @@
+"""coeffdiff evaluate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coeffdiff.cli.adapters import folder_and_scale
+from coeffdiff.cli.app import answering, app
+from coeffdiff.cli.options import (
+    NAME,
+    PATH,
+    AdaptersModel,
+    BatchSize,
+    Count,
+    DenoisingSteps,
+    ModelConfig,
+    NumbersAsJson,
+    OffloadOption,
+    OtherVae,
+    Pixels,
+    PrecisionOption,
+    expanded_text,
+)
+from coeffdiff.cli.processes import start_launched
+from coeffdiff.utils.console import duration, print_info, print_json, print_text
+from coeffdiff.utils.output_folder import check_output, next_folder
+
+
+@app.command()
+@answering
+def evaluate(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            parser=expanded_text, metavar="RUN[:SCALE]...", help="Run or adapter folders, each scored alone."
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Photos, or a data set in DreamBooth's layout. (default: what the run was trained on)",
+            **PATH,
+        ),
+    ] = None,
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="auto, object, living, pocket, dreambooth, or a text file with {token} in its lines.", **NAME
+        ),
+    ] = "auto",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many prompts, spread over the list.")
+    ] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Score every step that a run keeps.")
+    ] = False,
+    pictures: Count = 4,
+    drift_pictures: Annotated[
+        int, typer.Option(min=0, help="Pictures for each prompt without the token; 0: no drift.")
+    ] = 2,
+    seed: Annotated[int | None, typer.Option(help="First seed. (default: 100000, beyond training's)")] = None,
+    steps: DenoisingSteps = 30,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 5.0,
+    width: Pixels = None,
+    height: Pixels = None,
+    dino: Annotated[
+        str | None,
+        typer.Option(help="Vision transformer. (default: facebook/dino-vits16; pocket: its own)", **NAME),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="(default: openai/clip-vit-base-patch32; pocket: its own)", **NAME)
+    ] = None,
+    precision: PrecisionOption = "auto",
+    offload: OffloadOption = "none",
+    batch_size: BatchSize = 4,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for all of it. (default: evaluations/N)", **PATH)
+    ] = None,
+    model: AdaptersModel = None,
+    model_config: ModelConfig = None,
+    vae: OtherVae = None,
+    as_json: NumbersAsJson = False,
+) -> None:
+    """Score adapters by DreamBooth's protocol, and how far they move what nobody asked them to. Processes share it."""
+    from coeffdiff.config.fields import EVALUATION_FIRST_SEED
+    from coeffdiff.utils.distributed import process_group
+
+    with process_group(start_launched) as team:
+        check_output(output)
+        from coeffdiff.evaluation.evaluate import evaluate as run_evaluation
+        from coeffdiff.evaluation.tables import summary
+        from coeffdiff.sampling.options import Options
+        from coeffdiff.sampling.steps import every_step
+
+        asked = [folder_and_scale(text) for text in runs]
+        if checkpoints:
+            asked = team.from_main(lambda: every_step(asked))
+
+        options = Options(steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size)
+        result = run_evaluation(
+            asked,
+            team.from_main(lambda: output or next_folder(Path("evaluations"))),
+            options=options,
+            images=images,
+            prompts=prompts,
+            limit=limit,
+            pictures=pictures,
+            drift_pictures=drift_pictures,
+            first_seed=EVALUATION_FIRST_SEED if seed is None else seed,
+            model=model,
+            model_config=model_config,
+            vae=vae,
+            precision=precision,
+            offload=offload,
+            dino=dino,
+            clip=clip,
+            team=team,
+        )
+    if not team.is_main:
+        return
+    if as_json:
+        print_json(result.results)
+        return
+    print_text(summary(result.results))
+    print_info(
+        f"done in {duration(result.results['seconds'])}: {result.report}, {result.numbers}, {result.table}"
+    )

@@ -1,0 +1,64 @@
+"""coeffdiff inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coeffdiff.cli.adapters import adapters_and_scales
+from coeffdiff.cli.app import answering, app
+from coeffdiff.cli.options import PATH, expanded_path
+from coeffdiff.errors import AdapterError
+from coeffdiff.utils.console import print_json, print_result, print_table
+from coeffdiff.utils.output_folder import check_output
+
+
+@app.command()
+@answering
+def inspect(
+    adapter: Annotated[
+        Path | None,
+        typer.Argument(
+            parser=expanded_path,
+            metavar="ADAPTER",
+            help="Run or adapter folder. (default: newest finished run)",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of all alphas as heat maps.", **PATH)
+    ] = None,
+    heads: Annotated[int, typer.Option(min=1, help="How many of the most recombined heads are listed.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
+) -> None:
+    """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
+    check_output(output)
+    from coeffdiff.evaluation.inspection import inspect_adapter
+    from coeffdiff.evaluation.inspection_tables import tables
+    from coeffdiff.utils.launch_environment import forget_launch
+    from coeffdiff.utils.writable import refuse_unwritable
+
+    forget_launch()
+    [(folder, _)] = adapters_and_scales([str(adapter)] if adapter else None, with_scales=False)
+    if output:
+        refuse_unwritable(output)
+    found = inspect_adapter(folder)
+    file = None
+    if output:
+        if not found.deviations:
+            raise AdapterError(f"{folder} is of kind {found.header.kind}: it has no alpha to draw.")
+        from coeffdiff.evaluation.heatmap import draw_heat_maps
+        from coeffdiff.utils.png import free_name, save_png
+
+        maps = {layer: deviation.numpy() for layer, deviation in found.deviations.items()}
+        title = f"alpha of {' and '.join(found.header.tokens)} ({folder})"[:100]
+        sheet = draw_heat_maps(maps, title, found.taken)
+        file = free_name(output / "alpha.png")
+        save_png(sheet, file)
+    if as_json:
+        print_json(found.as_json() | {"heat_maps": str(file) if file else None})
+        return
+    print_table(tables(found, heads))
+    if file:
+        print_result(str(file))

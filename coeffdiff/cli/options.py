@@ -1,0 +1,114 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from coeffdiff.cli.app import complain
+from coeffdiff.utils.paths import expanded
+
+Method = Literal["coeff", "lora", "coeff+lora", "token"]
+
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+Offload = Literal["none", "model", "sequential"]
+
+
+def expanded_text(text: Any) -> str:
+    """An option's value with its ~ expanded. Whoever declares an option that may be a path takes PATH or NAME."""
+    try:
+        return str(expanded(text))
+    except ValueError as error:
+        complain(f"ConfigError: {str(text)!r}: {error}.")
+        raise typer.Exit(2) from None
+
+
+def expanded_path(text: Any) -> Path:
+    return Path(expanded_text(text))
+
+
+PATH: dict[str, Any] = {"parser": expanded_path, "metavar": "PATH"}
+
+
+NAME: dict[str, Any] = {"parser": expanded_text, "metavar": "NAME"}
+
+
+# Options that several commands have
+Images = Annotated[Path | None, typer.Option(help="Folder with the photos.", **PATH)]
+
+
+Token = Annotated[str | None, typer.Option(help="The word that will mean the subject, such as sks.")]
+
+
+ClassWord = Annotated[str | None, typer.Option(help='What the subject is, such as "stuffed animal".')]
+
+
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)", **NAME
+    ),
+]
+
+
+TrainedMethod = Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")]
+
+
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.", **PATH)]
+
+
+TrainingSteps = Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")]
+
+
+Pixels = Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")]
+
+
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
+]
+
+
+ResultAsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+Count = Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")]
+
+
+DenoisingSteps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+
+
+PrecisionOption = Annotated[Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")]
+
+
+OffloadOption = Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")]
+
+
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures made at a time.")]
+
+
+AdaptersModel = Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)", **NAME)]
+
+
+ModelConfig = Annotated[
+    str | None,
+    typer.Option(
+        help="Where a single-file model takes its configs from: a diffusers folder. (default: the adapter's)",
+        **NAME,
+    ),
+]
+
+
+OtherVae = Annotated[
+    str | None,
+    typer.Option(
+        help="Another VAE; none: the model's own. (default: what the adapter was trained with)", **NAME
+    ),
+]
+
+
+NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]

@@ -1,0 +1,166 @@
+"""Settings from a YAML file, flags and --set: defaults < YAML < flags < --set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from coeffdiff.config import yaml12
+from coeffdiff.config.fields import S
+from coeffdiff.config.nested import as_tree, flattened, lay_value, leaves_of
+from coeffdiff.config.refusals import fields_of, parts, sentence
+from coeffdiff.config.schema import Settings
+from coeffdiff.errors import ConfigError
+
+
+def load_settings(
+    file: Path | None = None, flags: dict[str, Any] | None = None, assignments: Iterable[str] = ()
+) -> Settings:
+    """Settings from a YAML file, then flags (dotted name -> value, None is skipped), then `a.b=c` assignments.
+
+    Raises: ConfigError, naming the key and, for an unknown one, the nearest that exists.
+    """
+    return load_section(Settings, file, flags, assignments)
+
+
+def load_section(
+    kind: type[S],
+    file: Path | None = None,
+    flags: dict[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+) -> S:
+    """Like load_settings, for any other tree of sections that a command is configured by."""
+    flat, lines = _merged(kind, file, flags, assignments)
+    return checked_tree(kind, flat, lines)
+
+
+def given_settings(
+    file: Path | None = None, flags: dict[str, Any] | None = None, assignments: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Only what was said, as dotted name -> checked value; a default that was said counts, others do not."""
+    flat, lines = _merged(Settings, file, flags, assignments)
+    checked = flattened(as_tree(checked_tree(Settings, flat, lines)))
+    return {name: checked[name] for name in flat}
+
+
+def _merged(
+    kind: type[BaseModel], file: Path | None, flags: dict[str, Any] | None, assignments: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What was said last of each setting, by dotted name; and of those that a file says, where in it."""
+    tree, lines = _read_yaml(file) if file else ({}, {})
+    flat: dict[str, Any] = {}
+    for name, value in sorted(leaves_of(kind, tree), key=lambda leaf: leaf[0].count(".")):
+        try:
+            lay_value(flat, name, value)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+    said = [(name, value) for name, value in (flags or {}).items() if value is not None]
+    for assignment in assignments:
+        name, separator, text = (part.strip() for part in assignment.partition("="))
+        if not separator or not name:
+            raise ConfigError(
+                f"--set {assignment!r} is not of the form name=value, such as training.steps=300."
+            )
+        value = _assigned(kind, name, text)
+        said += leaves_of(kind, {name: value}) if isinstance(value, dict) else [(name, value)]
+    for name, value in said:
+        lay_value(flat, name, value)
+        for line in [line for line in lines if line == name or line.startswith(f"{name}.")]:
+            del lines[line]
+    return flat, {name: f"{file}, line {line}" for name, line in lines.items()}
+
+
+def _assigned(kind: type[BaseModel], name: str, text: str) -> Any:
+    """What a text after `--set name=` is for that setting; whoever wants text gets what stands there."""
+    own, trained = dict(fields_of(kind)), fields_of(Settings)
+    field = own.get(name) or next((field for end, field in trained if name.endswith(f".{end}")), None)
+    kinds = parts(field.annotation) if field else []
+    items = [inner for one in kinds if get_origin(one) is list for inner in parts(get_args(one)[0])]
+    try:
+        value = yaml12.value(text)
+    except yaml12.Twice as twice:
+        raise ConfigError(f"--set {name}: {twice.name} is there twice; keep one of them.") from None
+    if str in items and isinstance(value, str) and text.startswith("["):
+        raise ConfigError(
+            f"--set {name} (given: {text[:200]!r}) is no list that can be read: put quotes around each text that has "
+            f'one of , # : [ ] {{ }} in it, such as {name}=["dog #2", "cat"].'
+        )
+    wants_text = {str, Path}.intersection(kinds) and not {int, float, bool}.intersection(kinds)
+    if (str in items and not isinstance(value, list)) or wants_text:
+        nothing = value is None and (type(None) in kinds or not text)
+        return value if nothing or (isinstance(value, str) and text[0] in "\"'") else text
+    return value
+
+
+def checked_tree(kind: type[S], flat: dict[str, Any], lines: dict[str, str]) -> S:
+    """A validated copy. Raises: ConfigError with one sentence for the first thing that is wrong."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *above, last = name.split(".")
+        section = tree
+        for parent in above:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        # The inner members of a union each report; an unknown key is the most useful thing to hear first.
+        order = ["extra_forbidden", "value_error"]
+        problem = min(error.errors(), key=lambda p: order.index(p["type"]) if p["type"] in order else 9)
+        raise ConfigError(sentence(kind, problem, _where(problem, lines), _names_in(kind))) from None
+
+
+def _where(problem: Any, lines: dict[str, str]) -> str:
+    """The line of a file that says what is wrong; of several settings that do not go together, one that is named."""
+    place = [str(part) for part in problem["loc"]]
+    below = [name for name in lines if name.startswith("".join(f"{part}." for part in place))]
+    if problem["type"] == "extra_forbidden" and below:
+        return lines[below[0]]
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict | BaseModel):
+        words = re.findall(r"\w+", str(problem["ctx"]["error"]))
+        return next((lines[name] for name in below if name.rpartition(".")[2] in words), "the settings")
+    while place and ".".join(place) not in lines:
+        inside = [name for name in lines if name.startswith(".".join([*place, ""]))]
+        if isinstance(problem["input"], dict) and inside:  # a mapping where a value is wanted
+            return lines[inside[0]]
+        place.pop()
+    return lines.get(".".join(place), "the settings")
+
+
+def _names_in(kind: type[BaseModel]) -> list[str]:
+    """Settings of training that a plan can say of all its arms."""
+    return [f"settings.{name}" for name, _ in fields_of(Settings)] if "settings" in kind.model_fields else []
+
+
+def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a file says, and the lines of its settings by dotted name."""
+    try:
+        tree, lines = yaml12.read(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no settings file {file}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {file} cannot be read: {error}.") from None
+    except yaml12.Twice as twice:
+        raise ConfigError(
+            f"{file} says {twice.name} twice, in line {twice.first} and in line {twice.second}; keep one of them, "
+            "with all that is to count."
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ConfigError(f"{file}{where} is not valid YAML: {problem}.") from None
+    except RecursionError:  # a thousand brackets
+        raise ConfigError(f"{file} is not valid YAML: nested too deeply.") from None
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{file} should hold settings such as `training: {{steps: 500}}`, not a {type(tree).__name__}."
+        )
+    return tree, lines

@@ -1,0 +1,377 @@
+"""The one tree of settings; every field is documented here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from coeffdiff.config.fields import (
+    EVALUATION_FIRST_SEED,
+    SDXL_BASE,
+    VALIDATION_PROMPTS,
+    VALIDATION_SEEDS,
+    AboveZero,
+    Auto,
+    Place,
+    PlaceOrName,
+    Section,
+    Seed,
+    folded_type,
+)
+
+
+class ModelSettings(Section):
+    name: PlaceOrName = Field(
+        SDXL_BASE,
+        description="an SDXL model: hub id, diffusers folder or single .safetensors file; or pocket, which ships",
+    )
+    variant: str | None = Field(
+        "auto", description="file variant such as fp16; auto takes fp16 where it is there", examples=["fp16"]
+    )
+    vae: PlaceOrName | None = Field(
+        None,
+        description="another VAE: hub id or folder, e.g. madebyollin/sdxl-vae-fp16-fix",
+        examples=["madebyollin/sdxl-vae-fp16-fix"],
+    )
+    config: PlaceOrName | None = Field(
+        None,
+        description="diffusers folder or cached hub id that gives a single file its configs and tokenizers, and a "
+        "UNet alone the other networks",
+        examples=[SDXL_BASE],
+    )
+
+
+class SubjectSettings(Section):
+    images: Place | None = Field(None, description="folder with the photos")
+    token: str | None = Field(None, description="the word that will mean the subject", examples=["ohwx"])
+    class_word: str | None = Field(
+        None, description='what the subject is, such as "stuffed animal"', examples=["stuffed animal"]
+    )
+    learn_token: bool = Field(
+        False,
+        description="new embeddings for the token in both text encoders, trained with whatever method.kind says",
+    )
+    templates: list[str] = Field(
+        ["a photo of {token} {class_word}"],
+        min_length=1,
+        description="captions for photos that have none of their own; one is drawn at random each time",
+    )
+    caption_dropout: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
+        "auto",
+        description="probability that a sample trains without its caption, as guidance sees it; auto: 0 for SDXL, "
+        "0.1 for small models",
+    )
+
+    @field_validator("token", "class_word")
+    @classmethod
+    def _one_line(cls, text: str | None) -> str | None:
+        text = None if text is None else folded_type(text)
+        if text is not None and not (0 < len(text) <= 100 and text.isprintable()):
+            raise ValueError("it must be 1 to 100 visible characters")
+        return text
+
+    @field_validator("templates")
+    @classmethod
+    def _one_line_each(cls, templates: list[str]) -> list[str]:
+        templates = [folded_type(template) for template in templates]
+        if not all(0 < len(template) <= 1000 and template.isprintable() for template in templates):
+            raise ValueError("each must be 1 to 1000 visible characters")
+        return templates
+
+
+class PhotoSettings(Section):
+    crop: Literal["none", "center", "random"] = Field(
+        "none",
+        description="none keeps the whole photo in an aspect-ratio bucket; center and random cut a square",
+    )
+    flip: bool = Field(
+        False, description="mirror half of the augmentations; wrong for subjects with a left and right"
+    )
+    augmentations: int | Auto = Field(
+        "auto",
+        description="views that each photo is encoded in; auto: 8 for random crops, 2 for flips alone, else 1",
+    )
+    cache: Place | Auto = Field("auto", description="folder of encoded photos; auto: ~/.cache/coeffdiff")
+
+    @field_validator("augmentations")
+    @classmethod
+    def _some(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 1 <= value <= 64:
+            raise ValueError("must lie between 1 and 64")
+        return value
+
+
+class CoeffSettings(Section):
+    targets: Literal["self", "cross", "both"] = Field(
+        "both", description="attention layers that get an alpha"
+    )
+    blocks: list[str] | None = Field(
+        None,
+        description="only layers whose name starts with one of these, e.g. up_blocks.0; null: all",
+        examples=[["up_blocks.0"]],
+    )
+    form: Literal["residual", "identity", "random"] = Field(
+        "residual",
+        description="residual: I + alpha from zero; identity: alpha from I without residual; random: alpha from noise",
+    )
+    mixes: Literal["maps", "values"] = Field(
+        "maps",
+        description="maps: Coeff-Tuning; values: a control that flash attention can do, for comparisons only: out[h] = "
+        "A[h] sum_g coeff[h,g] V[g] has no way out of the convex hull of mixed values, and could be merged into W_v",
+    )
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout on alpha's entries, drawn once per layer and step"
+    )
+    learning_rate: AboveZero = Field(
+        "auto", description="auto: three times LoRA's (our choice; no source gives one)"
+    )
+    backend: str = Field(
+        "auto", description="how mixed attention is computed; auto chooses by device and shape"
+    )
+
+    @model_validator(mode="after")
+    def _backend_is_used(self) -> CoeffSettings:
+        if self.mixes == "values" and self.backend != "auto":
+            raise ValueError("backend has no effect where values are mixed, since ordinary attention follows")
+        return self
+
+
+class LoraSettings(Section):
+    rank: int = Field(16, ge=1, le=1024, description="LoRA rank")
+    alpha: AboveZero = Field(
+        "auto",
+        description="numerator of LoRA's scaling alpha / rank, not Coeff-Tuning's alpha; auto: the rank",
+    )
+    targets: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="adapted projections"
+    )
+    dora: bool = Field(False, description="weight-decomposed LoRA (DoRA)")
+    learning_rate: AboveZero = Field("auto", description="auto: 1e-4 for SDXL, 1e-3 for small models")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay on LoRA; alpha never has any")
+
+
+class TokenSettings(Section):
+    vectors: int = Field(1, ge=1, le=64, description="embeddings of a learned token, in each text encoder")
+    init: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="text as which a learned token begins; null: the class word, or without one the token itself",
+        examples=["stuffed animal"],
+    )
+    learning_rate: AboveZero = Field("auto", description="auto: 2e-3 for SDXL, 3e-3 for small models")
+    norm_pull: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="how far a step draws an embedding's length back to its first one; 0: never, 1: wholly",
+    )
+
+
+class MethodSettings(Section):
+    kind: Literal["coeff", "lora", "coeff+lora", "token"] = Field(
+        "coeff+lora",
+        description="what is trained; token: the learned token alone (subject.learn_token adds it to the others)",
+    )
+    coeff: CoeffSettings = CoeffSettings()
+    lora: LoraSettings = LoraSettings()
+    token: TokenSettings = TokenSettings()
+
+
+class PriorSettings(Section):
+    weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight in the loss of what the class is to keep meaning; 0: off, DreamBooth's is 1. Doubles a "
+        "batch, and without prior.images the network runs once more, forward only",
+    )
+    images: Place | None = Field(
+        None,
+        description="folder with pictures of the class; null: the network with its adapters off is the teacher, "
+        "of class captions (those of the photos without the token) on the photos' own noised latents",
+    )
+
+    @model_validator(mode="after")
+    def _images_are_used(self) -> PriorSettings:
+        if self.images is not None and not self.weight:
+            raise ValueError("images have no effect at weight 0; DreamBooth's weight is 1")
+        return self
+
+
+class TrainingSettings(Section):
+    steps: int | Auto = Field(
+        "auto", description="optimizer steps; auto: 500 for SDXL, 300 for small models", examples=[500]
+    )
+    batch_size: int | Auto = Field("auto", description="per process; auto: 1 for SDXL, 4 for small models")
+    accumulate: int | Auto = Field(
+        "auto", description="micro-batches a step; auto: 4 for SDXL, 1 for small models"
+    )
+    resolution: int | Auto = Field(
+        "auto",
+        description="side in pixels of the square with a bucket's area; auto: model's",
+        examples=[1024],
+    )
+    precision: Literal["auto", "no", "fp16", "bf16"] = Field(
+        "auto", description="auto: bf16 or fp16 on a GPU, no on CPU"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn")
+    gradient_checkpointing: bool | Auto = Field(
+        "auto", description="recompute activations; auto: on for SDXL"
+    )
+    snr_gamma: float | None = Field(
+        5.0, gt=0, description="min-SNR loss weighting; null: plain mean squared error"
+    )
+    noise_offset: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="spread of a constant added to a sample's noise in each channel, for very dark or bright "
+        "pictures; 0: off, often 0.03 to 0.1",
+    )
+    masked_loss: bool | Auto = Field(
+        "auto",
+        description="use masks, from photo.mask.png or photo-masklabel.png beside a photo (white on the subject, in "
+        "the photo's size) or its alpha channel; auto: where there are any, true: every photo needs one, false: "
+        "ignore them",
+    )
+    outside_mask: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="weight of the squared errors outside a mask, inside it is 1 (our choice)",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw",
+        description="adamw8bit: moments of LoRA's larger matrices in 8 bits, needs pip install 'coeffdiff[bnb]'",
+    )
+    lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
+        "constant", description="learning-rate schedule over optimizer steps"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up, for every schedule but constant")
+    compile: bool = Field(
+        False,
+        description="torch.compile the UNet's transformer blocks: some seconds to minutes first, faster steps then",
+    )
+    clip_coeff: float | None = Field(
+        1.0, gt=0, description="largest gradient norm of all alphas; null: no clipping"
+    )
+    clip_lora: float | None = Field(1.0, gt=0, description="largest gradient norm of LoRA; null: no clipping")
+    clip_token: float | None = Field(
+        1.0, gt=0, description="largest gradient norm of a learned token; null: no clipping"
+    )
+    log_every: int | Auto = Field(
+        "auto",
+        description="steps between looks at the losses, each of which waits for the GPU; every step has its line all "
+        "the same. auto: 10 on a GPU, 1 elsewhere",
+    )
+    checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
+    keep_adapters_every: int = Field(
+        0,
+        ge=0,
+        description="steps between adapters that stay in RUN/adapters, to choose one by eye afterwards: RUN@200 names "
+        "one, sample --checkpoints draws all, evaluate --checkpoints scores them; 0: none",
+    )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # what YAML 1.1 makes of a bare `no`
+
+    @field_validator("steps", "batch_size", "accumulate", "log_every")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("resolution")
+    @classmethod
+    def _sensible(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and (value % 8 or not 32 <= value <= 4096):
+            raise ValueError("must be a multiple of 8 between 32 and 4096")
+        return value
+
+    @model_validator(mode="after")
+    def _warmup_has_a_schedule(self) -> TrainingSettings:
+        if self.warmup_steps and self.lr_schedule == "constant":
+            raise ValueError("warmup_steps needs lr_schedule constant_with_warmup, linear or cosine")
+        return self
+
+
+class ValidationSettings(Section):
+    every: int = Field(0, ge=0, description="steps between validation pictures; 0: only at the end")
+    prompts: list[str] = Field(
+        list(VALIDATION_PROMPTS),
+        description="prompts of the validation pictures; an empty list makes none",
+    )
+    seeds: list[Seed] = Field(
+        [1000, 1001],
+        min_length=1,
+        description=f"a picture for each prompt and seed; below {EVALUATION_FIRST_SEED}, where evaluation's begin",
+    )
+    steps: int = Field(25, ge=1, description="denoising steps of a validation picture")
+    guidance: float = Field(5.0, ge=0, description="classifier-free guidance of a validation picture")
+    dino: PlaceOrName | None = Field(
+        "auto",
+        description="vision transformer that scores validation pictures against the photos: hub id, such as "
+        "facebook/dino-vits16, or folder; auto: pocket's own for pocket, none for others",
+        examples=["facebook/dino-vits16"],
+    )
+    clip: PlaceOrName | None = Field(
+        "auto",
+        description="CLIP that scores them against photos and prompts: hub id, such as "
+        "openai/clip-vit-base-patch32, or folder; auto: pocket's own for pocket, none for others",
+        examples=["openai/clip-vit-base-patch32"],
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the adapter of the last step, or of the validation with the best score: the geometric mean of "
+        "subject fidelity (where photos have masks, to the photos without their background) and text alignment",
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _not_those_of_evaluation(cls, seeds: list[int]) -> list[int]:
+        if any(seed not in VALIDATION_SEEDS for seed in seeds):
+            raise ValueError(f"must lie below {EVALUATION_FIRST_SEED}, where the seeds of evaluation begin")
+        return seeds
+
+
+class TrackingSettings(Section):
+    tensorboard: bool = Field(False, description="TensorBoard log in the run folder")
+    wandb: bool = Field(
+        False, description="Weights & Biases; with WANDB_MODE=offline it stays in the run folder"
+    )
+    project: str = Field(
+        "coeffdiff", min_length=1, description="project that Weights & Biases files the run under"
+    )
+
+
+class Settings(Section):
+    """Everything a run needs; `config.yaml` in a run folder is one of these, resolved."""
+
+    model: ModelSettings = ModelSettings()
+    subject: SubjectSettings = SubjectSettings()
+    photos: PhotoSettings = PhotoSettings()
+    method: MethodSettings = MethodSettings()
+    training: TrainingSettings = TrainingSettings()
+    prior: PriorSettings = PriorSettings()
+    validation: ValidationSettings = ValidationSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    output: Place | Auto = Field(
+        "auto",
+        description="run folder; auto: runs/<token>, or the next free runs/<token>-N",
+        examples=["runs/toy"],
+    )
+
+    @property
+    def learns_token(self) -> bool:
+        return self.subject.learn_token or self.method.kind == "token"
+
+    @property
+    def trained_kind(self) -> str:
+        """method.kind with the learned token in it, as adapters name it: coeff+token."""
+        kind = self.method.kind
+        return f"{kind}+token" if self.subject.learn_token and kind != "token" else kind

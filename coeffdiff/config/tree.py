@@ -1,0 +1,36 @@
+"""Settings as plain trees: written, changed, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from coeffdiff.config import yaml12
+from coeffdiff.config.fields import Section
+from coeffdiff.config.loading import checked_tree
+from coeffdiff.config.nested import as_tree, flattened, lay_value, leaves_of
+from coeffdiff.config.schema import Settings
+
+
+def save_settings(settings: Section, file: Path) -> None:
+    file.write_text(yaml12.dump(as_tree(settings)), encoding="utf-8")
+
+
+def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
+    """A copy with other values, by dotted name."""
+    flat = flattened(as_tree(settings))
+    for name, value in leaves_of(Settings, values):
+        lay_value(flat, name, value)
+    return checked_tree(Settings, flat, {})
+
+
+def differences(old: Settings, new: Settings, ignore: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Dotted names whose values differ, with both values."""
+    skipped = set(ignore)
+    flat_old, flat_new = flattened(as_tree(old)), flattened(as_tree(new))
+    return {
+        name: (flat_old.get(name), value)
+        for name, value in flat_new.items()
+        if flat_old.get(name) != value and name not in skipped
+    }

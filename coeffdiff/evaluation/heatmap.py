@@ -1,0 +1,112 @@
+"""All alphas of an adapter in one picture: a small map for each layer, blocks below each other, one colour scale."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from coeffdiff.errors import AdapterError
+from coeffdiff.utils.text_drawing import INK
+
+MOST_LAYERS = 1000  # SDXL has 140
+_SIDE = 120  # pixels of a map at least; each entry is a square of whole pixels
+_GAP = 22  # between maps, with the number of the transformer block above each
+_DPI = 100
+_NAME = re.compile(r"(?P<row>.+)\.transformer_blocks\.(?P<column>\d+)\.attn(?P<half>[12])")
+
+
+def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str, taken: str = "map") -> Image.Image:
+    """A labelled sheet: self-attention on the left, cross-attention on the right, a row for each group of
+    transformer blocks; red adds what is taken of a head, blue takes it away, white leaves the base model.
+
+    Args:
+        deviations: layer name -> coeff - I, [H, H]; rows are drawn as rows.
+        taken: what a head takes of others, in a word.
+    Raises: AdapterError for more layers than any SDXL has.
+    """
+    if len(deviations) > MOST_LAYERS:
+        raise AdapterError(
+            f"An adapter of {len(deviations):,} layers is too large for one picture; {MOST_LAYERS:,} can be drawn."
+        )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    places = _places(list(deviations))
+    side = max(_SIDE, *(_scale(len(d)) * len(d) for d in deviations.values()))
+    pitch = side + _GAP
+    rows = sorted({row for row, _, _ in places.values()}, key=_reading_order)
+    widths = [max([c + 1 for _, h, c in places.values() if h == half], default=0) for half in (0, 1)]
+    left, top, between, right, bottom = 200, 120, 40 if all(widths) else 0, 130, 20
+    starts = (left, left + widths[0] * pitch + between)
+    width = max(720, starts[1] + widths[1] * pitch + right)  # the words above the maps need so much
+    height = top + len(rows) * pitch + bottom
+    entries = np.concatenate([np.abs(d).ravel() for d in deviations.values()])
+    # A few entries far out must not make all others pale; they are as dark as can be
+    limit = float(np.quantile(entries, 0.995)) or float(entries.max()) or 1.0
+
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.axis("off")
+    shown: dict[str, Any] = {"cmap": "RdBu_r", "norm": Normalize(-limit, limit), "interpolation": "nearest"}
+    text: dict[str, Any] = {"parse_math": False, "color": INK}
+    for layer, deviation in deviations.items():
+        row, half, column = places[layer]
+        x, y = starts[half] + column * pitch, top + rows.index(row) * pitch
+        drawn = _scale(len(deviation)) * len(deviation)
+        image = axes.imshow(deviation, extent=(x, x + drawn, y + drawn, y), **shown)
+        axes.plot([x, x + drawn, x + drawn, x, x], [y, y, y + drawn, y + drawn, y], color="#888888", lw=0.6)
+        axes.text(x, y - 3, str(column), fontsize=7, va="bottom", **text | {"color": "#666666"})
+    for number, row in enumerate(rows):
+        middle = top + number * pitch + side / 2
+        axes.text(left - 14, middle, row, fontsize=9, ha="right", va="center", **text)
+    for half, name in enumerate(("self-attention", "cross-attention")):
+        if widths[half]:
+            axes.text(starts[half], top - 24, name, fontsize=11, weight="bold", va="bottom", **text)
+    axes.text(20, 20, title, fontsize=13, weight="bold", va="top", **text)
+    explained = (
+        f"Row: the head that receives. Column: the head whose {taken} it takes. White: as in the base model."
+    )
+    axes.text(20, 46, explained, fontsize=9, va="top", **text)
+    if deviations:
+        bar = figure.add_axes(
+            ((width - right + 40) / width, 1 - (top + side) / height, 16 / width, side / height)
+        )
+        figure.colorbar(image, cax=bar, extend="both" if entries.max() > limit else "neither")
+        bar.tick_params(labelsize=8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing", UserWarning)  # a token may be in any script
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _places(layers: Sequence[str]) -> dict[str, tuple[str, int, int]]:
+    """Row, half (self 0, cross 1) and column of each layer; names that are not SDXL's are ten in a row."""
+    places: dict[str, tuple[str, int, int]] = {}
+    strange = 0
+    for layer in layers:
+        found = _NAME.fullmatch(layer)
+        if found and len(found["column"]) < 4 and len(found["row"]) < 60:
+            places[layer] = found["row"], int(found["half"]) - 1, int(found["column"])
+        else:
+            places[layer] = f"other {strange // 10 + 1}", 0, strange % 10
+            strange += 1
+    return places
+
+
+def _reading_order(row: str) -> tuple[int, str]:
+    """Down, mid, up, as a picture passes through them; a UNet names its middle last."""
+    return next((i for i, name in enumerate(("down", "mid", "up")) if row.startswith(name)), 3), row
+
+
+def _scale(heads: int) -> int:
+    """Pixels of an entry."""
+    return max(1, _SIDE // heads)

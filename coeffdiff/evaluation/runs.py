@@ -1,0 +1,96 @@
+"""Which adapters are evaluated, each with the photos of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coeffdiff.data.photos import read_photos
+from coeffdiff.errors import AdapterError, ConfigError, PhotoError
+from coeffdiff.evaluation.prompts import LISTING, Prompts, choose_prompts, parse_listing, read_listing
+from coeffdiff.evaluation.protocol import Protocol, Subject
+from coeffdiff.method.adapter_file import read_header
+from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.adapter_paths import find_adapter, run_of
+from coeffdiff.models import opening
+from coeffdiff.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter that is to be judged, with all that was found before anything slow begins."""
+
+    label: str
+    adapter: Path
+    scale: float | None
+    header: AdapterHeader
+    run: RunFolder | None
+    subject: Subject
+    protocol: Protocol
+
+    @property
+    def trained(self) -> opening.Trained:
+        return opening.Trained(self.adapter, self.header)
+
+
+def find_candidates(
+    runs: Sequence[tuple[str, float | None]],
+    *,
+    images: Path | None,
+    prompts: str,
+    limit: int | None,
+    protocol: Callable[[Prompts], Protocol],
+) -> list[Candidate]:
+    """Adapters with their photos and prompts. Raises: CoeffDiffError for the first that lacks something."""
+    found: list[Candidate] = []
+    for label, scale in runs:
+        adapter = find_adapter(label)
+        if twin := next((one for one in found if one.scale == scale and one.adapter.samefile(adapter)), None):
+            raise AdapterError(
+                f"{label} and {twin.label} are the same adapter at the same scale; give it once, or with another "
+                "scale behind it (RUN:0.6)."
+            )
+        header = read_header(adapter)
+        its_run = run_of(adapter)
+        run = RunFolder(its_run) if its_run else None
+        if Path(label).is_file():
+            label = str(adapter)
+        folder = photo_folder(run, images, label)
+        photos = read_photos(folder).photos
+        listing = read_listing(folder)
+        class_word = header.class_word or (listing.classes.get(folder.name) if listing else None)
+        masks = [photo.open_mask() for photo in photos]
+        subject = Subject(folder.name, photos, masks, header.token, class_word)
+        chosen = choose_prompts(
+            prompts, base_model=header.base_model, class_word=class_word, listing=listing, limit=limit
+        )
+        found.append(Candidate(label, adapter, scale, header, run, subject, protocol(chosen)))
+    return found
+
+
+def photo_folder(run: RunFolder | None, images: Path | None, label: str) -> Path:
+    """The run's own photos, or `images`: a folder of photos, or a data set in DreamBooth's layout that has a folder
+    of the same name as the run's. Raises: ConfigError if it does not, or no folder is known."""
+    own = run.settings().subject.images if run else None
+    if images is None:
+        if own is None:
+            raise ConfigError(
+                f"{label} does not say which photos it was trained on; name them with --images."
+            )
+        if not own.is_dir():
+            raise PhotoError(
+                f"The photos of {label} are no longer in {own}; name their folder with --images."
+            )
+        return own
+    if not (images / LISTING).is_file():
+        return images
+    classes = parse_listing(images / LISTING).classes
+    there = sorted(f.name for f in images.iterdir() if f.is_dir() and f.name in classes)
+    if own is None or own.name not in there:
+        named = f"its photos were in a folder {own.name!r}" if own else "it does not name its photos"
+        raise ConfigError(
+            f"{images} holds the subjects {', '.join(there) or '(none)'}, and none of them is that of {label}: "
+            f"{named}. Name the subject's own folder with --images."
+        )
+    return images / own.name

@@ -1,0 +1,282 @@
+"""An adapter on a diffusers pipeline: loaded as a whole, seen to be applied, taken off, saved."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coeffdiff.errors import AdapterError, AdapterMismatch
+from coeffdiff.hosts.guard import unwatch, unwrapped, verify, watch
+from coeffdiff.hosts.learned_token import TokenPart, add_token, remove_token, switch_token, verify_token
+from coeffdiff.hosts.lora import load_lora, remove_lora, save_lora, set_lora_scale
+from coeffdiff.hosts.lora_file import check_lora
+from coeffdiff.hosts.lora_guard import check_removable, check_settable
+from coeffdiff.hosts.pipeline_guard import enter, leave, verify_home
+from coeffdiff.hosts.unet import attention_layers, coefficients_of, eject, inject, set_scale
+from coeffdiff.method.adapter_file import (
+    alphas_of,
+    pack_coefficients,
+    read_coefficients,
+    read_lora,
+    read_rows,
+    save_rows,
+)
+from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.adapter_paths import (
+    COEFF_FILE,
+    EMBEDS_FILE,
+    LORA_FILE,
+    find_adapter,
+    same_adapter,
+    same_run,
+)
+from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.utils.atomic import atomic_write
+
+
+class Adapter:
+    """An adapter that has been applied to a pipeline: switch it with set_scale, take it off with remove."""
+
+    def __init__(self, pipe: Any, name: str, path: Path, header: AdapterHeader) -> None:
+        self.header, self.path, self.name = header, path, name
+        self._scale = 1.0
+        self._unet = unwrapped(pipe.unet)
+        self._home: Any = weakref.ref(pipe) if hasattr(pipe, "__weakref__") else None
+        self._pipe = (
+            pipe if header.vectors else None
+        )  # a token lives there; a copy of the UNet need not copy it
+
+    @property
+    def scale(self) -> float:
+        """What set_scale set. Raises: InjectionError if something else has parted alpha, LoRA and token since."""
+        if self._present():
+            self.verify()
+        return self._scale
+
+    def set_scale(self, scale: float) -> None:
+        """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded).
+
+        A learned token has no scale: it is read as it was learned, at 0 as the ordinary word that it was before.
+        A LoRA that something else has switched off or rescaled is then on again, beside those that are.
+        Raises: InjectionError if a part is gone, or the LoRA is fused into the weights. Nothing has changed then.
+        """
+        if not math.isfinite(scale):
+            raise AdapterError(f"The scale of {self.path} must be a finite number, not {scale}.")
+        self._check_loaded()
+        verify_home(self._home and self._home(), self._unet)
+        if self.header.lora:
+            check_settable(self._unet, self.name, scale)
+        set_scale(self._unet, scale, self.name)
+        if self.header.lora:
+            set_lora_scale(self._unet, self.name, scale)
+        if self.header.vectors:
+            switch_token(self._pipe, self.name, on=scale != 0)
+        self._scale = scale
+
+    def remove(self) -> None:
+        """Take alpha, LoRA and token off; UNet, text encoders and pipeline have their original parts again.
+
+        Raises: InjectionError if the LoRA is fused into the weights. Nothing has changed then.
+        """
+        self._check_loaded()
+        if self.header.lora:
+            check_removable(self._unet, self.name)
+        eject(self._unet, self.name)
+        if self.header.lora:
+            remove_lora(self._unet, self.name)
+        if self.header.vectors:
+            unwatch(self._unet, f"token {self.name}")
+            remove_token(self._pipe, self.name)
+        del _loaded(self._unet)[self.name]
+        if not _loaded(self._unet):
+            leave(self._home and self._home(), self._unet)
+
+    def verify(self) -> None:
+        """Raises: InjectionError if a part is no longer what set_scale made it.
+
+        Displaced alpha (attention slicing, an IP-Adapter...), LoRA that is off, rescaled or unloaded, a token that the
+        pipeline would not read. The same is compared before each forward of the UNet.
+        """
+        self._check_loaded()
+        verify(self._unet)
+
+    def verify_text(self, pipe: Any) -> None:
+        """Raises: InjectionError if this pipeline, which is to encode prompts, would not read the learned token."""
+        if self.header.vectors and self._scale:
+            verify_token(pipe, self.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_home": None}  # a copy's pipeline is not this one
+
+    def _present(self) -> bool:
+        return _loaded(self._unet).get(self.name) is self
+
+    def _check_loaded(self) -> None:
+        if not self._present():
+            raise AdapterError(f"{self.path} has been removed from this pipeline; load it again.")
+
+
+def load_adapter(
+    pipe: Any, path: str | Path, scale: float | None = None, *, backend: str = "auto"
+) -> Adapter:
+    """Apply an adapter (alpha, LoRA and learned token) to a StableDiffusionXLPipeline.
+
+    Args:
+        pipe: anything with an SDXL `unet`; for a learned token also with its text encoders and tokenizers.
+        path: a run folder, an adapter folder, a checkpoint, a file in one of them, or a step of a run: runs/a@200.
+        scale: how strongly it is applied; by default what the adapter recommends.
+        backend: of mixed attention; see attention.choose_backend.
+    Returns: the applied adapter. Several may be loaded, of any kinds; they add up: on each layer
+        coeff = I + sum of scale_i * alpha_i, and to each weight the sum of scale_i * LoRA_i. Those that mix values
+        have a coeff of their own, and mixed maps meet mixed values.
+    Raises: AdapterError if the files are missing, damaged or hostile, or the token is taken by a loaded adapter;
+        AdapterMismatch if they are sound but belong to another architecture. The pipeline is then as before.
+    """
+    folder = find_adapter(path)
+    header, alphas = read_coefficients(folder)
+    rows = read_rows(folder, header)
+    unet = unwrapped(pipe.unet)
+    check_architecture(unet, header, folder)
+    lora = read_lora(folder, header, partial(_check_lora, unet, header, folder))
+    others = _loaded(unet)
+    for other in others.values():
+        check_apart((folder, header), (other.path, other.header))
+    taken = {*others, *getattr(unet, "peft_config", {})}
+    name = next(f"coeffdiff_{n}" for n in range(len(taken) + 1) if f"coeffdiff_{n}" not in taken)
+    adapter = Adapter(pipe, name, folder, header)
+    try:
+        if alphas:
+            layers = inject(
+                unet, name, layers=list(header.heads), form=header.form, backend=backend, mixes=header.mixes
+            )
+            fill_alphas(layers, alphas)
+            for coefficients in layers.values():
+                coefficients.requires_grad_(False)
+        if header.lora:
+            load_lora(unet, lora, name, **header.lora.model_dump(), origin=str(folder / LORA_FILE))
+        if rows:
+            add_token(pipe, header.token, rows, name, origin=str(folder / EMBEDS_FILE))
+            watch(unet, f"token {name}", TokenPart(pipe, name, str(folder)))
+        others[name] = adapter
+        enter(pipe)
+        adapter.set_scale(header.recommended_scale if scale is None else scale)
+        adapter.verify()
+    except BaseException:
+        eject(unet, name)
+        remove_lora(unet, name)
+        unwatch(unet, f"token {name}")
+        remove_token(pipe, name)
+        others.pop(name, None)
+        if not others:
+            leave(pipe, unet)
+        raise
+    return adapter
+
+
+def _check_lora(
+    unet: nn.Module, header: AdapterHeader, folder: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    assert header.lora is not None
+    check_lora(unet, shapes, rank=header.lora.rank, dora=header.lora.dora, origin=str(folder / LORA_FILE))
+
+
+def check_apart(one: tuple[Path, AdapterHeader], other: tuple[Path, AdapterHeader]) -> None:
+    """Raises: AdapterError unless these two may be loaded beside each other: the same one twice, or of one word."""
+    (folder, header), (path, before) = one, other
+    shared = [token for token in header.tokens if token.lower() in map(str.lower, before.tokens)]
+    of_one_run = same_run(folder, path)
+    if same_adapter(folder, path) or (of_one_run and header.trained_steps == before.trained_steps):
+        where = f"{folder} is" if str(folder) == str(path) else f"{folder} and {path} are"
+        raise AdapterError(
+            f"{where} the same adapter, given twice; once is enough, with another scale if it is to be stronger "
+            "(DIR:SCALE at the command line, set_scale in Python)."
+        )
+    if shared and of_one_run:
+        raise AdapterError(
+            f"{folder} and {path} are two steps of one run, with one token, {shared[0]!r}; load one at a time. "
+            "coeffdiff sample --checkpoints draws all of them side by side."
+        )
+    if shared:
+        raise AdapterError(
+            f"{folder} and {path} both use the token {shared[0]!r}; a prompt could not tell them apart. "
+            "Train one of them with another --token."
+        )
+
+
+def loaded_adapters(pipe: Any) -> list[Adapter]:
+    """The adapters that load_adapter put on this pipeline, in order."""
+    return list(_loaded(unwrapped(pipe.unet)).values())
+
+
+def save_adapter(
+    folder: Path,
+    unet: nn.Module,
+    header: AdapterHeader,
+    extras: Mapping[str, bytes] | None = None,
+    name: str = "default",
+    rows: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the adapter folder under a temporary name beside it, then rename: it is there whole or not at all.
+
+    extras: further files by name, such as the model card and its pictures.
+    rows: of the learned token, if the header has one.
+    """
+    with atomic_write(folder, durable=True) as temporary:
+        write_adapter(temporary, unet, header, extras, name, rows)
+
+
+def write_adapter(
+    folder: Path,
+    unet: nn.Module,
+    header: AdapterHeader,
+    extras: Mapping[str, bytes] | None = None,
+    name: str = "default",
+    rows: Mapping[str, Tensor] | None = None,
+) -> None:
+    """save_adapter for a folder that is not there yet and appears later, as a part of another."""
+    folder.mkdir()
+    alphas = alphas_of(coefficients_of(unet, name))
+    (folder / COEFF_FILE).write_bytes(pack_coefficients(alphas, header))
+    if header.lora:
+        save_lora(unet, folder, name)
+    if header.vectors:
+        save_rows(folder, rows or {})
+    for file, extra in (extras or {}).items():
+        (folder / file).write_bytes(extra)
+
+
+@torch.no_grad()
+def fill_alphas(layers: dict[str, Coefficients], alphas: dict[str, Tensor]) -> None:
+    """Copy alphas into their layers. Raises: AdapterError if one of either side has no counterpart."""
+    unmatched = {f"{layer}.alpha" for layer in layers} ^ set(alphas)
+    if unmatched:
+        raise AdapterError(f"{sorted(unmatched)[0]} has no counterpart ({len(unmatched)} in all).")
+    for layer, coefficients in layers.items():
+        coefficients.alpha.copy_(alphas[f"{layer}.alpha"])
+
+
+def check_architecture(unet: nn.Module, header: AdapterHeader, folder: Path) -> None:
+    """Raise AdapterMismatch unless the UNet (weights or none) has the header's layers with as many heads."""
+    layers = attention_layers(unet)
+    for name, heads in header.heads.items():
+        found = layers[name].heads if name in layers else None
+        if found != heads:
+            there = f"this UNet has {found} heads there" if found else "this UNet has no such layer"
+            raise AdapterMismatch(
+                f"{folder} has {heads} x {heads} coefficients for {name}, but {there}. The adapter was trained on "
+                f"{header.base_model}; use that, or a fine-tune of it, as the model."
+            )
+
+
+def _loaded(unet: Any) -> dict[str, Adapter]:
+    if not hasattr(unet, "_coeffdiff_adapters"):
+        unet._coeffdiff_adapters = {}
+    registry: dict[str, Adapter] = unet._coeffdiff_adapters
+    return registry

@@ -1,0 +1,191 @@
+"""The files of an adapter folder, read, checked and packed: torch, safetensors and pydantic are all that they need.
+
+coeff.safetensors                 alpha per layer and the header that makes the folder self-describing
+pytorch_lora_weights.safetensors  with LoRA only, in diffusers' stock layout
+learned_embeds.safetensors        with a learned token only; diffusers' load_textual_inversion reads it
+README.md                         a model card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from coeffdiff.errors import AdapterError
+from coeffdiff.method.adapter_header import FORMAT_VERSION, PARTS, AdapterHeader, is_harmless
+from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, HEADER_KEY, LORA_FILE
+from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.utils.atomic import in_utf8
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+_LARGEST = {
+    COEFF_FILE: 64 * 2**20,
+    LORA_FILE: 8 * 2**30,
+    EMBEDS_FILE: 16 * 2**20,
+}  # bytes; SDXL needs 0.2 MB, at most 6 GB (rank 1024) and 8 KB a vector
+
+
+_LARGEST_HEADER = (
+    4 * 2**20
+)  # bytes of names, shapes and metadata, which cost some thirty times as much to parse
+
+
+def pack_coefficients(alphas: dict[str, Tensor], header: AdapterHeader) -> bytes:
+    """The content of a COEFF_FILE: alphas as of alphas_of, and the header that describes the folder."""
+    content: bytes = save(alphas, metadata={"format": "pt", HEADER_KEY: header.model_dump_json()})
+    return content
+
+
+def read_header(folder: Path) -> AdapterHeader:
+    """The header alone, without reading the tensors. Raises: AdapterError."""
+    return read_coefficients(folder, tensors=False)[0]
+
+
+def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader, dict[str, Tensor]]:
+    """Header and alphas of an adapter folder, every size checked before it is used. Raises: AdapterError."""
+    file = folder / COEFF_FILE
+    metadata, shapes, values = _read_safetensors(file, tensors)
+    if HEADER_KEY not in metadata:
+        raise AdapterError(f"{file} was not written by coeffdiff: its header has no {HEADER_KEY!r} entry.")
+    try:
+        raw = json.loads(metadata[HEADER_KEY])
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and FORMAT_VERSION < version < 10**6:
+            raise AdapterError(
+                f"{file} has format {version}; this coeffdiff reads up to {FORMAT_VERSION}. Update it."
+            )
+        header = AdapterHeader.model_validate(raw)
+    except (ValidationError, ValueError, RecursionError) as error:
+        where = "its JSON"
+        if isinstance(error, ValidationError):  # names a place, in which keys out of the file may stand
+            place = [str(part) for part in error.errors()[0]["loc"]]
+            where = (
+                ".".join(place)
+                if all(len(part) <= 100 and part.isprintable() for part in place)
+                else place[0]
+            )
+        raise AdapterError(f"{file} has a damaged header ({where or 'its structure'}).") from None
+    holds = {"coeff": bool(header.heads), "lora": bool(header.lora), "token": bool(header.vectors)}
+    if {part for part, held in holds.items() if held} != set(header.kind.split("+")):
+        raise AdapterError(
+            f"{file} says it is of kind {header.kind}, but its header describes something else."
+        )
+    expected = {f"{layer}.alpha": (heads, heads) for layer, heads in header.heads.items()}
+    if shapes != expected:
+        odd = sorted(set(shapes.items()) ^ set(expected.items()))[0][0]
+        raise AdapterError(
+            f"{file} does not hold what its header says: {odd} is missing, foreign or of another shape."
+        )
+    for key, tensor in values.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise AdapterError(f"{file}: {key} is not finite float32.")
+    return header, values
+
+
+def read_lora(
+    folder: Path,
+    header: AdapterHeader,
+    check_shapes: Callable[[Mapping[str, tuple[int, ...]]], object] | None = None,
+) -> dict[str, Tensor]:
+    """The LoRA tensors that the header promises, or none.
+
+    check_shapes: called with every tensor's shape by name before any is read; raises if they are not the host's.
+    Raises: AdapterError if tensors are missing or not finite, and what check_shapes raises.
+    """
+    file = folder / LORA_FILE
+    if not header.lora:
+        if file.exists():
+            raise AdapterError(
+                f"{file} does not belong here: {COEFF_FILE} says that this adapter has no LoRA."
+            )
+        return {}
+    if not file.is_file():
+        raise AdapterError(f"{folder} is incomplete: {LORA_FILE} is missing.")
+    if check_shapes is not None:
+        check_shapes(_read_safetensors(file, tensors=False)[1])
+    _, _, values = _read_safetensors(file, tensors=True)
+    for key, tensor in values.items():
+        if tensor.dtype not in _FLOATS or not tensor.isfinite().all():
+            raise AdapterError(f"{file}: {key} holds something that is not a finite number.")
+    return values
+
+
+def read_rows(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
+    """The learned token's rows that the header promises, or none. Raises: AdapterError if they are anything else."""
+    file = folder / EMBEDS_FILE
+    if not header.vectors:
+        if file.exists():
+            raise AdapterError(
+                f"{file} does not belong here: {COEFF_FILE} says that this adapter has no learned token."
+            )
+        return {}
+    if not file.is_file():
+        raise AdapterError(f"{folder} is incomplete: {EMBEDS_FILE} is missing.")
+    _, shapes, values = _read_safetensors(file, tensors=True)
+    if shapes.keys() != PARTS.keys() or any(len(s) != 2 or s[0] != header.vectors for s in shapes.values()):
+        found = ", ".join(f"{key} {shape}" for key, shape in sorted(shapes.items())[:3])
+        raise AdapterError(
+            f"{file} does not hold {header.vectors} vectors each for {' and '.join(PARTS)}, as its adapter says, but "
+            f"{found or 'nothing'}."
+        )
+    for key, tensor in values.items():
+        if tensor.dtype not in _FLOATS or not tensor.isfinite().all():
+            raise AdapterError(f"{file}: {key} holds something that is not a finite number.")
+    return values
+
+
+def _read_safetensors(
+    file: Path, tensors: bool
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    try:
+        size = file.stat().st_size
+        if size > _LARGEST[file.name]:
+            raise AdapterError(f"{file} has {size / 2**20:.0f} MiB; no {file.name} is that large.")
+        with file.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if _LARGEST_HEADER < length <= size:  # beyond the file it is damage, which safetensors names
+            raise AdapterError(
+                f"{file} has a header of {length / 2**20:.0f} MiB; no {file.name} needs more than "
+                f"{_LARGEST_HEADER // 2**20}."
+            )
+        with in_utf8(file) as named, safe_open(named, framework="pt", device="cpu") as opened:
+            names = list(opened.keys())
+            if not all(is_harmless(name) for name in names):
+                raise AdapterError(f"{file} has a tensor name that is overlong or has control characters.")
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            values = {name: opened.get_tensor(name) for name in names} if tensors else {}
+            return dict(opened.metadata() or {}), shapes, values
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+        TypeError,
+        UnicodeError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "".join(filter(str.isprintable, reason[:200]))  # it may quote the file
+        raise AdapterError(
+            f"{file} cannot be read; it is damaged or not a safetensors file ({reason})."
+        ) from None
+
+
+def save_rows(folder: Path, rows: Mapping[str, Tensor]) -> None:
+    """Write EMBEDS_FILE, which diffusers' load_textual_inversion reads key by key."""
+    tensors = {key: value.detach().float().cpu().contiguous() for key, value in rows.items()}
+    (folder / EMBEDS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def alphas_of(layers: dict[str, Coefficients]) -> dict[str, Tensor]:
+    """What a file holds of these layers: {"<layer>.alpha": [H, H] float32 on the CPU}."""
+    return {f"{layer}.alpha": c.alpha.detach().float().cpu().contiguous() for layer, c in layers.items()}

@@ -1,0 +1,151 @@
+"""A model's architecture without its weights: configs, networks on the meta device, sizes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from coeffdiff.errors import ModelError
+from coeffdiff.models.checking import header_of, prediction_type_in, read_json
+from coeffdiff.models.files import joined_path, place_of, weights_of
+from coeffdiff.models.hub_errors import reason_of
+from coeffdiff.models.source import NETWORKS, Backbone
+from coeffdiff.utils.console import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+
+
+def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
+    """A network's config, as its file says it."""
+    source, subfolder = place_of(backbone, network)
+    return read_json(source, joined_path(subfolder, "config.json"))
+
+
+def scheduler_config(backbone: Backbone) -> dict[str, Any]:
+    """The scheduler's config, with what a single file says of itself."""
+    config = read_json(backbone.source, "scheduler/scheduler_config.json")
+    return config | (what_it_predicts(header_of(backbone.file)) if backbone.file is not None else {})
+
+
+def prediction_type(pipe: Any) -> Literal["epsilon", "v_prediction"]:
+    """What the UNet was trained to predict, from the scheduler's config. Raises: ModelError for anything else."""
+    return prediction_type_in(type(pipe.scheduler).__name__, pipe.scheduler.config, "This model")
+
+
+def unet_config(backbone: Backbone) -> dict[str, Any]:
+    """The UNet's config as diffusers writes it."""
+    return read_json(backbone.source, "unet/config.json")
+
+
+def unet_on_meta(backbone: Backbone) -> Any:
+    """The UNet's shapes without its weights, from its config alone, to count and to check against."""
+    with reason_of(f"{backbone.name}: its UNet's config"):
+        return _shapes(unet_config(backbone))
+
+
+def _shapes(config: dict[str, Any]) -> Any:
+    with quiet_libraries():
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(config)
+
+
+def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
+    """text_encoder, text_encoder_2, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
+    with quiet_libraries(), reason_of(f"{backbone.name}: the config of its {network}"):
+        import diffusers
+        import torch
+        import transformers
+
+        source, subfolder = place_of(backbone, network)
+        config = read_json(source, joined_path(subfolder, "config.json"))
+        name = NETWORKS[network][0]
+        with torch.device("meta"):
+            if name.startswith("CLIP"):
+                built = getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
+            else:
+                built = getattr(diffusers, name).from_config(config)
+        return torch.nn.Module.to(built, dtype_named(backbone, network, dtype)).eval()
+
+
+def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
+    """The networks whose weights load_pipeline would download first."""
+    import torch
+
+    names = [name for name in NETWORKS if not backbone.in_file(name)]
+    chosen = {name: weights_of(backbone, name, half=dtype != torch.float32)[1] for name in names}
+    return [
+        name for name, files in chosen.items() if not place_of(backbone, name)[0].here().issuperset(files)
+    ]
+
+
+def bucket_step(backbone: Backbone, resolution: int) -> int:
+    """What bucket sides are multiples of: 64 pixels, as SDXL was trained, or what the UNet's levels need if less."""
+    levels = len(unet_config(backbone)["down_block_types"])
+    return min(64, vae_factor(backbone) * 2 ** (levels - 1)) if resolution < 512 else 64
+
+
+def unet_parameters(backbone: Backbone) -> int:
+    """How many numbers the UNet holds; no weights are read. SDXL: 2,567,463,684."""
+    with reason_of(f"{backbone.name}: its UNet's config"):
+        return _numbers(json.dumps(unet_config(backbone)))
+
+
+@functools.cache  # a comparison asks for every cell
+def _numbers(config: str) -> int:
+    return sum(weight.numel() for weight in _shapes(json.loads(config)).parameters())
+
+
+def vae_factor(backbone: Backbone) -> int:
+    """Pixels of a picture's side for one of the latent's; 8 in SDXL."""
+    return 2 ** (len(vae_config_of(backbone)["block_out_channels"]) - 1)
+
+
+def native_resolution(backbone: Backbone) -> int:
+    """Side in pixels of the square pictures that the UNet was made for; 1024 in SDXL."""
+    side = unet_config(backbone).get("sample_size") or 128
+    return (max(side) if isinstance(side, list) else side) * vae_factor(backbone)
+
+
+def vae_config_of(backbone: Backbone) -> dict[str, Any]:
+    source, subfolder = place_of(backbone, "vae")
+    config = read_json(source, joined_path(subfolder, "config.json"))
+    if not isinstance(config.get("block_out_channels"), list):
+        raise ModelError(f"The VAE config of {source.name} names no block_out_channels, so it is damaged.")
+    divisors = [config.get("scaling_factor", 1.0), *(config.get("latents_std") or ())]
+    if not all(isinstance(one, int | float) and 0 < one < math.inf for one in divisors):
+        raise ModelError(
+            f"The VAE config of {source.name} scales latents by {divisors[0]!r}, deviations {divisors[1:]!r}, where "
+            "numbers above zero are expected (SDXL's scaling_factor is 0.13025); it is damaged."
+        )
+    return config
+
+
+def dtype_named(backbone: Backbone, network: str, dtype: torch.dtype) -> torch.dtype:
+    import torch
+
+    if network == "vae" and vae_config_of(backbone).get("force_upcast", True):
+        return torch.float32
+    return dtype
+
+
+def what_it_predicts(header: dict[str, Any]) -> dict[str, Any]:
+    """Scheduler settings that a single file states by itself; the configs it borrows are another model's.
+
+    v-prediction models carry an empty tensor called v_pred, those with zero terminal SNR also one called ztsnr;
+    training tools write modelspec.prediction_type.
+    """
+    metadata = header.get("__metadata__") or {}
+    if "v_pred" not in header and metadata.get("modelspec.prediction_type") not in ("v", "v_prediction"):
+        return {}
+    found: dict[str, Any] = {"prediction_type": "v_prediction"}
+    if "ztsnr" in header:
+        found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return found

@@ -1,0 +1,151 @@
+"""Which of a model's files are read: variants, shards, places on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coeffdiff.errors import ModelError
+from coeffdiff.models.checking import header_of
+from coeffdiff.models.hub_errors import hub_error_sentence
+from coeffdiff.models.source import FILE_PREFIXES, IN_FILE, NETWORKS, Backbone, Source
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fingerprint_of(network: Any) -> str:
+    """A hash of what decides what a network computes: its weights, their dtype and, of diffusers' networks, the config
+    (that of transformers' grows with its version)."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    config = network.config if isinstance(network.config, dict) else {}
+    digest.update(repr(sorted((k, v) for k, v in config.items() if not k.startswith("_"))).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[tuple[Path, str]]:
+    """The safetensors files that load_pipeline(dtype=dtype) would read for a network, each with the prefix that the
+    names of its tensors have in there; nothing where some would have to be downloaded first."""
+    import torch
+
+    source, _ = place_of(backbone, network)
+    if backbone.file and backbone.in_file(network):
+        return [(backbone.file, prefix_in_file(backbone, network))]
+    _, files = weights_of(backbone, network, half=dtype != torch.float32)
+    here = source.here().issuperset(files)
+    return [(source.folder / file, "") for file in files if here and file.endswith(".safetensors")]
+
+
+def prefix_in_file(backbone: Backbone, network: str) -> str:
+    """What the names of a network's tensors begin with in the single file; of a UNet alone nothing or the usual."""
+    prefix = FILE_PREFIXES[IN_FILE[network]]
+    assert backbone.file is not None
+    usual = any(name.startswith(prefix) for name in header_of(backbone.file))
+    return prefix if usual or not backbone.unet_alone else ""
+
+
+def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
+    """The variant that load_pipeline takes; None: files without one, or a single file; "auto": networks differ."""
+    import torch
+
+    own = [name for name in NETWORKS if not backbone.in_file(name) and not (name == "vae" and backbone.vae)]
+    found = {weights_of(backbone, name, half=dtype != torch.float32)[0] for name in own}
+    return found.pop() if len(found) == 1 else "auto" if found else None
+
+
+def joined_path(subfolder: str, file: str) -> str:
+    return f"{subfolder}/{file}" if subfolder else file
+
+
+def variant_choices(variant: str | None, half: bool) -> list[str | None]:
+    """Variants to try, in order."""
+    if variant != "auto":
+        return [variant]
+    return ["fp16", None] if half else [None, "fp16"]
+
+
+def files_of(files: Collection[str], subfolder: str, stem: str, variant: str | None) -> list[str]:
+    """The safetensors files of one network in one variant, with the index if there are several; else nothing."""
+    middle = f".{variant}" if variant else ""
+    single = joined_path(subfolder, f"{stem}{middle}.safetensors")
+    if single in files:
+        return [single]
+    index = joined_path(subfolder, f"{stem}.safetensors.index{middle}.json")
+    shards = re.compile(
+        re.escape(joined_path(subfolder, stem + middle)) + r"-(\d{5})-of-(\d{5})\.safetensors"
+    )
+    found = sorted(file for file in files if shards.fullmatch(file))
+    if index not in files or not found or len(found) != int(shards.fullmatch(found[0])[2]):  # type: ignore[index]
+        return []
+    return [index, *found]
+
+
+def place_of(backbone: Backbone, network: str) -> tuple[Source, str]:
+    return backbone.vae if network == "vae" and backbone.vae else (backbone.source, network)
+
+
+def weights_of(backbone: Backbone, network: str, *, half: bool) -> tuple[str | None, list[str]]:
+    """The variant and the files of one network. What is on this machine wins over what would be downloaded.
+
+    Raises: ModelError, naming what is there instead.
+    """
+    source, subfolder = place_of(backbone, network)
+    if backbone.unet_alone and source is backbone.source:
+        try:
+            return weights_of(replace(backbone, file=None, unet_alone=False), network, half=half)
+        except ModelError as error:
+            raise ModelError(
+                f"{backbone.file} is a UNet alone, and model.config is to have the other networks: {error}"
+            ) from error
+    stem = NETWORKS[network][1]
+    # The settings' variant speaks of the model, not of another VAE.
+    choices = variant_choices("auto" if source is not backbone.source else backbone.variant, half)
+    everything = source.here() | source.remote
+    for files in (source.here(), everything):
+        for variant in choices:
+            found = files_of(files, subfolder, stem, variant)
+            if found:
+                return variant, found
+    label = joined_path(subfolder, stem)
+    # Also shards of which some are missing: they are then named by the error as the variant they belong to.
+    others = {
+        match[1] or "none"
+        for match in (
+            re.fullmatch(re.escape(label) + r"(?:\.([\w-]+?))?(?:-\d{5}-of-\d{5})?\.safetensors", f)
+            for f in everything
+        )
+        if match
+    }
+    asked = {choice or "none" for choice in choices}
+    if others & asked:
+        raise ModelError(f"{source.name} is incomplete: of {label} some of several files are missing.")
+    if others:
+        raise ModelError(
+            f"{source.name} has no {label} in variant {' or '.join(sorted(asked))}; it has "
+            f"{', '.join(sorted(others))}: set model.variant to that (none: null)."
+        )
+    if any(file.startswith(label.rpartition("/")[0]) and file.endswith(".bin") for file in everything):
+        raise ModelError(
+            f"{source.name} has its {network} only as a pickle (.bin), which is not read; convert it to safetensors."
+        )
+    raise ModelError(f"{source.name} is incomplete: {label}.safetensors is missing.")
+
+
+def fetch_file(source: Source, files: Collection[str]) -> None:
+    """Download what of these files is not in the cache, with the hub's own progress bars."""
+    if source.repo is None or source.here().issuperset(files):
+        return
+    from huggingface_hub import snapshot_download
+
+    with hub_error_sentence(source.repo):
+        # The commit that the configs are from.
+        snapshot_download(source.repo, revision=source.folder.name, allow_patterns=sorted(files))

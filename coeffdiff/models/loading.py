@@ -1,0 +1,209 @@
+"""The pipeline of a model that was found, in one shape whatever it came from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from coeffdiff.errors import ModelError
+from coeffdiff.models.architecture import dtype_named, native_resolution, scheduler_config, vae_factor
+from coeffdiff.models.checking import header_of, read_json
+from coeffdiff.models.files import fetch_file, place_of, prefix_in_file, weights_of
+from coeffdiff.models.hub_errors import reason_of
+from coeffdiff.models.not_sdxl import CONTROL_KEYS
+from coeffdiff.models.scaled_fp8 import is_beside, is_scaled
+from coeffdiff.models.scaled_fp8 import read as read_scaled
+from coeffdiff.models.source import FILE_PREFIXES, INDEX, NETWORKS, TOKENIZERS, Backbone, Part, Source
+from coeffdiff.utils.console import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+
+def load_pipeline(
+    backbone: Backbone, *, dtype: torch.dtype, parts: Collection[Part] | None = None
+) -> StableDiffusionXLPipeline:
+    """The pipeline on CPU, in eval mode, frozen (requires_grad False), downloading what the cache lacks.
+
+    Text encoders and UNet are in dtype. The VAE is in float32 if its config has force_upcast, as SDXL's has (in
+    half precision it gives NaN and black pictures), else in dtype.
+
+    Args:
+        parts: only these networks are loaded and the others are None, so that training can encode first and load
+            the UNet when the text encoders have left memory. Tokenizers and scheduler always come along.
+    Raises: ModelError, in one sentence, for whatever is wrong with the files, the cache or the network.
+    """
+    wanted = set(parts) if parts is not None else {"text", "vae", "unet"}
+    names = [name for name, (_, _, part) in NETWORKS.items() if part in wanted]
+    from_file = [name for name in names if backbone.in_file(name)]
+    from_folder = [name for name in names if name not in from_file]
+
+    import torch
+
+    # One variant for the whole model, the VAE included although it may be computed in float32.
+    chosen = {name: weights_of(backbone, name, half=dtype != torch.float32) for name in from_folder}
+    needed: dict[Source, set[str]] = {}
+    for name, (_, files) in chosen.items():
+        needed.setdefault(place_of(backbone, name)[0], set()).update(files)
+    for source, together in needed.items():
+        fetch_file(source, together)
+
+    with quiet_libraries():
+        import diffusers
+
+        networks: dict[str, Any] = dict.fromkeys(NETWORKS)
+        for name, (variant, files) in chosen.items():
+            networks[name] = _load_network(backbone, name, variant, files, dtype_named(backbone, name, dtype))
+        for name in from_file:
+            networks[name] = _load_from_single_file(backbone, name, dtype_named(backbone, name, dtype))
+        for network in networks.values():
+            if network is not None:
+                _own_memory(network)
+                network.requires_grad_(False).eval()
+        with reason_of(f"{backbone.name}: its tokenizers or scheduler"):
+            pipe = diffusers.StableDiffusionXLPipeline(
+                **networks,
+                **_load_tokenizers(backbone.source),
+                scheduler=_load_scheduler(backbone),
+                force_zeros_for_empty_prompt=read_json(backbone.source, INDEX).get(
+                    "force_zeros_for_empty_prompt", True
+                ),
+                # Otherwise diffusers changes the pictures wherever a watermarking package happens to be installed.
+                add_watermarker=False,
+            )
+        # Where the UNet or the VAE is left out, diffusers takes SDXL's own.
+        pipe.default_sample_size = native_resolution(backbone) // vae_factor(backbone)
+        pipe.vae_scale_factor = vae_factor(backbone)
+        return pipe
+
+
+def _load_network(
+    backbone: Backbone, network: str, variant: str | None, files: list[str], dtype: torch.dtype
+) -> Any:
+    import diffusers
+    import transformers
+
+    source, subfolder = place_of(backbone, network)
+    for file in files:
+        if file.endswith(".safetensors"):
+            header_of(source.folder / file)
+    name = NETWORKS[network][0]
+    kind = getattr(transformers if name.startswith("CLIP") else diffusers, name)
+    what = f"The {network} of {source.name}"
+    with reason_of(what):
+        loaded, report = kind.from_pretrained(
+            str(source.folder / subfolder),
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    # Of several files diffusers looks for what is missing in their index, and leaves it without memory.
+    unfilled = {name for name, weight in loaded.named_parameters() if weight.is_meta}
+    missing = sorted(unfilled.union(report["missing_keys"]))
+    if missing:  # the library fills them with noise and goes on
+        raise ModelError(f"{what} lacks {len(missing)} tensors that its config needs, such as {missing[0]}.")
+    extra = sorted(report["unexpected_keys"])
+    # Then the config is of a smaller model, and the rest would be dropped without a word. Text encoders and VAEs may
+    # hold leftovers of older libraries.
+    if extra and network == "unet":
+        raise ModelError(
+            f"{what} holds {len(extra)} tensors that its config has no place for, such as {extra[0]}."
+        )
+    return loaded
+
+
+def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
+    import transformers
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
+    assert backbone.file is not None
+    configs = str(backbone.source.folder)
+    what = f"The {network} of {backbone.file} with the configs of {backbone.source.name}"
+    options: dict[str, Any] = {"config": configs, "local_files_only": True}
+    file = _tensors_in_file(backbone, network, dtype) or str(backbone.file)
+    filled = False
+    # diffusers leaves what the file did not fill without memory, and then stumbles over it.
+    with reason_of(what), contextlib.suppress(NotImplementedError):
+        if network == "vae":
+            loaded = AutoencoderKL.from_single_file(file, subfolder=network, dtype=dtype, **options)
+        elif network == "unet":
+            loaded = UNet2DConditionModel.from_single_file(file, subfolder=network, dtype=dtype, **options)
+        elif isinstance(file, dict):
+            kind = getattr(transformers, NETWORKS[network][0])
+            loaded = create_diffusers_clip_model_from_ldm(
+                kind, file, subfolder=network, torch_dtype=dtype, **options
+            )
+        else:  # only the pipeline knows how to convert them
+            others = dict.fromkeys((*NETWORKS, *TOKENIZERS, "scheduler"))
+            del others[network]
+            pipe = StableDiffusionXLPipeline.from_single_file(file, dtype=dtype, **options, **others)
+            loaded = getattr(pipe, network)
+        filled = not any(weight.is_meta for weight in loaded.parameters())
+    if not filled:
+        raise ModelError(f"{what} lacks tensors that the config needs; another model.config may fit.")
+    if network == "unet":
+        held_here = len(names_in_file(backbone, network))
+        taken = len(loaded.state_dict())
+        if held_here != taken:  # what the config has no place for would be dropped without a word
+            raise ModelError(
+                f"{what} holds {held_here} tensors where the config has place for {taken}; another model.config may "
+                "fit."
+            )
+    return loaded
+
+
+def names_in_file(backbone: Backbone, network: str, *, scales: bool = False) -> list[str]:
+    """The tensors of a network in the single file, with their prefix; scales: also what scales them."""
+    assert backbone.file is not None
+    prefix = prefix_in_file(backbone, network)
+    names = [name for name in header_of(backbone.file) if name.startswith(prefix)]
+    own = [name for name in names if name.removeprefix(prefix) not in CONTROL_KEYS]
+    return [name for name in own if scales or not is_beside(name)]
+
+
+def _tensors_in_file(backbone: Backbone, network: str, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """What diffusers could not read by itself: scaled tensors, and a UNet alone, under the names of a whole checkpoint
+    (or under diffusers' where it has those). None: it reads the file."""
+    assert backbone.file is not None
+    if not backbone.unet_alone and not is_scaled(names_in_file(backbone, network, scales=True)):
+        return None
+    names, prefix = names_in_file(backbone, network), prefix_in_file(backbone, network)
+    added = "" if prefix or "conv_in.weight" in names else FILE_PREFIXES["UNet"]
+    return {added + name: tensor for name, tensor in read_scaled(backbone.file, names, dtype).items()}
+
+
+def _own_memory(network: Any) -> None:
+    """Copy, tensor by tensor, what is still mapped from a file.
+
+    There tensors lie wherever the file put them, and CPU kernels add in another order over unaligned ones: the same
+    weights out of two files would give different pictures. And a file that changes would change the model.
+    """
+    for weight in network.parameters():
+        weight.data = weight.data.clone()
+
+
+def _load_tokenizers(source: Source) -> dict[str, Any]:
+    from transformers import CLIPTokenizer
+
+    return {
+        name: CLIPTokenizer.from_pretrained(str(source.folder / name), local_files_only=True)
+        for name in TOKENIZERS
+    }
+
+
+def _load_scheduler(backbone: Backbone) -> Any:
+    import diffusers
+
+    config = scheduler_config(backbone)
+    kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
+    is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not is_scheduler:
+        raise ModelError(
+            f"{backbone.source.name} names {config.get('_class_name')!r}, which is no scheduler of diffusers."
+        )
+    return kind.from_config(config)

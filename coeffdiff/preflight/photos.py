@@ -1,0 +1,163 @@
+"""Photos before a run: sharpness, size, near-duplicates."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from coeffdiff.config.fields import PLACEHOLDER
+from coeffdiff.config.schema import Settings
+from coeffdiff.data.decoding import orientation_of, turned
+from coeffdiff.data.photos import Photo
+from coeffdiff.data.templates import captions_for
+from coeffdiff.data.views import view_of
+from coeffdiff.errors import PhotoError
+from coeffdiff.models.architecture import bucket_step
+from coeffdiff.models.subject_token import holds
+from coeffdiff.preflight.report import FEW_VIEWS, NEARLY_EQUAL, SOFT, Finding, PhotoCheck, Severity
+
+
+def look_at(
+    settings: Settings,
+    photos: Sequence[Photo],
+    base: Any,
+    on_photo: Callable[[int], None] = lambda done: None,
+) -> list[PhotoCheck]:
+    """Every photo as the run will use it. Raises: ConfigError for an unknown placeholder in a caption."""
+    subject, resolution = settings.subject, int(settings.training.resolution)
+    step = bucket_step(base, resolution)
+    token = subject.token or PLACEHOLDER
+    seen: list[tuple[str, int]] = []
+    result = []
+    for number, photo in enumerate(photos, 1):
+        view = view_of(
+            photo,
+            resolution=resolution,
+            step=step,
+            crop=settings.photos.crop,
+            flip=False,
+            seed=settings.training.seed,
+            augmentation=0,
+        )
+        grey = small_grey(photo, max(resolution // 2, 32))
+        bits = difference_hash(grey)
+        name = photo.path.name
+        captions = captions_for(photo, subject.templates, token, subject.class_word)
+        own_mask = photo.mask is not None and photo.mask.path == photo.path
+        result.append(
+            PhotoCheck(
+                name=name,
+                width=photo.width,
+                height=photo.height,
+                sharpness=round(detail(grey), 2),
+                hash=f"{bits:016x}",
+                duplicates=tuple(
+                    other for other, hashed in seen if (hashed ^ bits).bit_count() <= NEARLY_EQUAL
+                ),
+                bucket=view.size,
+                cut=round(1 - math.prod(view.size) / math.prod(view.resized), 4),
+                enlarged=round(max(view.resized[0] / photo.width, view.resized[1] / photo.height), 3),
+                captions=captions,
+                own_caption=photo.caption is not None,
+                token_in_captions=all(holds(caption, token) for caption in captions),
+                mask="alpha channel" if own_mask else photo.mask.path.name if photo.mask else None,
+            )
+        )
+        seen.append((name, bits))
+        on_photo(number)
+    return result
+
+
+def small_grey(photo: Photo, side: int) -> Image.Image:
+    """A photo in grey, its longer side at most `side` pixels, decoded no larger than that needs.
+
+    A quarter of a second for 20 megapixels becomes a tenth of that in JPEG, whose decoder can leave out detail.
+    Raises: PhotoError if the file is gone.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(photo.path) as image:
+                if image.format not in ("JPEG", "MPO"):
+                    grey = photo.open().convert("L")
+                else:
+                    share = 2 * side / max(image.size)
+                    width, height = (max(1, int(pixels * share)) for pixels in image.size)
+                    image.draft("L", (width, height))
+                    grey = turned(image.convert("L"), orientation_of(image))
+    except OSError as error:
+        reason = error.strerror or "it can no longer be decoded"
+        raise PhotoError(f"{photo.path} was checked, but can no longer be read ({reason}).") from None
+    grey.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return grey
+
+
+def detail(grey: Image.Image) -> float:
+    """How much of a picture's finest detail a blur of one pixel takes away: the variance of its Laplacian over that
+    of the blurred picture. Near 1: there was none; sharp photos have 6 and more, whatever they show.
+
+    Source: variance of the Laplacian, Pech-Pacheco et al. 2000; comparing a picture with its own blurred copy,
+    Crete et al. 2007.
+    """
+    blurred = grey.filter(ImageFilter.GaussianBlur(1))
+    # 1: a picture of one colour has no detail to lose, and rounding to 8 bits makes some of nothing
+    return (_laplacian_variance(grey) + 1) / (_laplacian_variance(blurred) + 1)
+
+
+def _laplacian_variance(grey: Image.Image) -> float:
+    values = np.pad(np.asarray(grey, dtype=np.float32), 1, mode="edge")
+    centre = values[1:-1, 1:-1]
+    around = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
+    return float((around - 4 * centre).var())
+
+
+def difference_hash(grey: Image.Image) -> int:
+    """dHash of 64 bits: whether each of 8 x 8 cells is brighter than its left neighbour."""
+    values = np.asarray(grey.resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
+    return int.from_bytes(np.packbits(values[:, 1:] > values[:, :-1]).tobytes(), "big")
+
+
+def photo_findings(looked: Sequence[PhotoCheck], settings: Settings) -> list[Finding]:
+    """What may spoil a subject: few, soft, small, equal or cut photos."""
+    resolution = int(settings.training.resolution)
+    findings = []
+    if len(looked) == 1:
+        sentence = "one photo alone: its background and pose will be learned with the subject; three to six are usual"
+        findings.append(Finding("hint", "photos", sentence))
+    training = settings.training
+    samples = int(training.steps) * int(training.batch_size) * int(training.accumulate)
+    if samples < FEW_VIEWS * len(looked):
+        times = f"{samples / len(looked):.1f} times"
+        sentence = f"{len(looked)} photos and {samples} samples a process: each is seen {times}"
+        advice = "more steps, or fewer photos, teach more"
+        if len(looked) == 1:
+            sentence, advice = f"it is seen {times} in this run", "more steps teach more"
+        findings.append(Finding("hint", "photos", f"{sentence}; {advice}"))
+    for photo in looked:
+        if photo.enlarged > 1:
+            severity: Severity = "problem" if photo.enlarged > 2 else "hint"
+            size = f"{photo.width} x {photo.height}"
+            sentence = f"{size} pixels are enlarged {photo.enlarged:.1f} times for {resolution} px"
+            findings.append(
+                Finding(severity, photo.name, f"{sentence}: detail that it lacks is learned as blur")
+            )
+        if photo.sharpness < SOFT:
+            sentence = f"looks blurred (sharpness {photo.sharpness:.1f}; sharp photos have {SOFT:g} and more)"
+            findings.append(Finding("hint", photo.name, sentence))
+        if photo.cut > 0.1:
+            width, height = photo.bucket
+            sentence = f"loses {photo.cut:.0%} at its borders in {width} x {height}"
+            findings.append(Finding("hint", photo.name, f"{sentence}; is the subject still whole?"))
+        if photo.duplicates:
+            sentence = f"is nearly the same picture as {', '.join(photo.duplicates[:3])}"
+            more = len(photo.duplicates) - 3
+            sentence += f" and {more} more" if more > 0 else ""
+            findings.append(
+                Finding("hint", photo.name, f"{sentence}; what they share is learned as the subject")
+            )
+    return findings

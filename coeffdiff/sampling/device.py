@@ -1,0 +1,89 @@
+"""The device and the precision of a pipeline, and where its parts wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from coeffdiff.errors import ConfigError
+from coeffdiff.hosts.diffusers import loaded_adapters
+from coeffdiff.hosts.guard import unwrapped
+from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.sampling.generation import cast_to, needs_upcast
+from coeffdiff.sampling.options import DTYPES, Offload, Precision
+from coeffdiff.utils.torch_setup import compile_blocks, has_bf16, prepare_kernels
+
+
+def choose_device(
+    precision: Precision = "auto", device: torch.device | None = None
+) -> tuple[torch.device, torch.dtype]:
+    """The fastest device here, and the dtype for it: with "auto" bfloat16 or float16 on CUDA, float32 elsewhere.
+
+    device: has been chosen already, as where each of several processes has a GPU of its own.
+    """
+    if device is None:
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = torch.device("cuda" if torch.cuda.is_available() else mps)
+    half = torch.float32
+    if device.type == "cuda":
+        half = torch.bfloat16 if has_bf16() else torch.float16
+    return device, half if precision == "auto" else DTYPES[precision]
+
+
+def prepare_device(
+    pipe: Any, device: torch.device | str, offload: Offload = "none", *, compiled: bool = False
+) -> None:
+    """Move the pipeline, or let diffusers bring its parts to the device when they are needed.
+
+    Load adapters before: under sequential offload the UNet has no weights that one could be compared with.
+
+    Args:
+        compiled: torch.compile the UNet's blocks, which happens at the first picture (see speed.compile_blocks).
+    Raises: ConfigError for offload without a GPU, a DoRA under sequential offload, or for what cannot be compiled.
+    """
+    device = torch.device(device)
+    refuse_offload(device, offload)
+    if compiled and offload == "sequential":
+        raise ConfigError(
+            "--compile needs the UNet in one place: it cannot be used with --offload sequential."
+        )
+    prepare_kernels(device, pipe.unet.dtype, pipe.unet, pipe.vae)
+    if compiled:
+        compile_blocks(pipe.unet, device)
+    if offload == "none":
+        pipe.to(device)
+    elif offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        _offload_sequentially(pipe, device)
+
+
+def refuse_offload(device: torch.device, offload: Offload) -> None:
+    """Raises: ConfigError for offload without a GPU."""
+    if offload not in ("none", "model", "sequential"):
+        raise ConfigError(f"offload is none, model or sequential, not {offload!r}.")
+    if offload != "none" and device.type == "cpu":
+        raise ConfigError(
+            f"--offload {offload} keeps parts of the model off a GPU, and no GPU is used here; leave it out."
+        )
+
+
+def _offload_sequentially(pipe: Any, device: torch.device) -> None:
+    for adapter in loaded_adapters(pipe):
+        if adapter.header.lora and adapter.header.lora.dora:
+            # A hook brings a module's weights for its own forward, and DoRA's magnitudes read those of others
+            raise ConfigError(
+                f"{adapter.path} is a DoRA, which --offload sequential cannot run; use --offload model."
+            )
+    if needs_upcast(pipe.vae):  # once offloaded it cannot be cast any more
+        cast_to(pipe.vae, torch.float32)
+    pipe.enable_sequential_cpu_offload(device=device)
+    from accelerate.hooks import remove_hook_from_module
+
+    # The hooks bring weights when a module's forward is called. Nobody calls that of a coefficient matrix, so alpha
+    # would stay behind on the meta device; all alphas of SDXL together are 200 KB.
+    for module in unwrapped(pipe.unet).modules():
+        if isinstance(module, Coefficients):
+            remove_hook_from_module(module)
+            module.to(device)

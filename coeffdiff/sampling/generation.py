@@ -1,0 +1,260 @@
+"""Adapter + prompt + seed -> pictures; each picture's noise comes from its own seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from coeffdiff.errors import ConfigError, NonFinitePicture
+from coeffdiff.hosts.diffusers import loaded_adapters
+from coeffdiff.hosts.guard import unwrapped, verify
+from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, check_options, picture_size
+from coeffdiff.sampling.prompts import encode_prompts, shortened
+
+
+def generate(
+    pipe: Any,
+    requests: Iterable[Request],
+    options: Options = Options(),  # noqa: B008  # frozen
+    *,
+    encoded: Mapping[str, Encoded] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Generator[tuple[Request, Image.Image]]:
+    """Pictures in the order of their requests, each made as it is asked for.
+
+    Requests of unequal scale are never in one batch, and the first adapter has its own scale again afterwards.
+    A picture's noise comes from its own seed only: it is drawn in float32 on the CPU, so that device, precision
+    and batch do not change it. In float32 on a CPU a picture changes by at most 2/255 with the batch that it is
+    made in, and in a batch of one it is what diffusers itself makes of this seed.
+
+    Args:
+        pipe: a StableDiffusionXLPipeline, in eval mode; text encoders may be None with `encoded`.
+        encoded: from encode_prompts, for this negative prompt and guidance; by default encoded here, at once.
+    Raises: ConfigError for a size that the model cannot make, or a scale without an adapter; InjectionError if an
+        adapter has lost its alpha. While iterating: ModelError for a picture that is not finite.
+    """
+    requests = list(requests)
+    check_options(pipe, options)
+    size = picture_size(pipe, options)
+    if not loaded_adapters(pipe) and any(request.scale is not None for request in requests):
+        raise ConfigError("A scale was asked for, and no adapter is loaded that could have it.")
+    for adapter in loaded_adapters(pipe):
+        adapter.verify()
+    verify(pipe.unet)  # alphas in training belong to no loaded adapter
+    if any(isinstance(m, Coefficients) and m.alpha.is_meta for m in unwrapped(pipe.unet).modules()):
+        raise ConfigError(
+            "An adapter was loaded after prepare_device had offloaded the UNet; load it before."
+        )
+    if encoded is None:
+        embeddings = _encode_requests(pipe, requests, options)
+    else:
+        embeddings = [_embedding_of(request, encoded, options) for request in requests]
+    return _generate(pipe, requests, embeddings, options, size, on_progress)
+
+
+def _encode_requests(pipe: Any, requests: Sequence[Request], options: Options) -> list[Encoded]:
+    """The embeddings of each request: at scale 0 a learned token is read as the ordinary word that it was before."""
+    found: dict[float | None, dict[str, Encoded]] = {}
+    with _scales_kept(pipe) as use_scale:
+        for scale in dict.fromkeys(request.scale for request in requests):
+            use_scale(scale)
+            found[scale] = encode_prompts(
+                pipe,
+                [request.prompt for request in requests if request.scale == scale],
+                negative_prompt=options.negative_prompt,
+                guidance=options.guidance,
+            )
+    return [_embedding_of(request, found[request.scale], options) for request in requests]
+
+
+def _embedding_of(request: Request, encoded: Mapping[str, Encoded], options: Options) -> Encoded:
+    found = encoded.get(request.prompt)
+    if found is None:
+        raise ConfigError(f"The prompt {shortened(request.prompt)} is not among those that were encoded.")
+    if options.guidance > 1 and found.negative_text is None:
+        raise ConfigError(f"The prompts were encoded without guidance, and {options.guidance:g} needs it.")
+    if options.guidance > 1 and found.negative_prompt != options.negative_prompt:
+        raise ConfigError(
+            f"The prompts were encoded with the negative prompt {shortened(found.negative_prompt)}, "
+            f"not {shortened(options.negative_prompt)}."
+        )
+    return found
+
+
+def _generate(
+    pipe: Any,
+    requests: list[Request],
+    embeddings: list[Encoded],
+    options: Options,
+    size: tuple[int, int],
+    on_progress: OnProgress | None,
+) -> Generator[tuple[Request, Image.Image]]:
+    done = 0
+    with _scales_kept(pipe) as use_scale:
+        for batch in batches_of(requests, options.batch_size):
+            asked = [requests[i] for i in batch]
+            use_scale(asked[0].scale)
+
+            def denoised(part: float, done: int = done, count: int = len(asked)) -> None:
+                if on_progress:
+                    on_progress(done + part * count)
+
+            latents = _denoise(pipe, asked, [embeddings[i] for i in batch], options, size, denoised)
+            for request, latent in zip(asked, latents, strict=True):
+                yield request, _decode(pipe, latent, request)
+            pipe.maybe_free_model_hooks()
+            done += len(asked)
+
+
+def batches_of(requests: Sequence[Request], batch_size: int) -> list[range]:
+    """Neighbours of one scale, as many as fit."""
+    batches = []
+    for _, run in itertools.groupby(range(len(requests)), key=lambda i: requests[i].scale):
+        indices = list(run)
+        ends = range(indices[0], indices[-1] + 1, batch_size)
+        batches += [range(start, min(start + batch_size, indices[-1] + 1)) for start in ends]
+    return batches
+
+
+@contextmanager
+def _scales_kept(pipe: Any) -> Iterator[Callable[[float | None], None]]:
+    """A function that gives the first adapter a scale, or with None its own, which it has again in the end."""
+    first = next(iter(loaded_adapters(pipe)), None)
+    own = first.scale if first else 0.0
+
+    def use(scale: float | None) -> None:
+        wanted = own if scale is None else scale
+        if first and first.scale != wanted:
+            first.set_scale(wanted)
+
+    try:
+        yield use
+    finally:
+        use(None)
+
+
+def _denoise(
+    pipe: Any,
+    requests: list[Request],
+    embeddings: list[Encoded],
+    options: Options,
+    size: tuple[int, int],
+    denoised: OnProgress,
+) -> Tensor:
+    """Latents [B, C, h, w] after all steps."""
+    width, height = size
+    dtype, device = pipe.unet.dtype, pipe._execution_device
+    shape = (
+        pipe.unet.config.in_channels,
+        height // pipe.vae_scale_factor,
+        width // pipe.vae_scale_factor,
+    )
+    # Each draws its initial noise, and then whatever its scheduler adds on the way.
+    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    if hasattr(pipe.scheduler, "noise_sampler_seed"):  # DPMSolverSDE has a generator of its own
+        pipe.scheduler.noise_sampler_seed = [request.seed for request in requests]
+
+    def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        present = [t for t in tensors if t is not None]
+        return torch.stack(present).to(device, dtype) if present else None
+
+    guided = options.guidance > 1
+
+    def after_step(_pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+        denoised((step + 1) / pipe.num_timesteps)
+        return {}
+
+    with _without_bar(pipe):
+        latents: Tensor = pipe(
+            prompt_embeds=stacked([e.text for e in embeddings]),
+            pooled_prompt_embeds=stacked([e.pooled for e in embeddings]),
+            negative_prompt_embeds=stacked([e.negative_text for e in embeddings]) if guided else None,
+            negative_pooled_prompt_embeds=stacked([e.negative_pooled for e in embeddings])
+            if guided
+            else None,
+            guidance_scale=options.guidance,
+            num_inference_steps=options.steps,
+            width=width,
+            height=height,
+            latents=noise.to(dtype),
+            generator=generators,
+            callback_on_step_end=after_step,
+            output_type="latent",  # diffusers' own decoding fails with a float32 VAE beside a half-precision UNet
+        ).images
+    return latents
+
+
+@torch.no_grad()
+def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
+    """One picture at a time: the VAE's activations are the peak of memory, and its batch would change pictures."""
+    vae = pipe.vae
+    _check_finite(latent, request, f"the UNet in {dtype_name(pipe.unet)}", pipe)
+    upcast = needs_upcast(vae) and not next(vae.parameters()).is_meta
+    try:
+        if upcast:
+            cast_to(vae, torch.float32)
+        scaled = latent[None].to(vae.dtype)
+        if vae.config.get("latents_mean") is not None and vae.config.get("latents_std") is not None:
+            mean, std = (
+                torch.tensor(vae.config[key]).view(1, -1, 1, 1).to(scaled)
+                for key in ("latents_mean", "latents_std")
+            )
+            scaled = scaled * std / vae.config.scaling_factor + mean
+        else:
+            scaled = scaled / vae.config.scaling_factor
+        decoded = vae.decode(scaled, return_dict=False)[0]
+        _check_finite(decoded, request, f"the VAE in {dtype_name(vae)}", pipe)
+    finally:
+        if upcast:
+            cast_to(vae, torch.float16)
+    if pipe.watermark is not None:
+        decoded = pipe.watermark.apply_watermark(decoded)
+    image: Image.Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+    return image
+
+
+def needs_upcast(vae: Any) -> bool:
+    """Whether the VAE says of itself that float16, in which it is, is too narrow."""
+    return vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+
+
+def cast_to(vae: Any, dtype: torch.dtype) -> None:
+    torch.nn.Module.to(vae, dtype)  # diffusers' own method warns about every cast
+
+
+def _check_finite(tensor: Tensor, request: Request, source: str, pipe: Any) -> None:
+    if tensor.isfinite().all():
+        return
+    cures = ["sample in another precision (--precision bf16 or fp32)"] if "16" in source else []
+    if "VAE" in source and "float16" in source:
+        cures.append("use a VAE that stands float16 (madebyollin/sdxl-vae-fp16-fix)")
+    if loaded_adapters(pipe):
+        cures.append("lower the adapter's scale")
+    cures.append("try another scheduler or more steps")
+    raise NonFinitePicture(
+        f"The picture for {shortened(request.prompt)}, seed {request.seed}, is not finite: {source} made NaN or "
+        f"infinite numbers. To cure it, {', or '.join(cures)}."
+    )
+
+
+@contextmanager
+def _without_bar(pipe: Any) -> Iterator[None]:
+    """diffusers' progress bar off for this pipeline while it runs; the caller shows one."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**(before or {}))
+
+
+def dtype_name(network: Any) -> str:
+    return str(network.dtype).removeprefix("torch.")

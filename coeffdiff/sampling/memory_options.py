@@ -1,0 +1,28 @@
+"""Options that reduce the memory of sampling."""
+
+from __future__ import annotations
+
+from coeffdiff.utils.oom import smaller_side
+
+
+def sampling_switches(
+    *, batch_size: int, offload: str, precision: str, size: tuple[int, int], device_type: str
+) -> list[str]:
+    """What makes sampling smaller and is not already so. precision: fp32, fp16 or bf16; size: (width, height)."""
+    found = []
+    if batch_size > 1:
+        found.append("--batch-size 1")
+    if precision == "fp32":
+        found.append(f"--precision {half_precision_name(device_type)}")
+    if device_type != "cpu" and offload != "sequential":
+        found.append("--offload model" if offload == "none" else "--offload sequential")
+    smaller = tuple(smaller_side(side) for side in size)
+    if smaller != size:
+        found.append(f"--width {smaller[0]} --height {smaller[1]}")
+    return found
+
+
+def half_precision_name(device_type: str) -> str:
+    from coeffdiff.utils.torch_setup import half_precision  # loads torch
+
+    return half_precision(device_type)

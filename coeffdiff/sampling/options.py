@@ -1,0 +1,116 @@
+"""What is asked of sampling: requests, options, and their limits."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from coeffdiff.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+Offload = Literal["none", "model", "sequential"]
+
+
+OnProgress = Callable[[float], None]  # how many pictures are done, a started one counted by its steps
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+_LARGEST_SEED = 2**63 - 1
+
+
+def _check_side(name: str, pixels: int, step: int) -> None:
+    nearest = max(step, step * round(pixels / step))
+    if pixels != nearest:
+        raise ConfigError(f"A {name} of {pixels} pixels is no multiple of {step}; {nearest} is.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture; <V> in the prompt has been filled in.
+
+    scale: of the adapter that was loaded first, for this picture alone; None leaves it as it is.
+    """
+
+    prompt: str
+    seed: int
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ConfigError(f"The seed {self.seed} must lie between 0 and {_LARGEST_SEED}.")
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise ConfigError(f"A scale must be a finite number, not {self.scale}.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all pictures of a call share. width and height in pixels; None: the model's own.
+
+    guidance of 1 or less switches classifier-free guidance off. An empty negative prompt is the model's own idea
+    of none (in SDXL embeddings of zeros, not those of an empty text). batch_size changes speed and memory, and a
+    picture by no more than 2/255.
+    """
+
+    steps: int = 30
+    guidance: float = 5.0
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ConfigError(f"guidance must be a finite number from 0 on, not {self.guidance}.")
+        if any("\ud800" <= c <= "\udfff" for c in self.negative_prompt):
+            raise ConfigError("The negative prompt is not valid text; it must be UTF-8.")
+        for name in ("width", "height"):
+            _check_side(name, getattr(self, name) or 8, 8)  # 8: diffusers asks for it, whatever the VAE
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt's embeddings, on the CPU: text [77, C], pooled [P]; the same of the negative prompt with guidance."""
+
+    text: Tensor
+    pooled: Tensor
+    negative_text: Tensor | None
+    negative_pooled: Tensor | None
+    negative_prompt: str
+
+
+def check_options(pipe: Any, options: Options) -> None:
+    """Raises: ConfigError for a size or a number of steps that this model and scheduler cannot do."""
+    picture_size(pipe, options)
+    most = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    if options.steps > most:
+        raise ConfigError(f"{options.steps} steps are more than the {most} that the model was trained with.")
+    try:
+        copy.deepcopy(pipe.scheduler).set_timesteps(options.steps)
+    except ValueError as error:
+        name = type(pipe.scheduler).__name__
+        raise ConfigError(f"{name} cannot do {options.steps} steps: {str(error).splitlines()[0]}") from None
+
+
+def picture_size(pipe: Any, options: Options) -> tuple[int, int]:
+    """Width and height in pixels. Raises: ConfigError, with the nearest that is possible."""
+    native = pipe.default_sample_size
+    height, width = native if isinstance(native, list | tuple) else (native, native)
+    sizes = []
+    for name, asked, own in (("width", options.width, width), ("height", options.height, height)):
+        pixels = own * pipe.vae_scale_factor if asked is None else asked
+        _check_side(name, pixels, math.lcm(8, pipe.vae_scale_factor))
+        sizes.append(pixels)
+    return sizes[0], sizes[1]

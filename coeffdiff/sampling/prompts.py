@@ -1,0 +1,137 @@
+"""Prompts: filled in, checked against what text encoders read, encoded."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coeffdiff.config.fields import PLACEHOLDER
+from coeffdiff.errors import ConfigError
+from coeffdiff.hosts.diffusers import loaded_adapters
+from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.models.subject_token import holds
+from coeffdiff.sampling.options import Encoded, Options
+from coeffdiff.utils.console import quiet_libraries
+
+
+def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
+    """The prompt with the adapters' one token in place of <V>. Raises: ConfigError unless one adapter is meant."""
+    if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise ConfigError(f"The prompt {ascii(prompt)[:80]} is not valid text; it must be UTF-8.")
+    if PLACEHOLDER not in prompt:
+        return prompt
+    tokens = list(
+        dict.fromkeys(tokens)
+    )  # two adapters of one word are refused when they are loaded, with the reason
+    if len(tokens) != 1:
+        why = f"may mean {' or '.join(tokens)}" if tokens else "has no meaning without an adapter"
+        raise ConfigError(
+            f"{PLACEHOLDER} in the prompt {shortened(prompt)} {why}; write the word itself instead."
+        )
+    return prompt.replace(PLACEHOLDER, tokens[0])
+
+
+def warnings_for(
+    prompts: Iterable[str],
+    adapters: Sequence[tuple[Path, AdapterHeader]],
+    pipe: Any,
+    options: Options | None = None,
+) -> list[str]:
+    """A line for each thing about the prompts that the person may not have meant; pictures are made all the same.
+
+    adapters: where each is and what it says of itself.
+    """
+    lines = []
+    for prompt in dict.fromkeys(prompts):
+        for path, header in adapters:
+            if not any(holds(prompt, token) for token in header.tokens):
+                subject = " ".join(filter(None, (header.token, header.class_word)))
+                lines.append(
+                    f"The prompt {shortened(prompt)} lacks {' or '.join(header.tokens)}, the token of {path}; "
+                    f'write for instance "a photo of {subject}".'
+                )
+        lines += length_warnings(prompt, pipe)
+    if options and options.negative_prompt:
+        if options.guidance <= 1:
+            lines.append(
+                f"The negative prompt has no effect without guidance, and {options.guidance:g} is none."
+            )
+        else:
+            lines += length_warnings(options.negative_prompt, pipe)
+    return lines
+
+
+def length_warnings(text: str, pipe: Any) -> list[str]:
+    """One line if the model does not read all of the text, or none: how long it is, and what is not read."""
+    cuts = [
+        cut
+        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)
+        if tokenizer is not None
+        for cut in [_cut(text, tokenizer)]
+        if cut
+    ]
+    if not cuts:
+        return []
+    tokens, limit, start = min(cuts, key=lambda cut: cut[2])
+    return [
+        f"{shortened(text)} has {tokens} tokens, begin and end included, and the model reads {limit}; "
+        f"it will not see {shortened(text[start:], 200)}."
+    ]
+
+
+def _cut(text: str, tokenizer: Any) -> tuple[int, int, int] | None:
+    """Tokens with begin and end, the limit, and where in the text the first word begins that is not read whole."""
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    room = tokenizer.model_max_length - 2
+    if len(found.input_ids) <= room:
+        return None
+    start = found.offset_mapping[room][0]
+    word = re.search(r"\S{0,30}$", text[:start])  # longer runs are a script without blanks
+    return len(found.input_ids) + 2, tokenizer.model_max_length, word.start() if word else start
+
+
+def shortened(text: str, width: int = 60) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) > width:
+        line = textwrap.shorten(line, width, placeholder="...")
+        line = line if len(line) > 3 else text[: width - 3] + "..."
+    return f'"{line}"'
+
+
+def encode_prompts(
+    pipe: Any, prompts: Iterable[str], *, negative_prompt: str = "", guidance: float = Options.guidance
+) -> dict[str, Encoded]:
+    """Each distinct prompt's embeddings, so that the text encoders may leave memory before `generate`.
+
+    One prompt at a time, so that no embedding depends on its neighbours.
+    """
+    prompts = list(dict.fromkeys(prompts))
+    if prompts and (pipe.tokenizer_2 is None or pipe.text_encoder_2 is None):
+        raise ConfigError(
+            "This pipeline has no text encoders, so it needs prompts that encode_prompts has encoded before."
+        )
+    for adapter in loaded_adapters(pipe) if pipe.unet is not None else ():
+        adapter.verify_text(pipe)
+    result: dict[str, Encoded] = {}
+    negative: tuple[Tensor | None, Tensor | None] = (None, None)
+    for prompt in prompts:
+        with torch.no_grad(), quiet_libraries():  # length_warnings says better what is cut off
+            embeddings = pipe.encode_prompt(
+                prompt,
+                do_classifier_free_guidance=guidance > 1,
+                negative_prompt=(negative_prompt or None) if negative[0] is None else None,
+                negative_prompt_embeds=negative[0],
+                negative_pooled_prompt_embeds=negative[1],
+            )
+        text, negative_text, pooled, negative_pooled = embeddings
+        negative = (negative_text, negative_pooled)
+        parts = [None if t is None else t[0].cpu() for t in (text, pooled, *negative)]
+        assert parts[0] is not None and parts[1] is not None
+        result[prompt] = Encoded(parts[0], parts[1], parts[2], parts[3], negative_prompt)
+    return result

@@ -1,0 +1,128 @@
+"""Checkpoints: everything that an exact resume needs."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from coeffdiff.errors import ResumeError, TrainingError
+from coeffdiff.training.run_folder import RunFolder, disk_errors
+from coeffdiff.utils.atomic import atomic_write
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a step leaves behind. tensors: the trainables by name, float32; the rest are state_dicts.
+
+    watched: what Watch.state() says of the validations so far; best: the trainables of the best of them, if it is to
+    be kept, or nothing.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    photos: list[str]  # what tells them and their captions apart, in order: others would be another run
+    samples_a_step: int  # over all processes
+    loss: float
+    watched: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    model: dict[str, str] = field(default_factory=dict)  # see fingerprints; nothing in older checkpoints
+
+
+def save_checkpoint(
+    run: RunFolder, checkpoint: Checkpoint, keep: int, write_adapter: Callable[[Path], None] | None = None
+) -> Path:
+    """Write under a temporary name, flush to the disk, rename, and drop all but the newest `keep`.
+
+    write_adapter: makes the folder that it is given an adapter folder, by which a checkpoint can be tried out.
+    Raises: TrainingError if the disk refuses; the checkpoints before it are untouched.
+    """
+    final = run.checkpoint(checkpoint.step)
+    rest = {
+        name: getattr(checkpoint, name)
+        for name in ("step", "schedule", "photos", "samples_a_step", "loss", "watched", "model")
+    }
+    try:
+        with atomic_write(final, durable=True) as temporary:
+            temporary.mkdir()
+            states = io.BytesIO()  # written by Python, whose errors say "No space left on device"
+            torch.save({"optimizer": checkpoint.optimizer, "scaler": checkpoint.scaler}, states)
+            (temporary / "optimizer.pt").write_bytes(states.getbuffer())
+            (temporary / "trainables.safetensors").write_bytes(save(checkpoint.tensors))
+            if checkpoint.best:
+                (temporary / _best_file(checkpoint.watched)).write_bytes(save(checkpoint.best))
+            (temporary / "state.json").write_text(json.dumps(rest), encoding="utf-8")
+            if write_adapter:
+                write_adapter(temporary / "adapter")
+    except (OSError, SafetensorError) as error:
+        last = next(iter(run.checkpoints()), None)
+        kept = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
+        raise TrainingError(
+            f"The checkpoint of step {checkpoint.step} cannot be written to {final.parent} "
+            f"({getattr(error, 'strerror', None) or error}). {kept} Make room, then continue with train --resume."
+        ) from None
+    for old in run.checkpoints()[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    for litter in final.parent.glob(".*"):  # what a kill left half-written
+        shutil.rmtree(litter, ignore_errors=True)
+    return final
+
+
+def amend_checkpoint(run: RunFolder, step: int, watched: dict[str, Any], best: dict[str, Tensor]) -> None:
+    """Add to a step's checkpoint what its validation has found since; at every moment it reads back whole."""
+    folder = run.checkpoint(step)
+    with disk_errors(f"The checkpoint {folder}"):
+        if best and not (folder / _best_file(watched)).exists():
+            with atomic_write(folder / _best_file(watched), durable=True) as temporary:
+                temporary.write_bytes(save(best))
+        rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        with atomic_write(folder / "state.json", durable=True) as temporary:
+            temporary.write_text(json.dumps(rest | {"watched": watched}), encoding="utf-8")
+
+
+def _best_file(watched: dict[str, Any]) -> str:
+    """Named by its step, so that state.json and the tensors it speaks of can be replaced one after the other."""
+    return f"best-{watched['best']['step']:06d}.safetensors"
+
+
+def load_checkpoint(run: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint that reads back whole, or None if there is none. Nothing is ever unpickled freely.
+
+    Raises: ResumeError if there are some and none of them reads back.
+    """
+    for folder in run.checkpoints():
+        try:
+            rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            tensors = load((folder / "trainables.safetensors").read_bytes())  # a path must be UTF-8 for it
+            states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            found = bool(rest.get("watched", {}).get("best"))
+            best = load((folder / _best_file(rest["watched"])).read_bytes()) if found else {}
+            return Checkpoint(tensors=tensors, best=best, **states, **rest)
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            RecursionError,
+            SafetensorError,
+            pickle.UnpicklingError,
+        ):
+            continue
+    if run.checkpoints():
+        raise ResumeError(f"None of the checkpoints of {run.path} can be read; it cannot be continued.")
+    return None

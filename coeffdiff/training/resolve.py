@@ -1,0 +1,73 @@
+"""Settings without "auto", for a base model and a device."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+
+from coeffdiff.config.auto import ModelFacts, resolve_auto
+from coeffdiff.config.schema import Settings
+from coeffdiff.config.tree import with_values
+from coeffdiff.errors import ConfigError
+from coeffdiff.models.architecture import native_resolution, unet_parameters
+from coeffdiff.models.files import chosen_variant
+from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
+from coeffdiff.training.optimizer import check_optimizer
+from coeffdiff.utils.torch_setup import has_bf16
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+PRECISIONS: dict[str, Literal["fp32", "fp16", "bf16"]] = {
+    "no": "fp32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+}  # `sample`'s
+
+
+def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Settings, dict[str, Any]]:
+    """Settings without "auto" for this model and device, and what was chosen. Raises: ConfigError for fp16 on a CPU."""
+    facts = ModelFacts(
+        unet_parameters=unet_parameters(base),
+        native_resolution=native_resolution(base),
+        device_type=state.device.type,
+        bf16=state.device.type == "cuda" and has_bf16(),
+    )
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # by accelerate launch or its config
+    if settings.training.precision == "auto" and launched in ("fp16", "bf16"):
+        settings = settings.model_copy(deep=True)
+        settings.training.precision = "fp16" if launched == "fp16" else "bf16"
+    settings, chosen = resolve_auto(settings, facts)
+    if settings.model.variant == "auto":
+        variant = chosen_variant(base, DTYPES[settings.training.precision])
+        settings = with_values(settings, {"model.variant": variant})
+        chosen["model.variant"] = variant
+    judges = {"validation.dino": POCKET_DINO, "validation.clip": POCKET_CLIP}
+    own = settings.model.name == POCKET
+    named = {"validation.dino": settings.validation.dino, "validation.clip": settings.validation.clip}
+    settings = with_values(
+        settings, {key: judges[key] if own else None for key, name in named.items() if name == "auto"}
+    )
+    if settings.training.precision == "fp16" and state.device.type != "cuda":
+        raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
+    check_optimizer(settings.training.optimizer, state.device)
+    return settings, chosen
+
+
+def check_model_name(name: str) -> None:
+    """Raises: ConfigError for what an adapter could not name so that others load it again."""
+    if len(name) > 1000 or not name.isprintable():
+        raise ConfigError(
+            f"The name of the model {name[:200]} is overlong or has control characters; rename it."
+        )
+
+
+def free_memory(state: PartialState) -> None:
+    """Give back what nobody holds any more, to the GPU's other users too."""
+    gc.collect()
+    if state.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -17,7 +17,8 @@ from coeffdiff.cli.app import app
 from coeffdiff.errors import NonFiniteLoss
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.pocket.model import save_random
-from coeffdiff.training import loop
+from coeffdiff.training import finite
+from coeffdiff.training import step as step_module
 from coeffdiff.training.run_folder import RunFolder
 
 
@@ -81,7 +82,7 @@ def refused(ended) -> str:
 def test_zero_terminal_snr_trains_to_the_end(model, kind, monkeypatch):
     """Every sample of every other step is pure noise, at min-SNR's own gamma; the losses are numbers."""
     edit(model / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True, prediction_type=kind)
-    real, seen = loop.denoising_loss, []
+    real, seen = step_module.denoising_loss, []
 
     def at_the_end(predict, latents, noise, timesteps, *more, **named):
         seen.append(1)
@@ -89,7 +90,7 @@ def test_zero_terminal_snr_trains_to_the_end(model, kind, monkeypatch):
             predict, latents, noise, timesteps.fill_(999) if len(seen) % 2 else timesteps, *more, **named
         )
 
-    monkeypatch.setattr(loop, "denoising_loss", at_the_end)
+    monkeypatch.setattr("coeffdiff.training.step.denoising_loss", at_the_end)
     ended = run("train")
     assert ended.exit_code == 0, ended.output
     losses = [json.loads(line)["loss"] for line in Path("run/log.jsonl").read_text().splitlines()]
@@ -101,16 +102,16 @@ def test_zero_terminal_snr_trains_to_the_end(model, kind, monkeypatch):
 
 def test_a_run_that_had_died_of_it_goes_on(model, monkeypatch):
     """A checkpoint of step 1, then NaN, as the weights of before gave; resumed, it ends as if nothing had been."""
-    real, seen = loop.denoising_loss, []
+    real, seen = step_module.denoising_loss, []
 
     def dies(*arguments, **named):
         seen.append(1)
         return real(*arguments, **named) * (math.nan if len(seen) == 2 else 1)
 
-    monkeypatch.setattr(loop, "denoising_loss", dies)
+    monkeypatch.setattr("coeffdiff.training.step.denoising_loss", dies)
     every = ("--set", "training.checkpoint_every=1")
     assert "not finite at step 2" in refused(run("train", *every))
-    monkeypatch.setattr(loop, "denoising_loss", real)
+    monkeypatch.setattr("coeffdiff.training.step.denoising_loss", real)
     ended = run("train", "--resume")
     assert ended.exit_code == 0, ended.output
     assert RunFolder(Path("run")).finished
@@ -165,8 +166,10 @@ def test_a_weight_of_the_loss_is_named():
 
 def test_a_backward_pass_that_overflows_at_once_is_not_the_rates_fault(monkeypatch):
     """Nothing has been learned before step 1, so no rate can be at fault."""
-    real = loop.denoising_loss
-    monkeypatch.setattr(loop, "denoising_loss", lambda *a, **k: real(*a, **k) * torch.tensor(1e38) * 1e38)
+    real = step_module.denoising_loss
+    monkeypatch.setattr(
+        "coeffdiff.training.step.denoising_loss", lambda *a, **k: real(*a, **k) * torch.tensor(1e38) * 1e38
+    )
     said = refused(run("train"))
     assert "not finite at step 1; nothing had been learned yet" in said and "rate" not in said
 
@@ -175,11 +178,11 @@ def test_fp16_that_overflows_for_ever_ends_the_run():
     """41 skipped steps in a row: the scaler is at 2^-25 by then. Fewer are its ordinary work."""
     line = {"step": 60, "loss": 0.5, "grad_norm": {"lora": math.inf}}
     folder = RunFolder(Path("run"))
-    loop._check_finite(line, folder, "fp16", 40, lambda *_: "")
+    finite.check_finite(line, folder, "fp16", 40, lambda *_: "")
     with pytest.raises(
         NonFiniteLoss, match=r"overflowed in fp16 at each of the last 41 steps.*precision=bf16"
     ):
-        loop._check_finite(line, folder, "fp16", 41, lambda *_: "")
+        finite.check_finite(line, folder, "fp16", 41, lambda *_: "")
 
 
 # --- what check knows ------------------------------------------------------------------------------------------

@@ -300,11 +300,10 @@ def test_no_option_forgets_its_home():
 
 def test_a_mistake_on_another_machine_is_said_there(trained, monkeypatch):
     """Photos that only rank 1 lacks: that rank names itself and the mistake."""
-    from coeffdiff.training import loop
 
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(loop, "start_processes", lambda: None)  # as if rank 0 had come
+    monkeypatch.setattr("coeffdiff.training.plan.start_processes", lambda: None)  # as if rank 0 had come
     result = call("train", "--model", str(trained / "model"), "--images", "nowhere", "--token", "sks")
     assert result.exit_code == 2
     assert result.stderr.startswith("[rank 1] PhotoError: There is no")

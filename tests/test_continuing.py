@@ -151,7 +151,7 @@ def test_compile_and_the_backend_go_on_and_alter_rounding_alone(begun, here, mon
     """The compiler's part is test_speed.py's; here a UNet that is asked to be compiled is, and the run goes on."""
     asked = []
     monkeypatch.setattr(
-        "coeffdiff.training.loop.compile_blocks", lambda unet, device: asked.append(device.type)
+        "coeffdiff.training.network.compile_blocks", lambda unet, device: asked.append(device.type)
     )
     result = resume("--compile", "--set", "method.coeff.backend=reference")
     assert result.exit_code == 0, result.output

@@ -26,7 +26,8 @@ from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket.model import save_random
-from coeffdiff.training import loop
+from coeffdiff.training import loop, metric_buffer, network, run_outputs
+from coeffdiff.training import step as step_module
 from coeffdiff.training.resuming import settings_to_resume
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.trainables import Trainables
@@ -257,7 +258,13 @@ def test_ctrl_c_saves_says_where_and_exits_130(tiny_folder):
 
 def test_several_processes_look_every_ten_seconds_at_least():
     """Every tenth step as asked at half a second each, every fifth at two; steps longer than that each have a look."""
-    assert [loop._next_look(seconds, 10) for seconds in (0.0, 0.5, 2.0, 9.0, 60.0)] == [10, 10, 5, 1, 1]
+    assert [metric_buffer.steps_until_flush(seconds, 10) for seconds in (0.0, 0.5, 2.0, 9.0, 60.0)] == [
+        10,
+        10,
+        5,
+        1,
+        1,
+    ]
 
 
 def test_two_processes_that_were_to_look_seldom_stop_in_time(tiny_folder):
@@ -375,20 +382,20 @@ def _tensors(tree):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_folder, monkeypatch):
     """NaN at step 4: the sentence names step, likely cause and the last good checkpoint, which is whole."""
-    real, calls = loop.denoising_loss, []
+    real, calls = step_module.denoising_loss, []
 
     def poisoned(*args, **keywords):
         calls.append(1)
         return real(*args, **keywords) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(loop, "denoising_loss", poisoned)
+    monkeypatch.setattr("coeffdiff.training.step.denoising_loss", poisoned)
     settings = settings_for(tiny_folder, "run", **{"training.checkpoint_every": 1})
     with pytest.raises(
         NonFiniteLoss, match=r"not finite at step 4; the learning rate.*run/checkpoints/step-000003"
     ):
         loop.train(settings)
     assert not Path("run/adapter").exists()
-    monkeypatch.setattr(loop, "denoising_loss", real)
+    monkeypatch.setattr("coeffdiff.training.step.denoising_loss", real)
     run = RunFolder(Path("run"))
     loop.train(run.settings(), resume=run)
     loop.train(settings_for(tiny_folder, "unpoisoned"))
@@ -401,7 +408,7 @@ def test_more_steps_are_remembered(tiny_folder):
     run = RunFolder(Path("run"))
     assert run.finished
     longer = settings_to_resume(run, None, {"training.steps": 6}, ["training.checkpoint_every=1"])
-    real, calls = loop.denoising_loss, []
+    real, calls = step_module.denoising_loss, []
 
     def breaks(*args, **keywords):
         calls.append(1)
@@ -410,7 +417,7 @@ def test_more_steps_are_remembered(tiny_folder):
         return real(*args, **keywords)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "denoising_loss", breaks)
+        patch.setattr("coeffdiff.training.step.denoising_loss", breaks)
         loop.train(longer, resume=run)
     assert not run.finished
     loop.train(run.settings(), resume=run)
@@ -435,17 +442,20 @@ def test_between_two_looks_nobody_waits_for_a_figure(tiny_folder, monkeypatch):
 
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "__index__", "numpy", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, spied(getattr(torch.Tensor, name)))
-    real_step, steps = loop.draw_dropout, []
+    real_step, steps = step_module.draw_dropout, []
 
     def first_of_a_step(*args, **keywords):
         askers.clear() if not steps else None
         steps.append(keywords["step"])
         real_step(*args, **keywords)
 
-    monkeypatch.setattr(loop, "draw_dropout", first_of_a_step)
-    real_save = loop.save_checkpoint
+    monkeypatch.setattr("coeffdiff.training.step.draw_dropout", first_of_a_step)
+    real_save = run_outputs.save_checkpoint
     seen = []
-    monkeypatch.setattr(loop, "save_checkpoint", lambda *args: (seen.extend(askers), real_save(*args)))
+    monkeypatch.setattr(
+        "coeffdiff.training.run_outputs.save_checkpoint",
+        lambda *args: (seen.extend(askers), real_save(*args)),
+    )
     loop.train(settings_for(tiny_folder, "third", **values, **{"training.log_every": 3}))
     package = Path(loop.__file__).parent.parent
     own = [
@@ -467,13 +477,13 @@ def test_between_two_looks_nobody_waits_for_a_figure(tiny_folder, monkeypatch):
 
 def test_a_loss_that_is_not_finite_is_found_at_the_next_look(tiny_folder, monkeypatch):
     """NaN at step 2, looked at with step 4: nothing of it is saved, and the log ends before it."""
-    real, calls = loop.denoising_loss, []
+    real, calls = step_module.denoising_loss, []
 
     def poisoned(*args, **keywords):
         calls.append(1)
         return real(*args, **keywords) * (float("nan") if len(calls) == 2 else 1)
 
-    monkeypatch.setattr(loop, "denoising_loss", poisoned)
+    monkeypatch.setattr("coeffdiff.training.step.denoising_loss", poisoned)
     values = {"training.log_every": 5, "training.checkpoint_every": 4}
     with pytest.raises(NonFiniteLoss, match=r"not finite at step 2.*No checkpoint"):
         loop.train(settings_for(tiny_folder, "run", **values))
@@ -635,7 +645,7 @@ def test_alpha_and_lora_are_clipped_apart(tiny_folder):
     coefficients["layer"].alpha.grad = torch.full((2, 2), 0.25)  # norm 0.5: below its limit
     parameter = torch.nn.Parameter(torch.zeros(4))
     parameter.grad = torch.full((4,), 50.0)  # norm 100
-    norms = loop.clip_gradients(Accelerator(), Trainables(coefficients, {"lora": parameter}), settings)
+    norms = network.clip_gradients(Accelerator(), Trainables(coefficients, {"lora": parameter}), settings)
     assert norms == pytest.approx({"coeff": 0.5, "lora": 100.0})
     torch.testing.assert_close(coefficients["layer"].alpha.grad, torch.full((2, 2), 0.25))
     torch.testing.assert_close(parameter.grad.norm(), torch.tensor(2.0), rtol=1e-4, atol=0)

@@ -29,6 +29,7 @@ from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO
 from coeffdiff.pocket.model import save_random
 from coeffdiff.sampling.output import write_pictures
 from coeffdiff.training import loop, trackers
+from coeffdiff.training import step as step_module
 from coeffdiff.training.curves import draw_curves, smoothed
 from coeffdiff.training.judge import Judge, selection_score
 from coeffdiff.training.resuming import settings_to_resume
@@ -217,7 +218,9 @@ def test_scores_change_nothing_that_is_trained_and_resume_is_exact(scored, tiny_
         patch.setattr("coeffdiff.sampling.output.write_pictures", broken_off(2, write_pictures))
         loop.train(scored("broken", **{"training.checkpoint_every": 1}))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "denoising_loss", broken_off(3, loop.denoising_loss))  # of 4, 5, 6
+        patch.setattr(
+            "coeffdiff.training.step.denoising_loss", broken_off(3, step_module.denoising_loss)
+        )  # of 4, 5, 6
         loop.train(run.settings(), resume=run)
     loop.train(run.settings(), resume=run)
     assert_same("whole", "broken")
@@ -258,7 +261,7 @@ def test_the_best_adapter_is_kept_as_it_was(scored, tiny_folder, monkeypatch):
 
     longer = settings_to_resume(run, None, {"training.steps": 10}, [])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "denoising_loss", broken_off(2, loop.denoising_loss))
+        patch.setattr("coeffdiff.training.step.denoising_loss", broken_off(2, step_module.denoising_loss))
         loop.train(longer, resume=run)
     loop.train(run.settings(), resume=run)
     header = read_header(run.adapter)
@@ -304,7 +307,7 @@ def test_tensorboard_has_every_step_once_across_a_resume(scored):
     """Broken off in step 6 after the checkpoint of step 4: step 5 is logged twice and counts once; pictures too."""
     values = {"tracking.tensorboard": True, "training.checkpoint_every": 4}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "denoising_loss", broken_off(6, loop.denoising_loss))
+        patch.setattr("coeffdiff.training.step.denoising_loss", broken_off(6, step_module.denoising_loss))
         loop.train(scored("run", **values))
     assert [e.step for e in events("run").Scalars("loss")] == [1, 2, 3, 4, 5]
     run = RunFolder(Path("run"))

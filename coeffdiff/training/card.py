@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.schema import MethodSettings, Settings, ValidationSettings
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 
@@ -28,50 +28,23 @@ def model_card(
 
     scores: of those pictures, where there was something to score them with.
     """
+    training = settings.training
     subject = " ".join(filter(None, (header.token, header.class_word)))
-    alphas = sum(heads * heads for heads in header.heads.values())
-    training, coeff, lora = settings.training, settings.method.coeff, settings.method.lora
-    parts = []
-    if header.heads:
-        parts.append(f"alpha: {len(header.heads)} attention layers, {alphas:,} numbers ({header.form} form)")
-    if header.lora:
-        name = "DoRA" if header.lora.dora else "LoRA"
-        parts.append(f"{name}: rank {header.lora.rank}, alpha {header.lora.alpha:g}")
-    rates = [f"alpha {coeff.learning_rate:g}"] if header.heads else []
-    rates += [f"LoRA {lora.learning_rate:g}"] if header.lora else []
-    if header.vectors:
-        parts.append(
-            f"learned token: {header.vectors} embedding{'s' * (header.vectors > 1)} in each text encoder"
-        )
-        rates.append(f"token {settings.method.token.learning_rate:g}")
-    control = header.mixes == "values"
-    bound = "needs coeffdiff" if control else "cannot be merged into weights and needs coeffdiff"
-    plain = (
-        f"The LoRA part alone also loads with diffusers' `load_lora_weights` ({LORA_FILE}); alpha {bound}."
-        if header.lora and header.heads
-        else f"It also loads with diffusers' `load_lora_weights` ({LORA_FILE})."
-        if header.lora
-        else _CONTROL
-        if control
-        else "Mixing attention maps is no change of weights, so alpha cannot be merged or loaded elsewhere."
-        if header.heads
-        else ""
-    )
-    if control and header.lora:
-        plain = f"{_CONTROL} {plain}"
-    if header.vectors:
-        plain = f"{plain}\n\n{_elsewhere(header)}".strip()
-    kept = (
-        f" (kept of {header.run_steps}: the best of the validations)"
-        if header.run_steps is not None and header.run_steps != header.trained_steps
-        else ""
-    )
-    judged = ", ".join(f"{name} {value:.3f}" for name, value in (scores or {}).items())
-    by = " and ".join(_plain(name) for name in (settings.validation.dino, settings.validation.clip) if name)
-    judged = f"| scores of its validation pictures | {judged}, by {by} |\n" if judged else ""
-    vae = header.base.vae if header.base else None
-    decoded = f"| VAE | {_code(vae)}, not the base model's own |\n" if vae else ""
     gallery = "".join(f"![{_plain(name)}]({name})\n" for name in pictures)
+    holds, rates = _parts_and_rates(header, settings.method)
+    rows = {
+        "holds": "; ".join(holds),
+        "trained": f"{header.trained_steps} steps{_kept(header)}, batch {training.batch_size} x {training.accumulate} "
+        f"a process, {training.resolution} px, {training.precision} precision",
+        "VAE": _vae(header),
+        "learning rates": ", ".join(rates),
+        "last loss": f"{loss:.4f}",
+        "scores of its validation pictures": _judged(scores or {}, settings.validation),
+        "seed": str(training.seed),
+        "versions": ", ".join(f"{name} {version}" for name, version in header.versions.items()),
+    }
+    always = ("holds", "learning rates", "versions")
+    table = "".join(f"| {name} | {text} |\n" for name, text in rows.items() if text or name in always)
     return f"""---
 library_name: coeffdiff
 base_model: {_quoted(header.base_model)}
@@ -92,18 +65,65 @@ In prompts the subject is called **{_plain(subject.strip())}**.
 adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
 ```
 
-{plain}
+{_in_other_tools(header)}
 
 | | |
 |---|---|
-| holds | {"; ".join(parts)} |
-| trained | {header.trained_steps} steps{kept}, batch {training.batch_size} x {training.accumulate} a process, \
-{training.resolution} px, {training.precision} precision |
-{decoded}| learning rates | {", ".join(rates)} |
-| last loss | {loss:.4f} |
-{judged}| seed | {training.seed} |
-| versions | {", ".join(f"{name} {version}" for name, version in header.versions.items())} |
-"""
+{table}"""
+
+
+def _parts_and_rates(header: AdapterHeader, method: MethodSettings) -> tuple[list[str], list[str]]:
+    """What the adapter holds, and the learning rate of each part."""
+    holds, rates = [], []
+    if header.heads:
+        alphas = sum(heads * heads for heads in header.heads.values())
+        holds.append(f"alpha: {len(header.heads)} attention layers, {alphas:,} numbers ({header.form} form)")
+        rates.append(f"alpha {method.coeff.learning_rate:g}")
+    if header.lora:
+        name = "DoRA" if header.lora.dora else "LoRA"
+        holds.append(f"{name}: rank {header.lora.rank}, alpha {header.lora.alpha:g}")
+        rates.append(f"LoRA {method.lora.learning_rate:g}")
+    if header.vectors:
+        plural = "s" * (header.vectors > 1)
+        holds.append(f"learned token: {header.vectors} embedding{plural} in each text encoder")
+        rates.append(f"token {method.token.learning_rate:g}")
+    return holds, rates
+
+
+def _in_other_tools(header: AdapterHeader) -> str:
+    """Which parts other tools read, and which need coeffdiff."""
+    control = header.mixes == "values"
+    bound = "needs coeffdiff" if control else "cannot be merged into weights and needs coeffdiff"
+    sentences = [_CONTROL] if control else []
+    if header.lora and header.heads:
+        sentences.append(
+            f"The LoRA part alone also loads with diffusers' `load_lora_weights` ({LORA_FILE}); alpha {bound}."
+        )
+    elif header.lora:
+        sentences.append(f"It also loads with diffusers' `load_lora_weights` ({LORA_FILE}).")
+    elif header.heads and not control:
+        sentences.append(
+            "Mixing attention maps is no change of weights, so alpha cannot be merged or loaded elsewhere."
+        )
+    plain = " ".join(sentences)
+    return f"{plain}\n\n{_elsewhere(header)}".strip() if header.vectors else plain
+
+
+def _kept(header: AdapterHeader) -> str:
+    if header.run_steps is None or header.run_steps == header.trained_steps:
+        return ""
+    return f" (kept of {header.run_steps}: the best of the validations)"
+
+
+def _vae(header: AdapterHeader) -> str:
+    vae = header.base.vae if header.base else None
+    return f"{_code(vae)}, not the base model's own" if vae else ""
+
+
+def _judged(scores: Mapping[str, float], validation: ValidationSettings) -> str:
+    by = " and ".join(_plain(name) for name in (validation.dino, validation.clip) if name)
+    named = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    return f"{named}, by {by}" if named else ""
 
 
 def _elsewhere(header: AdapterHeader) -> str:

@@ -46,7 +46,7 @@ def read_class_pictures(settings: Settings) -> PhotoSet | None:
         raise PhotoError(f"prior.images: {error}") from None
 
 
-def introduce_prior(settings: Settings, pictures: PhotoSet | None) -> None:
+def print_prior(settings: Settings, pictures: PhotoSet | None) -> None:
     """A line on who teaches what the class is, and what was left out of the pictures of it."""
     prior, word = settings.prior, settings.subject.class_word
     if not prior.weight:

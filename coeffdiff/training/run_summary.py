@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from accelerate import PartialState
 
-from coeffdiff.config.schema import Settings
-from coeffdiff.data.photos import PhotoSet
 from coeffdiff.preflight.check import check
 from coeffdiff.preflight.report import lines
-from coeffdiff.training.prior import introduce_prior
-from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.training.plan import Plan
+from coeffdiff.training.prior import print_prior
 from coeffdiff.utils.console import print_info
 from coeffdiff.utils.threads import waiting
 
 TIMING_SECONDS = 0.3  # for how long operations are timed before a run; `coeffdiff check` takes longer
 
 
-def print_run_summary(
-    settings: Settings,
-    chosen: dict[str, Any],
-    photos: PhotoSet,
-    base: Any,
-    run: RunFolder,
-    state: PartialState,
-    class_pictures: PhotoSet | None = None,
-) -> None:
+def print_run_summary(plan: Plan) -> None:
     """Everything that was found and decided, before anything slow begins."""
+    settings, photos, state = plan.settings, plan.photos, plan.state
     subject, training = settings.subject, settings.training
-    print_info(f"model    {base.name}")
+    print_info(f"model    {plan.base.name}")
     print_info(
         f"photos   {len(photos.photos)} in {subject.images}"
         + (f", {len(photos.skipped)} left out" if photos.skipped else "")
@@ -43,7 +31,7 @@ def print_run_summary(
         print_info(
             f"masks    for {masked} of {len(photos.photos)} photos; errors outside weigh {training.outside_mask:g}"
         )
-    introduce_prior(settings, class_pictures)
+    print_prior(settings, plan.class_pictures)
     batch = f"batch {training.batch_size} x {training.accumulate} accumulated x {state.num_processes} process"
     method = settings.method
     control = ", mixing values" if "coeff" in method.kind and method.coeff.mixes == "values" else ""
@@ -51,19 +39,23 @@ def print_run_summary(
         f"method   {settings.trained_kind}{control}, {training.steps} steps, "
         f"{batch}{'es' if state.num_processes > 1 else ''}"
     )
-    if chosen:
-        print_info("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
-    print_info(f"run      {run.path} on {state.device.type}, precision {training.precision}")
+    if plan.chosen:
+        print_info("auto     " + ", ".join(f"{name} {value}" for name, value in plan.chosen.items()))
+    print_info(f"run      {plan.run.path} on {state.device.type}, precision {training.precision}")
     if state.device.type == "cpu":
         print_info(f"threads  {torch.get_num_threads()}, {waiting()}")
-    if state.is_main_process:
+
+
+def print_findings(plan: Plan) -> None:
+    """What `coeffdiff check` would find, by the main process."""
+    if plan.state.is_main_process:
         report = check(
-            settings,
-            photos,
-            base,
-            state.device,
+            plan.settings,
+            plan.photos,
+            plan.base,
+            plan.state.device,
             budget_seconds=TIMING_SECONDS,
-            class_pictures=class_pictures,
+            class_pictures=plan.class_pictures,
         )
         for line in lines(report.findings):
             print_info(line)

@@ -56,7 +56,7 @@ class Trainables:
     def _named(self) -> dict[str, nn.Parameter]:
         return self.lora | {f"learned_token.{key}": rows for key, rows in self.token.items()}
 
-    def moved(self) -> Tensor | None:
+    def mean_abs_alpha(self) -> Tensor | None:
         """Mean |alpha| over all entries of all layers (distance from ordinary attention), 0-d; None without alpha."""
         if not self.coefficients:
             return None

@@ -1,0 +1,127 @@
+"""The UNet, what learns on it, its optimizer and schedule, prepared by Accelerate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+
+from coeffdiff.config.schema import MethodSettings, TrainingSettings
+from coeffdiff.models.fingerprints import fingerprints
+from coeffdiff.models.loading import load_pipeline
+from coeffdiff.training.checkpoints import Checkpoint
+from coeffdiff.training.continuing import check_weights
+from coeffdiff.training.optimizer import make_optimizer
+from coeffdiff.training.plan import Plan
+from coeffdiff.training.text import LearnedToken
+from coeffdiff.training.trackers import trackers_for
+from coeffdiff.training.trainables import Trainables, make_trainable
+from coeffdiff.utils.torch_setup import compile_blocks, prepare_kernels
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a step works with.
+
+    model: the UNet as Accelerate prepared it, under DistributedDataParallel where there are several processes; unet:
+    without. noise_scheduler: of training; sampler: of validation pictures. weights: fingerprints of the base model.
+    """
+
+    unet: nn.Module
+    model: nn.Module
+    trainables: Trainables
+    noise_scheduler: DDPMScheduler
+    sampler: Any
+    accelerator: Accelerator
+    optimizer: Any
+    schedule: Any
+    weights: dict[str, str]
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Raises: ResumeError if it holds other parameters."""
+        self.trainables.restore(checkpoint.tensors)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.schedule.load_state_dict(checkpoint.schedule)
+        if self.accelerator.scaler and checkpoint.scaler:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+
+    def states(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """state_dicts of optimizer, schedule and scaler, for a checkpoint."""
+        scaler = self.accelerator.scaler
+        return self.optimizer.state_dict(), self.schedule.state_dict(), scaler.state_dict() if scaler else {}
+
+
+def build_network(plan: Plan, learned: LearnedToken | None, checkpoint: Checkpoint | None) -> Network:
+    """The base model's UNet, frozen, with alpha and LoRA on it.
+
+    Raises: ResumeError if its weights are not those that `checkpoint` was trained on.
+    """
+    training, device = plan.settings.training, plan.state.device
+    pipe = load_pipeline(plan.base, dtype=plan.dtype, parts={"unet"})
+    weights = fingerprints(plan.base, plan.dtype)  # all its files are here now
+    if checkpoint:
+        check_weights(plan.run, checkpoint.model, weights, plan.base)
+    unet, noise_scheduler = pipe.unet.to(device), DDPMScheduler.from_config(pipe.scheduler.config)
+    prepare_kernels(device, plan.dtype, unet)
+    trainables = make_trainable(unet, plan.settings, learned)
+    if training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    if training.compile:
+        compile_blocks(unet, device)
+    adamw = make_optimizer(training.optimizer, parameter_groups(trainables, plan.settings.method))
+    # The schedule is not prepared: it would step once per process
+    schedule = get_scheduler(
+        training.lr_schedule, adamw, num_warmup_steps=training.warmup_steps, num_training_steps=plan.steps
+    )
+    AcceleratorState._reset_state()  # or a second train() in one process could not choose its own precision
+    accelerator = Accelerator(
+        mixed_precision=training.precision,
+        gradient_accumulation_steps=plan.accumulate,
+        log_with=trackers_for(plan.settings, plan.run) or None,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    # DDP refuses a network without anything to learn; a token's rows are none of its parameters
+    model = accelerator.prepare_model(unet, evaluation_mode=not (trainables.alphas or trainables.lora))
+    optimizer = accelerator.prepare(adamw)
+    return Network(
+        unet, model, trainables, noise_scheduler, pipe.scheduler, accelerator, optimizer, schedule, weights
+    )
+
+
+def parameter_groups(trainables: Trainables, method: MethodSettings) -> list[dict[str, Any]]:
+    """The optimizer's groups: alpha, LoRA and token with their own learning rates; alpha and token do not decay."""
+    groups: list[dict[str, Any]] = []
+    if trainables.alphas:
+        rate = float(method.coeff.learning_rate)
+        groups.append({"params": trainables.alphas, "lr": rate, "weight_decay": 0.0})
+    if trainables.lora:
+        rate, decay = float(method.lora.learning_rate), method.lora.weight_decay
+        groups.append({"params": list(trainables.lora.values()), "lr": rate, "weight_decay": decay})
+    if trainables.token:
+        rate = float(method.token.learning_rate)
+        groups.append({"params": list(trainables.token.values()), "lr": rate, "weight_decay": 0.0})
+    return groups
+
+
+def clip_gradients(
+    accelerator: Accelerator, trainables: Trainables, training: TrainingSettings
+) -> dict[str, Tensor]:
+    """Clip alpha, LoRA and token apart, so that the many do not drown the few; returns their norms before clipping."""
+    accelerator.unscale_gradients()
+    norms = {}
+    for name, parameters, limit in (
+        ("coeff", trainables.alphas, training.clip_coeff),
+        ("lora", list(trainables.lora.values()), training.clip_lora),
+        ("token", list(trainables.token.values()), training.clip_token),
+    ):
+        if parameters:
+            norms[name] = nn.utils.clip_grad_norm_(parameters, limit or math.inf).detach()
+    return norms

@@ -570,7 +570,7 @@ def test_another_vae_from_the_hub(hub, saved):
 
 def test_a_silent_network_is_given_up(hub, monkeypatch):
     """A server that takes the connection and never answers."""
-    monkeypatch.setattr("coeffdiff.models.hub_errors.HUB_SECONDS", 0.4)
+    monkeypatch.setattr("coeffdiff.models.finding.HUB_SECONDS", 0.4)
     hub.mood = "silent"
     begun = time.monotonic()
     text = sentence(find, "me/tiny")

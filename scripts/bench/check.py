@@ -101,8 +101,7 @@ def predict_and_run(values: dict[str, Any], threads: int) -> list[tuple[float, f
 
     torch.set_num_threads(threads)
     from coeffdiff.config.loading import load_settings
-    from coeffdiff.preflight import check as preflight
-    from coeffdiff.training import loop, run_summary
+    from coeffdiff.training import loop, run_outputs, run_summary, step
     from coeffdiff.training.memory import peak_gib, reset_peak
 
     found: dict[str, Any] = {}
@@ -128,9 +127,9 @@ def predict_and_run(values: dict[str, Any], threads: int) -> list[tuple[float, f
         starts.append(clock())
         return draw(*arguments, **named)
 
-    preflight_check, run_summary.preflight.check = preflight.check, check
-    loop.encode, loop.write_previews = phase(loop.encode), phase(loop.write_previews)
-    draw, loop.draw_dropout = loop.draw_dropout, started
+    preflight_check, run_summary.check = run_summary.check, check
+    loop.encode, run_outputs.write_previews = phase(loop.encode), phase(run_outputs.write_previews)
+    draw, step.draw_dropout = step.draw_dropout, started
     result = loop.train(load_settings(None, values))
     log = [json.loads(line) for line in (result.run / "log.jsonl").read_text().splitlines()]
     training, prediction = log[-1]["peak_gib"], found["report"].prediction

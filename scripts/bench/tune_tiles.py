@@ -31,7 +31,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where the package is not installed
 
 from coeffdiff.method import triton_kernels as kernels
-from coeffdiff.method.triton_kernels import INTERPRETED, TILES, Tiles, _launch, _tiles, backward, forward
+from coeffdiff.method.triton_kernels import INTERPRETED, TILES, Tiles, _tiles, backward, forward
 from coeffdiff.method.verified import TOLERANCE
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -168,7 +168,7 @@ def replaced(kernel: str, tiles: Tiles) -> Iterator[None]:
 @contextmanager
 def timed(kernel: str, device: str, taken: list[float]) -> Iterator[None]:
     """Inside, milliseconds of each launch of one kernel are added to `taken`; launches of others pass by."""
-    launch, launched = _launch, getattr(kernels, _FUNCTIONS[kernel])
+    launch, launched = kernels._launch, getattr(kernels, _FUNCTIONS[kernel])
 
     def watched(function: Any, tiles: Tiles, *rest: Any, **options: Any) -> None:
         turned = bool(options.get("ROWS_ARE_KEYS"))
@@ -178,11 +178,11 @@ def timed(kernel: str, device: str, taken: list[float]) -> Iterator[None]:
         else:
             run()
 
-    _launch = watched
+    kernels._launch = watched
     try:
         yield
     finally:
-        _launch = launch
+        kernels._launch = launch
 
 
 def milliseconds(run: Callable[[], None], device: str) -> float:

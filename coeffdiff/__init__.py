@@ -1,6 +1,6 @@
 """Coeff-Tuning for SDXL: teach the model a subject by recombining its attention maps across heads.
 
-    adapter = coeffdiff.load_adapter(pipe, "runs/sks", scale=1.0)
+    adapter = coeffdiff.load_adapter(pipe, "runs/ohwx", scale=1.0)
 
 Public names are imported on first use, so that the command line answers before torch is loaded.
 """
@@ -8,21 +8,32 @@ Public names are imported on first use, so that the command line answers before 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coeffdiff.errors import CoeffDiffError
+    from coeffdiff.hosts.diffusers import Adapter, load_adapter
+    from coeffdiff.method.attention import mixed_attention
+    from coeffdiff.training.loop import train
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "load_adapter": "coeffdiff.hosts.diffusers",
-    "Adapter": "coeffdiff.hosts.diffusers",
-    "mixed_attention": "coeffdiff.method.attention",
-    "CoeffDiffError": "coeffdiff.errors",
-}
+__all__ = ["Adapter", "CoeffDiffError", "__version__", "load_adapter", "mixed_attention", "train"]
 
-__all__ = ["Adapter", "CoeffDiffError", "__version__", "load_adapter", "mixed_attention"]
+_PLACES = {
+    "Adapter": "coeffdiff.hosts.diffusers",
+    "CoeffDiffError": "coeffdiff.errors",
+    "load_adapter": "coeffdiff.hosts.diffusers",
+    "mixed_attention": "coeffdiff.method.attention",
+    "train": "coeffdiff.training.loop",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

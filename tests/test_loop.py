@@ -463,11 +463,10 @@ def test_between_two_looks_nobody_waits_for_a_figure(tiny_folder, monkeypatch):
         for file, who in seen
         if file.is_relative_to(package) or {"diffusers", "peft"} & set(file.parts)
     ]
-    assert own[:2] == [("loop.py", "_look")] * 2
-    saving = {
-        who for file, who in own[2:] if file != "prepare.py"
-    }  # what is checked and copied after the last step
-    assert saving <= {"_check_learned", "<genexpr>"}
+    assert own[:2] == [("metric_buffer.py", "_lines_of")] * 2
+    # What is checked and copied after the last step
+    saving = {who for file, who in own[2:] if file != "trainables.py"}
+    assert saving <= {"check_learned", "<genexpr>", "first_not_finite"}
     assert_same("every", "third")
     timed = ("seconds", "peak_gib")
     assert [{k: v for k, v in line.items() if k not in timed} for line in logged("every")] == [

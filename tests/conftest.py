@@ -119,9 +119,43 @@ def clip(tmp_path_factory):
     return str(folder)
 
 
+# More than half of what a run of a few steps costs, and what tests of something else do not look at: what `check` finds,
+# the plot of the curves, and memory that is given back between the parts of a run. They are tested where they belong.
+_SLOW_IN_RUNS = (
+    ("coeffdiff.training.loop", "print_findings"),
+    ("coeffdiff.training.watch", "draw_curves"),
+    ("coeffdiff.training.inputs", "free_memory"),
+    ("coeffdiff.training.preview", "free_memory"),
+)
+
+
+def _quicken(patch: pytest.MonkeyPatch) -> None:
+    for module, name in _SLOW_IN_RUNS:
+        if module in sys.modules:
+            patch.setattr(sys.modules[module], name, lambda *_, **__: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_fixtures():
+    """Of what fixtures train, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        _quicken(patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _no_timing_before_runs(monkeypatch):
-    """Runs predict no time in tests that are about something else; test_preflight.py does, through `check`."""
-    prepare = sys.modules.get("coeffdiff.training.run_summary")
-    if prepare is not None:
-        monkeypatch.setattr(prepare, "TIMING_SECONDS", 0.0)
+def _quick_runs(request, monkeypatch):
+    """Runs in this process do without _SLOW_IN_RUNS, unless a test takes `whole_runs`."""
+    if "whole_runs" not in request.fixturenames:
+        _quicken(monkeypatch)
+
+
+@pytest.fixture
+def whole_runs(monkeypatch):
+    """Runs in this process do all that they do for users, but predict no time, which is measured."""
+    from coeffdiff.preflight.check import check
+    from coeffdiff.training import curves, loop, run_summary, watch
+
+    monkeypatch.setattr(loop, "print_findings", run_summary.print_findings)
+    monkeypatch.setattr(watch, "draw_curves", curves.draw_curves)
+    monkeypatch.setattr(run_summary, "check", lambda *a, **k: check(*a, **k | {"budget_seconds": 0.0}))

@@ -167,7 +167,7 @@ def test_the_final_pictures_are_those_of_sample(tiny_folder):
     assert not any(np.array_equal(a, b) for a, b in zip(before, expected, strict=True))
 
 
-def test_each_validation_is_scored_in_the_log(scored, vit, clip):
+def test_each_validation_is_scored_in_the_log(scored, vit, clip, whole_runs):
     """Steps 2, 4 and 6: what metrics make of the files, texts without the token, and their geometric mean."""
     loop.train(scored("run", **{"validation.prompts": PROMPTS}))
     found = scores_of("run")

@@ -1,4 +1,4 @@
-"""The benchmarks, as a person runs them."""
+"""The benchmarks, as the user runs them."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ from coeffdiff.evaluation.comparison_plan import Comparison
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def test_customization_is_measured_once_for_every_cell(tmp_path, run):
+def test_customization_is_measured_once_for_every_cell(tmp_path, forked):
     """Base, a trained arm in two variants and both ends: five rows; asked again, nothing is made anew, packed or not."""
     arguments = ("--folder", "out", "--subjects", "robot_mug", "--arms", "base", "coeff", "ceiling", "floor")
     arguments += ("--steps", "2", "--denoising-steps", "2")
     arguments += ("--set", "method.coeff.dropout=0", "method.coeff.learning_rate=0.05")
-    first = run("evidence/measure_customization.py", *arguments, cwd=tmp_path)
+    first = forked("evidence/measure_customization.py", *arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert sum(line.startswith("robot_mug ") for line in first.stderr.splitlines()) == 5
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in first.stdout.splitlines()[2:7]}
@@ -43,23 +43,22 @@ def test_customization_is_measured_once_for_every_cell(tmp_path, run):
         ("base", None), ("coeff", 2), ("ceiling", None), ("floor", None)
     }  # fmt: skip
     for more in ((), ("--pack",), ()):
-        again = run("evidence/measure_customization.py", *arguments, *more, cwd=tmp_path)
+        again = forked("evidence/measure_customization.py", *arguments, *more, cwd=tmp_path)
         assert again.stdout.replace(" --pack", "") == first.stdout and "robot_mug" not in again.stderr
     (packed,) = (tmp_path / "out" / "cells").iterdir()
     assert packed.name == "dev.jsonl" and packed.read_text().count("\n") == 5
 
 
-def test_a_comparisons_adapters_are_taken_apart(tmp_path, run):
+def test_a_comparisons_adapters_are_taken_apart(tmp_path, forked):
     """As trained they have the cell's scores; without alpha and without LoRA others; the subject itself the best."""
     (tmp_path / "plan.yaml").write_text(
         "{model: {name: pocket}, subjects: wooden_pot, seeds: [0], limit: 2, denoising_steps: 2, reference: coeff+lora,"
         " settings: {training.steps: 2, training.masked_loss: false}, arms: {coeff+lora: {method.kind: coeff+lora}}}"
     )
-    command = [sys.executable, "-m", "coeffdiff", "compare", "plan.yaml", "--output", "comparison"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = forked("coeffdiff", "compare", "plan.yaml", "--output", "comparison", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     arguments = ("plan.yaml", "--comparison", "comparison", "--output", "dissected.json")
-    done = run("evidence/dissect_comparison.py", *arguments, cwd=tmp_path)
+    done = forked("evidence/dissect_comparison.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "dissected.json").read_text())
     scores = {row["part"]: row["scores"] for row in rows}

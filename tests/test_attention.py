@@ -458,18 +458,16 @@ def test_a_triton_that_fails_at_its_import_leaves_the_chunks_and_its_reason(monk
 
 
 def test_a_chunk_fits_a_cache_and_has_rows_enough(monkeypatch):
-    """Maps of 3 heads and 1,024 keys take 12 KiB a query, so a MiB holds 85 and 64 take less; of 30,000 keys 64 take
-    23 MB, which half of 64 MiB holds and half of 8 MiB does not: that has room for 4 MiB / 360,000 = 11."""
-    q, few, many = (torch.empty(2, 3, tokens, 4) for tokens in (512, 1024, 30_000))
+    """Maps of 3 heads and 341 keys take 4 KiB a query, so 1.5 MiB hold 384 and 192 take less; of 10,000 keys 192 take
+    23 MB, which half of 64 MiB holds and half of 8 MiB does not: that has room for 4 MiB / 120,000 = 34."""
+    q, few, many = (torch.empty(2, 3, tokens, 4) for tokens in (512, 341, 10_000))
     monkeypatch.setattr(chunked, "cache_bytes", lambda: 64 * 2**20)
-    assert chunked.chunk_shape(q, few) == (1, 85)
-    assert chunked.chunk_shape(q, many) == (1, 64)
+    assert chunked.chunk_shape(q, few) == (1, 384)
+    assert chunked.chunk_shape(q, many) == (1, 192)
     monkeypatch.setattr(chunked, "cache_bytes", lambda: 8 * 2**20)
-    assert chunked.chunk_shape(q, many) == (1, 11)
-    assert chunked.chunk_shape(torch.empty(9, 3, 8, 4), torch.empty(9, 3, 1365, 4)) == (
-        8,
-        8,
-    )  # of all but 32 bytes
+    assert chunked.chunk_shape(q, many) == (1, 34)
+    some, keys = (torch.empty(13, 3, tokens, 4) for tokens in (24, 455))  # 131,040 bytes of maps an entry
+    assert chunked.chunk_shape(some, keys) == (12, 24)
 
 
 @pytest.mark.parametrize(

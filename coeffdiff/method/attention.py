@@ -72,7 +72,8 @@ def mixed_attention(
         backend, _ = _choice(q, k, mask)
     if reason := unusable(backend, q, k, mask):
         raise ConfigError(reason)
-    function = _checked if chosen and backend == "fused" else BACKENDS[backend]
+    function = _CHOSEN.get(backend) if chosen else None
+    function = function or BACKENDS[backend]
     return function(q, k, v, coeff, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
 
 
@@ -104,7 +105,9 @@ def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[st
     """
     backend, why = _choice(q, k, mask)
     maps = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4
-    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored; {why}"
+    kept = backend == "chunked" and chunked.few_maps(q, k)
+    fate = "kept in training" if kept else "recomputed, never stored"
+    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are {fate}; {why}"
 
 
 def _choice(q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[str, str]:
@@ -167,13 +170,26 @@ def _through_operator(
 
 
 def chunked_attention(
-    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coeff: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    *,
+    may_keep: bool = False,
 ) -> Tensor:
     """Through the operator where something is traced; elsewhere without it, since on a small layer it would take a
-    fifth of the time."""
+    fifth of the time.
+
+    Args:
+        may_keep: few maps are kept for backward; it changes no bit of a result.
+    """
     if torch.compiler.is_compiling() or type(q) is not Tensor or not q.is_cpu:
         return _through_operator("chunked", q, k, v, coeff, mask, scale)
-    out: Tensor = _Chunked.apply(q, k, v, coeff, mask, scale, "chunked")
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, coeff))
+    keep = may_keep and learns and chunked.few_maps(q, k)
+    out: Tensor = _Chunked.apply(q, k, v, coeff, mask, scale, "chunked", keep)
     return out
 
 
@@ -186,7 +202,11 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, flo
     "chunked": chunked_attention,
     "fused": functools.partial(_through_operator, "fused"),
 }
-_checked = functools.partial(_through_operator, "checked")  # what "auto" makes of fused
+# What "auto" makes of some of them
+_CHOSEN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
+    "chunked": functools.partial(chunked_attention, may_keep=True),
+    "fused": functools.partial(_through_operator, "checked"),
+}
 
 
 # --- one operator for the backends that are not made of torch's own, so that torch.compile takes it as one node ----
@@ -201,10 +221,18 @@ def _forward(
 
 
 def _run_forward(
-    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coeff: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    backend: str,
+    **options: bool,
 ) -> tuple[Tensor, Tensor]:
     with _exact(q):
-        out, kept = _implementation(backend).forward(q, k, v, coeff.detach().to(_wide(q)), mask, scale)
+        wide = coeff.detach().to(_wide(q))
+        out, kept = _implementation(backend).forward(q, k, v, wide, mask, scale, **options)
     return out, kept
 
 
@@ -295,8 +323,8 @@ class _Chunked(torch.autograd.Function):
     """The chunks for autograd, without the operator around them."""
 
     @staticmethod
-    def forward(ctx, q, k, v, coeff, mask, scale, backend):  # type: ignore[no-untyped-def]
-        out, kept = _run_forward(q, k, v, coeff, mask, scale, backend)
+    def forward(ctx, q, k, v, coeff, mask, scale, backend, keep):  # type: ignore[no-untyped-def]
+        out, kept = _run_forward(q, k, v, coeff, mask, scale, backend, keep=keep)
         _save(ctx, (q, k, v, coeff, mask, scale, backend), (out, kept))
         return out
 
@@ -305,9 +333,9 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         q, k, v, coeff, mask, kept = ctx.saved_tensors
         if grad is None:
-            return (None,) * 7
+            return (None,) * 8
         found = _run_backward(grad, q, k, v, coeff, mask, kept, ctx.scale, ctx.backend)
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)
 
 
 def _implementation(backend: str) -> Any:

@@ -2,10 +2,13 @@
 
 Letters as in attention.py. A chunk is some batch entries with all their queries, or some queries of one entry.
 Forward and backward go through the chunks once, and backward computes the maps again, so that nothing of size
-H x Q x K is ever stored; what is, are a few buffers of one chunk, used over and over.
+H x Q x K is ever stored; what is, are a few buffers of one chunk, used over and over. Where all maps are smaller than
+such a buffer (few_maps), a training that chose by itself keeps them.
 
 What did not help on a CPU: keeping the log-sum-exp of the scores for backward, which takes twice as long to compute
-as the whole in-place softmax; keeping the maps of small layers, since fresh memory costs what it saves.
+as the whole in-place softmax; the mixing as products over blocks of columns, as a convolution of width one, or with the
+heads last (none beats one product over the flattened maps); dcoeff of many heads by rows alone, without taking the
+heads apart.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ CPU_CHUNK_BYTES = 3 * 2**19
 CPU_CHUNK_ROWS = 192
 MOST_CHUNK_BYTES = 32 * 2**20
 UNKNOWN_CACHE_BYTES = 8 * 2**20
+# Maps of a batch entry up to this size are kept for backward: of all layers together far less than a network's other
+# activations
+MOST_KEPT_BYTES = 2 * 2**20
 LONG_SUM = 1024  # queries
 # How the product that gives dcoeff is taken apart: measured with MKL on an Intel Xeon
 LONG_PRODUCT = 2**15
@@ -49,23 +55,27 @@ def forward(
     scale: float,
     *,
     room: int | None = None,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Q, D] in q's dtype, heads side by side, and nothing else that backward would need (of no size).
+    """Output [B, H, Q, D] in q's dtype, heads side by side, and what backward takes: of no size, or the maps.
 
     The softmax and the mixing run in float32, or float64 for float64 inputs.
 
     Args:
         room: bytes of one chunk's maps; see chunk_shape.
+        keep: all maps [B * H, Q, K], for few_maps.
     """
     heads = q.shape[1]
     queries, keys, values = _wide(q), _wide(k, scale), _wide(v)
     out, buffers = heads_beside(q), _buffers(2, q, k, room)
+    kept = queries.new_empty((*queries.shape[:2], k.shape[2]) if keep else 0)
     for entries, rows in _chunks(q, k, room):
         maps, mixed = _cut(buffers, entries, rows, k.shape[2])
+        maps = kept[entries] if keep else maps
         _fill_maps(maps, queries[entries, rows], keys[entries], mask, heads, entries, rows)
         _mix(coeff, maps, mixed)
         _put(out, entries, rows, torch.bmm(mixed, values[entries]))
-    return out, q.new_empty(0, dtype=queries.dtype)
+    return out, kept
 
 
 def backward(
@@ -75,7 +85,7 @@ def backward(
     v: Tensor,
     coeff: Tensor,
     mask: Tensor | None,
-    _nothing: Tensor,
+    kept: Tensor,
     scale: float,
     *,
     room: int | None = None,
@@ -94,7 +104,10 @@ def backward(
     for entries, rows in _chunks(q, k, room):
         maps, mixed, d_maps = _cut(buffers, entries, rows, k.shape[2])
         some, d_out, first = queries[entries, rows], grads[entries, rows], rows.start == 0
-        _fill_maps(maps, some, keys[entries], mask, heads, entries, rows)
+        if kept.numel():
+            maps = kept[entries]
+        else:
+            _fill_maps(maps, some, keys[entries], mask, heads, entries, rows)
         _mix(coeff, maps, mixed)
         _add_product(dv[entries], mixed.mT, d_out, first)
         d_mixed = torch.bmm(d_out, values[entries].mT, out=mixed)
@@ -222,8 +235,16 @@ def chunk_shape(q: Tensor, k: Tensor, room: int | None = None) -> tuple[int, int
     a_row = max(1, heads * k.shape[2] * 4)
     room = chunk_bytes(q.device, a_row) if room is None else room
     rows = max(1, min(queries, room // a_row))
+    rows = -(-queries // -(-queries // rows))  # as many in each chunk
     entries = max(1, min(batch, room // (a_row * rows))) if rows == queries else 1
     return entries, rows
+
+
+def few_maps(q: Tensor, k: Tensor) -> bool:
+    """Whether the maps of a batch entry are so few that a training may keep them: one chunk, a MiB or two."""
+    if q.device.type != "cpu" or q.shape[1] * q.shape[2] * k.shape[2] * 4 > MOST_KEPT_BYTES:
+        return False
+    return chunk_shape(q, k)[1] == q.shape[2]
 
 
 def chunk_bytes(device: torch.device, a_row: int) -> int:

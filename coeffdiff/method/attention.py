@@ -195,7 +195,7 @@ def chunked_attention(
 
 # name -> (q, k, v, coeff, additive mask or None, scale) -> [B, H, Q, D]
 #   reference   stores H x Q x K maps, several times over in training
-#   chunked     rows of queries whose maps fit in the cache; works anywhere
+#   chunked     rows of queries whose maps fit in the cache; works anywhere; chosen by "auto", it keeps few_maps
 #   fused       a Triton kernel; stores one float per head and query; CUDA GPUs
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
     "reference": reference_attention,

@@ -146,6 +146,21 @@ def test_backends_agree_with_the_definition(backend, sizes, mask, rows, monkeypa
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("short_row", [1, 1000], ids=["by rows", "flattened"])
+@pytest.mark.parametrize("rows", [2, 100], ids=["chunks of 2 rows", "one chunk"])
+@pytest.mark.parametrize("heads", [3, 23])
+def test_products_of_large_layers_agree_with_the_definition(heads, rows, short_row, monkeypatch):
+    """The ways for many queries, long maps and many heads (10 + 10 + 3), at small sizes; float64, to 1e-10."""
+    tensors = inputs(2, heads, 7, 5, 4)
+    monkeypatch.setattr(chunked, "chunk_bytes", lambda device, a_row: rows * a_row)
+    for name, value in (("LONG_SUM", 1), ("LONG_PRODUCT", 1), ("SHORT_ROW", short_row)):
+        monkeypatch.setattr(chunked, name, value)
+    got = with_gradients(lambda *t: mixed_attention(*t, backend="chunked"), tensors)
+    want = with_gradients(definition, tensors)
+    for name, one, other in zip(("out", "dq", "dk", "dv", "dcoeff"), got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @every_backend
 def test_the_identity_is_ordinary_attention(backend):
     """coeff = I gives F.scaled_dot_product_attention, its default scale included."""
@@ -353,6 +368,38 @@ def test_training_stores_no_map():
     assert sorted(kept_for_backward("chunked")) == [0, 3 * 3, 3 * 50 * 2, 3 * 60 * 2, 3 * 60 * 2]
 
 
+def test_few_maps_are_kept_by_choice_and_change_no_bit(monkeypatch):
+    """auto keeps the 3 x 50 x 60 maps of a small layer, 36,000 bytes, and from one byte less on none; without
+    gradients none in any case; twice backward gives the same."""
+    assert max(kept_for_backward("auto")) == 3 * 50 * 60
+    tensors = inputs(2, 3, 50, 60, 2, dtype=torch.float32)
+    assert "kept in training" in choose_backend(*tensors[:2])[1]
+    kept = with_gradients(mixed_attention, tensors)
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    out = mixed_attention(*leaves).sum()
+    once = torch.autograd.grad(out, leaves, retain_graph=True)
+    assert all(map(torch.equal, once, torch.autograd.grad(out, leaves)))
+
+    monkeypatch.setattr(chunked, "MOST_KEPT_BYTES", 3 * 50 * 60 * 4 - 1)
+    assert max(kept_for_backward("auto")) == 3 * 60 * 2
+    assert "never stored" in choose_backend(*tensors[:2])[1]
+    assert all(map(torch.equal, kept, with_gradients(mixed_attention, tensors)))
+
+
+def test_heads_come_out_side_by_side():
+    """As projections give them, output and gradients: [B, H, T, D] seen as [B, T, H * D] is no copy."""
+    found = with_gradients(mixed_attention, inputs(2, 3, 7, 5, 4))
+    assert all(tensor.transpose(1, 2).is_contiguous() for tensor in found[:4])
+
+
+def test_a_second_derivative_is_refused():
+    """Nothing here has one; an error, not zeros."""
+    leaves = inputs(1, 3, 7, 5, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(mixed_attention(*leaves).square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "forward and backward"])
 def test_the_largest_temporary_is_a_chunk(training, monkeypatch):
     """With chunks of 2 rows nothing inside, forward or backward, is larger than three chunks of 3 x 2 x 60 maps."""
@@ -458,18 +505,17 @@ def test_a_triton_that_fails_at_its_import_leaves_the_chunks_and_its_reason(monk
 
 
 def test_a_chunk_fits_a_cache_and_has_rows_enough(monkeypatch):
-    """Maps of 3 heads and 1,024 keys take 12 KiB a query, so a MiB holds 85 and 64 take less; of 30,000 keys 64 take
-    23 MB, which half of 64 MiB holds and half of 8 MiB does not: that has room for 4 MiB / 360,000 = 11."""
-    q, few, many = (torch.empty(2, 3, tokens, 4) for tokens in (512, 1024, 30_000))
+    """Maps of 3 heads and 341 keys take 4 KiB a query, so 1.5 MiB hold 384 and 192 take less: of 512 two times 256. Of
+    10,000 keys 192 take 23 MB, which half of 64 MiB holds, so three times 171, and half of 8 MiB does not: that has
+    room for 34, so 16 times 32."""
+    q, few, many = (torch.empty(2, 3, tokens, 4) for tokens in (512, 341, 10_000))
     monkeypatch.setattr(chunked, "cache_bytes", lambda: 64 * 2**20)
-    assert chunked.chunk_shape(q, few) == (1, 85)
-    assert chunked.chunk_shape(q, many) == (1, 64)
+    assert chunked.chunk_shape(q, few) == (1, 256)
+    assert chunked.chunk_shape(q, many) == (1, 171)
     monkeypatch.setattr(chunked, "cache_bytes", lambda: 8 * 2**20)
-    assert chunked.chunk_shape(q, many) == (1, 11)
-    assert chunked.chunk_shape(torch.empty(9, 3, 8, 4), torch.empty(9, 3, 1365, 4)) == (
-        8,
-        8,
-    )  # of all but 32 bytes
+    assert chunked.chunk_shape(q, many) == (1, 32)
+    some, keys = (torch.empty(13, 3, tokens, 4) for tokens in (24, 455))  # 131,040 bytes of maps an entry
+    assert chunked.chunk_shape(some, keys) == (12, 24)
 
 
 @pytest.mark.parametrize(

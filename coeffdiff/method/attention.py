@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError, KernelsUnused, ShapeError
+from coeffdiff.method import chunked
 
 _TRITON = importlib.util.find_spec("triton") is not None
 # Triton's interpreter runs the kernels on a CPU: for tests, thousands of times too slow for anything else.
@@ -71,7 +72,8 @@ def mixed_attention(
         backend, _ = _choice(q, k, mask)
     if reason := unusable(backend, q, k, mask):
         raise ConfigError(reason)
-    function = _checked if chosen and backend == "fused" else BACKENDS[backend]
+    function = _CHOSEN.get(backend) if chosen else None
+    function = function or BACKENDS[backend]
     return function(q, k, v, coeff, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
 
 
@@ -103,7 +105,9 @@ def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[st
     """
     backend, why = _choice(q, k, mask)
     maps = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4
-    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored; {why}"
+    kept = backend == "chunked" and chunked.few_maps(q, k)
+    fate = "kept in training" if kept else "recomputed, never stored"
+    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are {fate}; {why}"
 
 
 def _choice(q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[str, str]:
@@ -165,16 +169,44 @@ def _through_operator(
     return torch.ops.coeffdiff.mixed_attention(q, k, v, coeff, mask, scale, backend)[0]
 
 
+def chunked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coeff: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    *,
+    may_keep: bool = False,
+) -> Tensor:
+    """Through the operator where something is traced; elsewhere without it, since on a small layer it would take a
+    fifth of the time.
+
+    Args:
+        may_keep: few maps are kept for backward; it changes no bit of a result.
+    """
+    if torch.compiler.is_compiling() or type(q) is not Tensor or not q.is_cpu:
+        return _through_operator("chunked", q, k, v, coeff, mask, scale)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, coeff))
+    keep = may_keep and learns and chunked.few_maps(q, k)
+    out: Tensor = _Chunked.apply(q, k, v, coeff, mask, scale, "chunked", keep)
+    return out
+
+
 # name -> (q, k, v, coeff, additive mask or None, scale) -> [B, H, Q, D]
 #   reference   stores H x Q x K maps, several times over in training
-#   chunked     rows of queries whose maps fit in the cache; works anywhere
+#   chunked     rows of queries whose maps fit in the cache; works anywhere; chosen by "auto", it keeps few_maps
 #   fused       a Triton kernel; stores one float per head and query; CUDA GPUs
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
     "reference": reference_attention,
-    "chunked": functools.partial(_through_operator, "chunked"),
+    "chunked": chunked_attention,
     "fused": functools.partial(_through_operator, "fused"),
 }
-_checked = functools.partial(_through_operator, "checked")  # what "auto" makes of fused
+# What "auto" makes of some of them
+_CHOSEN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
+    "chunked": functools.partial(chunked_attention, may_keep=True),
+    "fused": functools.partial(_through_operator, "checked"),
+}
 
 
 # --- one operator for the backends that are not made of torch's own, so that torch.compile takes it as one node ----
@@ -184,9 +216,23 @@ _checked = functools.partial(_through_operator, "checked")  # what "auto" makes 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Q, D] in q's dtype, contiguous, and what the backend keeps for its backward."""
+    """Output [B, H, Q, D] in q's dtype, and what the backend keeps for its backward."""
+    return _run_forward(q, k, v, coeff, mask, scale, backend)
+
+
+def _run_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coeff: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    backend: str,
+    **options: bool,
+) -> tuple[Tensor, Tensor]:
     with _exact(q):
-        out, kept = _implementation(backend).forward(q, k, v, coeff.detach().to(_wide(q)), mask, scale)
+        wide = coeff.detach().to(_wide(q))
+        out, kept = _implementation(backend).forward(q, k, v, wide, mask, scale, **options)
     return out, kept
 
 
@@ -196,7 +242,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     wide = _wide(q)
     kept = (0,) if backend == "chunked" else q.shape[:-1]
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(kept, dtype=wide)
+    return _laid_out(q, backend), q.new_empty(kept, dtype=wide)
 
 
 @torch.library.custom_op("coeffdiff::mixed_attention_backward", mutates_args=())
@@ -211,7 +257,21 @@ def _backward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and coeff, in their dtypes, contiguous; the maps are computed anew."""
+    """Gradients of q, k, v and coeff, in their dtypes; the maps are computed anew."""
+    return _run_backward(grad, q, k, v, coeff, mask, kept, scale, backend)
+
+
+def _run_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coeff: Tensor,
+    mask: Tensor | None,
+    kept: Tensor,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with _exact(q):
         dq, dk, dv, dcoeff = _implementation(backend).backward(
             grad, q, k, v, coeff.detach().to(_wide(q)), mask, kept, scale
@@ -231,13 +291,15 @@ def _(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    return (
-        torch.empty_like(q, memory_format=contiguous),
-        torch.empty_like(k, memory_format=contiguous),
-        torch.empty_like(v, memory_format=contiguous),
-        torch.empty_like(coeff, memory_format=contiguous),
-    )
+    dcoeff = torch.empty_like(coeff, memory_format=torch.contiguous_format)
+    return _laid_out(q, backend), _laid_out(k, backend), _laid_out(v, backend), dcoeff
+
+
+def _laid_out(like: Tensor, backend: str) -> Tensor:
+    """Empty, of the strides that a backend gives its results: chunks, heads side by side; kernels, contiguous."""
+    if backend == "chunked":
+        return chunked.heads_beside(like)
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -257,9 +319,30 @@ def _differentiate(ctx, grad, _grad_kept):  # type: ignore[no-untyped-def]
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
+class _Chunked(torch.autograd.Function):
+    """The chunks for autograd, without the operator around them."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, coeff, mask, scale, backend, keep):  # type: ignore[no-untyped-def]
+        out, kept = _run_forward(q, k, v, coeff, mask, scale, backend, keep=keep)
+        _save(ctx, (q, k, v, coeff, mask, scale, backend), (out, kept))
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        q, k, v, coeff, mask, kept = ctx.saved_tensors
+        if grad is None:
+            return (None,) * 8
+        found = _run_backward(grad, q, k, v, coeff, mask, kept, ctx.scale, ctx.backend)
+        return (*found, None, None, None, None)
+
+
 def _implementation(backend: str) -> Any:
     """The module whose forward and backward a backend is; those that import Triton are imported here."""
-    modules = {"fused": "kernels", "checked": "checked", "chunked": "chunked"}
+    if backend == "chunked":
+        return chunked
+    modules = {"fused": "kernels", "checked": "checked"}
     return importlib.import_module(f"coeffdiff.method.{modules[backend]}")
 
 
@@ -316,7 +399,9 @@ def _exact(like: Tensor) -> Iterator[None]:
 
 
 def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type
+    off = like.is_meta or not torch.is_autocast_enabled(kind)  # entering costs more than asking
+    return nullcontext() if off else torch.autocast(kind, enabled=False)
 
 
 def _wide(like: Tensor) -> torch.dtype:

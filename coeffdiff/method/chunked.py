@@ -2,10 +2,13 @@
 
 Letters as in attention.py. A chunk is some batch entries with all their queries, or some queries of one entry.
 Forward and backward go through the chunks once, and backward computes the maps again, so that nothing of size
-H x Q x K is ever stored; what is, are a few buffers of one chunk, used over and over.
+H x Q x K is ever stored; what is, are a few buffers of one chunk, used over and over. Where all maps are smaller than
+such a buffer (few_maps), a training that chose by itself keeps them.
 
 What did not help on a CPU: keeping the log-sum-exp of the scores for backward, which takes twice as long to compute
-as the whole in-place softmax; keeping the maps of small layers, since fresh memory costs what it saves.
+as the whole in-place softmax; the mixing as products over blocks of columns, as a convolution of width one, or with the
+heads last (none beats one product over the flattened maps); dcoeff of many heads by rows alone, without taking the
+heads apart.
 """
 
 from __future__ import annotations
@@ -26,10 +29,19 @@ from torch import Tensor
 GPU_CHUNK_BYTES = 256 * 2**20
 # On a CPU two buffers should stay in the cache of a core. Products of few rows are slow, though: a chunk has so many
 # rows at least, as long as its maps fit into half of the last cache.
-CPU_CHUNK_BYTES = 2**20
-CPU_CHUNK_ROWS = 64
+CPU_CHUNK_BYTES = 3 * 2**19
+CPU_CHUNK_ROWS = 192
 MOST_CHUNK_BYTES = 32 * 2**20
 UNKNOWN_CACHE_BYTES = 8 * 2**20
+# Maps of a batch entry up to this size are kept for backward: of all layers together far less than a network's other
+# activations
+MOST_KEPT_BYTES = 2 * 2**20
+LONG_SUM = 1024  # queries
+# How the product that gives dcoeff is taken apart: measured with MKL on an Intel Xeon
+LONG_PRODUCT = 2**15
+SHORT_ROW = 256
+MANY_HEADS = 16
+HEAD_GROUP = 10
 _LINUX_CACHES = "/sys/devices/system/cpu/cpu0/cache"
 _scratch = threading.local()
 
@@ -43,24 +55,27 @@ def forward(
     scale: float,
     *,
     room: int | None = None,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Q, D] in q's dtype, contiguous, and nothing else that backward would need (a tensor of no size).
+    """Output [B, H, Q, D] in q's dtype, heads side by side, and what backward takes: of no size, or the maps.
 
     The softmax and the mixing run in float32, or float64 for float64 inputs.
 
     Args:
         room: bytes of one chunk's maps; see chunk_shape.
+        keep: all maps [B * H, Q, K], for few_maps.
     """
-    heads, width = q.shape[1], q.shape[3]
-    queries, keys, values = _wide(q), _wide(k) * scale, _wide(v)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    outs, buffers = out.view(-1, q.shape[2], width), _buffers(2, q, k, room)
+    heads = q.shape[1]
+    queries, keys, values = _wide(q), _wide(k, scale), _wide(v)
+    out, buffers = heads_beside(q), _buffers(2, q, k, room)
+    kept = queries.new_empty((*queries.shape[:2], k.shape[2]) if keep else 0)
     for entries, rows in _chunks(q, k, room):
         maps, mixed = _cut(buffers, entries, rows, k.shape[2])
+        maps = kept[entries] if keep else maps
         _fill_maps(maps, queries[entries, rows], keys[entries], mask, heads, entries, rows)
         _mix(coeff, maps, mixed)
-        outs[entries, rows] = torch.bmm(mixed, values[entries])
-    return out, q.new_empty(0, dtype=queries.dtype)
+        _put(out, entries, rows, torch.bmm(mixed, values[entries]))
+    return out, kept
 
 
 def backward(
@@ -70,38 +85,56 @@ def backward(
     v: Tensor,
     coeff: Tensor,
     mask: Tensor | None,
-    _nothing: Tensor,
+    kept: Tensor,
     scale: float,
     *,
     room: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and coeff, in their dtypes, contiguous; room as in forward. Equations: attention.py."""
+    """Gradients of q, k, v and coeff, in their dtypes, heads side by side; room as in forward.
+
+    Equations: attention.py. Those of k and v are summed as [H, D, K] where there are many queries, since the maps are
+    then read along their rows.
+    """
     heads = q.shape[1]
-    queries, keys, values, grads = _wide(q), _wide(k) * scale, _wide(v), _wide(grad)
-    dq, dk, dv = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
+    queries, keys, values, grads = _wide(q), _wide(k, scale), _wide(v), _wide(grad)
+    dq, across = heads_beside(q), q.shape[2] >= LONG_SUM
+    dk, dv = (x.new_empty(x.mT.shape).mT if across else torch.empty_like(x) for x in (keys, values))
     dcoeff = torch.zeros(coeff.shape, dtype=coeff.dtype, device=coeff.device)
     buffers = _buffers(3, q, k, room)
     for entries, rows in _chunks(q, k, room):
         maps, mixed, d_maps = _cut(buffers, entries, rows, k.shape[2])
         some, d_out, first = queries[entries, rows], grads[entries, rows], rows.start == 0
-        _fill_maps(maps, some, keys[entries], mask, heads, entries, rows)
+        if kept.numel():
+            maps = kept[entries]
+        else:
+            _fill_maps(maps, some, keys[entries], mask, heads, entries, rows)
         _mix(coeff, maps, mixed)
         _add_product(dv[entries], mixed.mT, d_out, first)
         d_mixed = torch.bmm(d_out, values[entries].mT, out=mixed)
-        dcoeff += torch.bmm(_by_head(d_mixed, heads), _by_head(maps, heads).mT).sum(0)
+        _add_coeff(dcoeff, d_mixed, maps)
         _mix(coeff.T, d_mixed, d_maps)
         # dS = A * (dA - rowsum(dA * A)) in one pass
         torch.ops.aten._softmax_backward_data.out(d_maps, maps, -1, maps.dtype, grad_input=d_maps)
-        dq[entries, rows] = torch.bmm(d_maps, keys[entries])
+        _put(dq, entries, rows, torch.bmm(d_maps, keys[entries]))
         _add_product(dk[entries], d_maps.mT, some, first)
-    dk *= scale
-    return (*(d.view(x.shape).to(x.dtype) for d, x in ((dq, q), (dk, k), (dv, v))), dcoeff)
+    d_keys = torch.mul(dk.unflatten(0, k.shape[:2]), scale, out=heads_beside(k))
+    return dq, d_keys, heads_beside(v).copy_(dv.unflatten(0, v.shape[:2])), dcoeff
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """[B, H, T, D] -> [B * H, T, D], float32 at least, contiguous: one copy here for one in every batched product."""
-    wide = torch.promote_types(tensor.dtype, torch.float32)
-    return tensor.detach().to(wide).reshape(-1, *tensor.shape[2:])
+def heads_beside(like: Tensor) -> Tensor:
+    """Empty, [B, H, T, D] as a view of [B, T, H, D]: the layout in which a layer's projections take and give heads."""
+    batch, heads, tokens, width = like.shape
+    return like.new_empty(batch, tokens, heads, width).transpose(1, 2)
+
+
+def _wide(tensor: Tensor, scale: float = 1.0) -> Tensor:
+    """[B, H, T, D] -> [B * H, T, D], times scale, float32 at least, contiguous: one copy here for one in every
+    batched product."""
+    wide, shape = torch.promote_types(tensor.dtype, torch.float32), (-1, *tensor.shape[2:])
+    if scale == 1:
+        return tensor.to(wide).reshape(shape)
+    scaled = torch.empty(tensor.shape, dtype=wide, device=tensor.device)
+    return torch.mul(tensor.to(wide), scale, out=scaled).view(shape)
 
 
 def _buffers(count: int, q: Tensor, k: Tensor, room: int | None) -> tuple[Tensor, ...]:
@@ -150,12 +183,41 @@ def _by_head(maps: Tensor, heads: int) -> Tensor:
     return maps.view(-1, heads, maps.shape[1] * maps.shape[2])
 
 
+def _put(out: Tensor, entries: slice, rows: slice, product: Tensor) -> None:
+    """product [b * H, rows, D] into its place in out [B, H, T, D]."""
+    heads = out.shape[1]
+    part = out[entries.start // heads : entries.stop // heads, :, rows]
+    part.copy_(product.view(part.shape))
+
+
 def _add_product(total: Tensor, one: Tensor, other: Tensor, first: bool) -> None:
     """total += one @ other; `first` into its place instead, since an addition is taken apart into many products."""
+    if not total.is_contiguous():
+        total, one, other = total.mT, other.mT, one.mT
     if first:
         torch.bmm(one, other, out=total)
     else:
         total.baddbmm_(one, other)
+
+
+def _add_coeff(total: Tensor, d_mixed: Tensor, maps: Tensor) -> None:
+    """total[h, g] += <d_mixed[h], maps[g]>.
+
+    Few heads over many numbers: libraries are slow at such a product. Taken apart by rows, and above MANY_HEADS by
+    groups of heads, it takes half the time or less.
+    """
+    heads, (_, rows, keys) = len(total), maps.shape
+    if maps.device.type != "cpu" or (rows * keys < LONG_PRODUCT and heads <= MANY_HEADS):
+        total += torch.bmm(_by_head(d_mixed, heads), _by_head(maps, heads).mT).sum(0)
+        return
+    step = heads if heads <= MANY_HEADS else HEAD_GROUP
+    cut = (-1, heads, rows, keys) if keys >= SHORT_ROW else (-1, heads, 1, rows * keys)
+    for one, other in zip(d_mixed.view(cut), maps.view(cut), strict=True):
+        left, right = one.transpose(0, 1), other.permute(1, 2, 0)
+        for h in range(0, heads, step):
+            for g in range(0, heads, step):
+                part = torch.bmm(left[:, h : h + step], right[..., g : g + step])
+                total[h : h + step, g : g + step] += part.sum(0)
 
 
 def _chunks(q: Tensor, k: Tensor, room: int | None = None) -> Iterator[tuple[slice, slice]]:
@@ -173,8 +235,16 @@ def chunk_shape(q: Tensor, k: Tensor, room: int | None = None) -> tuple[int, int
     a_row = max(1, heads * k.shape[2] * 4)
     room = chunk_bytes(q.device, a_row) if room is None else room
     rows = max(1, min(queries, room // a_row))
+    rows = -(-queries // -(-queries // rows))  # as many in each chunk
     entries = max(1, min(batch, room // (a_row * rows))) if rows == queries else 1
     return entries, rows
+
+
+def few_maps(q: Tensor, k: Tensor) -> bool:
+    """Whether the maps of a batch entry are so few that a training may keep them: one chunk, a MiB or two."""
+    if q.device.type != "cpu" or q.shape[1] * q.shape[2] * k.shape[2] * 4 > MOST_KEPT_BYTES:
+        return False
+    return chunk_shape(q, k)[1] == q.shape[2]
 
 
 def chunk_bytes(device: torch.device, a_row: int) -> int:

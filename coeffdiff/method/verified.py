@@ -30,7 +30,7 @@ def forward(
     if _trusted("forward", q, k, v, mask):
         return triton_kernels.forward(q, k, v, coeff, mask, scale)
     out, _ = chunked.forward(q, k, v, coeff, mask, scale)
-    return out, torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    return out.contiguous(), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
 
 
 def backward(
@@ -45,7 +45,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As kernels.backward; lse as forward gave it."""
     trusted = _trusted("forward", q, k, v, mask) and _trusted("backward", q, k, v, mask)
-    return (kernels if trusted else chunked).backward(grad, q, k, v, coeff, mask, lse, scale)
+    if trusted:
+        return kernels.backward(grad, q, k, v, coeff, mask, lse, scale)
+    # Contiguous, as the compiler was told, whichever of the two does the work
+    dq, dk, dv, dcoeff = chunked.backward(grad, q, k, v, coeff, mask, lse, scale)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous(), dcoeff
 
 
 def _trusted(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:

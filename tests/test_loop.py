@@ -574,7 +574,8 @@ def test_text_encoders_leave_memory_before_the_unet_comes(tiny_folder, monkeypat
             alive["at start"] = sum(isinstance(o, CLIPTextModel) for o in gc.get_objects())
         return real(base, dtype=dtype, parts=parts)
 
-    monkeypatch.setattr("coeffdiff.models.loading.load_pipeline", spy)
+    for module in ("inputs", "network"):
+        monkeypatch.setattr(f"coeffdiff.training.{module}.load_pipeline", spy)
     loop.train(settings_for(tiny_folder, "run", **{"training.steps": 1}))
     assert alive["before unet"] == alive["at start"]
 

@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton")
 if not torch.cuda.is_available() and isinstance(triton.language.sum, triton.runtime.JITFunction):
     pytest.skip("there is no GPU, and TRITON_INTERPRET=1 is not set", allow_module_level=True)
 
-from coeffdiff.method import attention, chunked, triton_kernels, verified  # noqa: E402
+from coeffdiff.method import chunked, triton_kernels, verified  # noqa: E402
 from coeffdiff.method import triton_kernels as kernels  # noqa: E402
 from coeffdiff.method import verified as checked  # noqa: E402
 from coeffdiff.method.attention import mixed_attention, reference_attention  # noqa: E402
@@ -327,7 +327,7 @@ def test_too_little_memory_is_no_verdict(verdicts, monkeypatch):
 
 def test_auto_compares_before_it_trusts(verdicts, monkeypatch):
     """Where the choice falls on fused, auto goes by the comparison; who asks for fused by name gets just that."""
-    monkeypatch.setattr(attention, "_choice", lambda q, k, mask: ("fused", "spy"))
+    monkeypatch.setattr("coeffdiff.method.attention._choice", lambda q, k, mask: ("fused", "spy"))
     q, k, v, grad, coeff = inputs(1, 2, 3, 5, 4)
     leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v, coeff)]
     named = mixed_attention(*leaves, backend="fused")

@@ -47,7 +47,8 @@ def lora_pairs(tensors: dict[str, Tensor], origin: str) -> dict[str, tuple[Tenso
     strange = {key for key in named if not key.endswith((_A, _B, ".lora_magnitude_vector"))}
 
     def fit(a: Tensor, b: Tensor) -> bool:
-        return a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
+        fits: bool = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
+        return fits
 
     odd = sorted({*downs} ^ {*ups} | strange) or [m for m in downs if not fit(downs[m], ups[m])]
     if odd or not downs:

@@ -21,19 +21,23 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError, KernelsUnused, ShapeError
 from coeffdiff.method import chunked
+from coeffdiff.method.numerics import exact_products, wide_dtype, without_autocast
+from coeffdiff.method.operator import chunked_attention, through_operator
 
 _TRITON = importlib.util.find_spec("triton") is not None
+
+
 # Triton's interpreter runs the kernels on a CPU: for tests, thousands of times too slow for anything else.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
 _unimportable = ""  # the sentence, once the kernels could not be imported
 
 
@@ -90,8 +94,8 @@ def mixed_values(v: Tensor, coeff: Tensor) -> Tensor:
     Raises: ShapeError if coeff is not H x H on v's device.
     """
     _check_coeff(coeff, v)
-    with _without_autocast(v):
-        wide = v.to(_wide(v))
+    with without_autocast(v):
+        wide = v.to(wide_dtype(v))
         # v itself stays out of the product: in TF32 a small alpha on the diagonal of I + alpha would be lost
         added = coeff.to(wide.dtype) - torch.eye(len(coeff), dtype=wide.dtype, device=wide.device)
         return (wide + torch.einsum("hg,bgkd->bhkd", added, wide)).to(v.dtype)
@@ -154,43 +158,13 @@ def reference_attention(
     q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
     """The definition, term by term, with all maps stored and autograd's own backward."""
-    with _exact(q):
+    with exact_products(q):
         # float32 throughout: bf16 holds no 1 + 0.0039, so a small alpha on the diagonal would vanish
-        wide = _wide(q)
+        wide = wide_dtype(q)
         scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
         maps = (scores if mask is None else scores + mask).softmax(-1)
         mixed = torch.einsum("hg,bgqk->bhqk", coeff.to(wide), maps)
         return (mixed @ v.to(wide)).to(q.dtype)
-
-
-def _through_operator(
-    backend: str, q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    return torch.ops.coeffdiff.mixed_attention(q, k, v, coeff, mask, scale, backend)[0]
-
-
-def chunked_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    *,
-    may_keep: bool = False,
-) -> Tensor:
-    """Through the operator where something is traced; elsewhere without it, since on a small layer it would take a
-    fifth of the time.
-
-    Args:
-        may_keep: few maps are kept for backward; it changes no bit of a result.
-    """
-    if torch.compiler.is_compiling() or type(q) is not Tensor or not q.is_cpu:
-        return _through_operator("chunked", q, k, v, coeff, mask, scale)
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, coeff))
-    keep = may_keep and learns and chunked.few_maps(q, k)
-    out: Tensor = _Chunked.apply(q, k, v, coeff, mask, scale, "chunked", keep)
-    return out
 
 
 # name -> (q, k, v, coeff, additive mask or None, scale) -> [B, H, Q, D]
@@ -200,154 +174,19 @@ def chunked_attention(
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
     "reference": reference_attention,
     "chunked": chunked_attention,
-    "fused": functools.partial(_through_operator, "fused"),
+    "fused": functools.partial(through_operator, "fused"),
 }
+
+
 # What "auto" makes of some of them
 _CHOSEN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
     "chunked": functools.partial(chunked_attention, may_keep=True),
-    "fused": functools.partial(_through_operator, "checked"),
+    "fused": functools.partial(through_operator, "checked"),
 }
 
 
-# --- one operator for the backends that are not made of torch's own, so that torch.compile takes it as one node ----
-
-
-@torch.library.custom_op("coeffdiff::mixed_attention", mutates_args=())
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Q, D] in q's dtype, and what the backend keeps for its backward."""
-    return _run_forward(q, k, v, coeff, mask, scale, backend)
-
-
-def _run_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    backend: str,
-    **options: bool,
-) -> tuple[Tensor, Tensor]:
-    with _exact(q):
-        wide = coeff.detach().to(_wide(q))
-        out, kept = _implementation(backend).forward(q, k, v, wide, mask, scale, **options)
-    return out, kept
-
-
-@_forward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    wide = _wide(q)
-    kept = (0,) if backend == "chunked" else q.shape[:-1]
-    return _laid_out(q, backend), q.new_empty(kept, dtype=wide)
-
-
-@torch.library.custom_op("coeffdiff::mixed_attention_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    kept: Tensor,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and coeff, in their dtypes; the maps are computed anew."""
-    return _run_backward(grad, q, k, v, coeff, mask, kept, scale, backend)
-
-
-def _run_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    kept: Tensor,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with _exact(q):
-        dq, dk, dv, dcoeff = _implementation(backend).backward(
-            grad, q, k, v, coeff.detach().to(_wide(q)), mask, kept, scale
-        )
-    return dq, dk, dv, dcoeff.to(coeff.dtype)
-
-
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    kept: Tensor,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dcoeff = torch.empty_like(coeff, memory_format=torch.contiguous_format)
-    return _laid_out(q, backend), _laid_out(k, backend), _laid_out(v, backend), dcoeff
-
-
-def _laid_out(like: Tensor, backend: str) -> Tensor:
-    """Empty, of the strides that a backend gives its results: chunks, heads side by side; kernels, contiguous."""
-    if backend == "chunked":
-        return chunked.heads_beside(like)
-    return torch.empty_like(like, memory_format=torch.contiguous_format)
-
-
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, coeff, mask, ctx.scale, ctx.backend = inputs
-    ctx.save_for_backward(q, k, v, coeff, mask, output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, _grad_kept):  # type: ignore[no-untyped-def]
-    q, k, v, coeff, mask, kept = ctx.saved_tensors
-    if grad is None:
-        return (None,) * 7
-    backward = torch.ops.coeffdiff.mixed_attention_backward
-    return (*backward(grad, q, k, v, coeff, mask, kept, ctx.scale, ctx.backend), None, None, None)
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-class _Chunked(torch.autograd.Function):
-    """The chunks for autograd, without the operator around them."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, coeff, mask, scale, backend, keep):  # type: ignore[no-untyped-def]
-        out, kept = _run_forward(q, k, v, coeff, mask, scale, backend, keep=keep)
-        _save(ctx, (q, k, v, coeff, mask, scale, backend), (out, kept))
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, coeff, mask, kept = ctx.saved_tensors
-        if grad is None:
-            return (None,) * 8
-        found = _run_backward(grad, q, k, v, coeff, mask, kept, ctx.scale, ctx.backend)
-        return (*found, None, None, None, None)
-
-
-def _implementation(backend: str) -> Any:
-    """The module whose forward and backward a backend is; those that import Triton are imported here."""
-    if backend == "chunked":
-        return chunked
-    modules = {"fused": "kernels", "checked": "checked"}
-    return importlib.import_module(f"coeffdiff.method.{modules[backend]}")
-
-
 def _additive(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    wide = _wide(q)
+    wide = wide_dtype(q)
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if mask.dim() > 4 or any(
         m not in (1, s) for m, s in zip(reversed(mask.shape), reversed(shape), strict=False)
@@ -380,29 +219,3 @@ def _check_coeff(coeff: Tensor, v: Tensor) -> None:
         raise ShapeError(f"coeff must be {heads} x {heads} for {heads} heads, not {tuple(coeff.shape)}.")
     if coeff.device != v.device:
         raise ShapeError(f"coeff must be on the device of the values, {v.device}, not on {coeff.device}.")
-
-
-@contextmanager
-def _exact(like: Tensor) -> Iterator[None]:
-    """Products in the dtype of their factors: autocast would make bf16 of float32 ones and TF32 keeps ten bits, and
-    a small alpha on the diagonal of I + alpha would be lost."""
-    with _without_autocast(like):
-        if not like.is_cuda or torch.compiler.is_compiling():  # only the plain definition is ever traced
-            yield
-            return
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
-def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    kind = like.device.type
-    off = like.is_meta or not torch.is_autocast_enabled(kind)  # entering costs more than asking
-    return nullcontext() if off else torch.autocast(kind, enabled=False)
-
-
-def _wide(like: Tensor) -> torch.dtype:
-    return torch.promote_types(like.dtype, torch.float32)

@@ -146,11 +146,13 @@ def _buffers(count: int, q: Tensor, k: Tensor, room: int | None) -> tuple[Tensor
     entries, rows = chunk_shape(q, k, room)
     size, dtype = entries * q.shape[1] * rows * k.shape[2], torch.promote_types(q.dtype, torch.float32)
     if q.device.type != "cpu":
-        return torch.empty(count, size, dtype=dtype, device=q.device).unbind()
+        fresh: tuple[Tensor, ...] = torch.empty(count, size, dtype=dtype, device=q.device).unbind()
+        return fresh
     kept = getattr(_scratch, "buffer", None)
     if kept is None or kept.numel() < count * size * dtype.itemsize:
         kept = _scratch.buffer = torch.empty(3 * size * dtype.itemsize, dtype=torch.uint8)
-    return kept[: count * size * dtype.itemsize].view(dtype).view(count, size).unbind()
+    buffers: tuple[Tensor, ...] = kept[: count * size * dtype.itemsize].view(dtype).view(count, size).unbind()
+    return buffers
 
 
 def _cut(buffers: tuple[Tensor, ...], entries: slice, rows: slice, keys: int) -> tuple[Tensor, ...]:
@@ -244,7 +246,8 @@ def few_maps(q: Tensor, k: Tensor) -> bool:
     """Whether the maps of a batch entry are so few that a training may keep them: one chunk, a MiB or two."""
     if q.device.type != "cpu" or q.shape[1] * q.shape[2] * k.shape[2] * 4 > MOST_KEPT_BYTES:
         return False
-    return chunk_shape(q, k)[1] == q.shape[2]
+    one_chunk: bool = chunk_shape(q, k)[1] == q.shape[2]
+    return one_chunk
 
 
 def chunk_bytes(device: torch.device, a_row: int) -> int:

@@ -106,9 +106,9 @@ def _attention_of(path: Path) -> Iterator[tuple[Any, ...]]:
 
     from coeffdiff.config.schema import ModelSettings
     from coeffdiff.hosts.diffusers import load_adapter
-    from coeffdiff.method import attention
     from coeffdiff.method.adapter_file import read_header
     from coeffdiff.method.adapter_paths import find_adapter
+    from coeffdiff.method.attention import mixed_attention
     from coeffdiff.models.finding import find_backbone
     from coeffdiff.models.loading import load_pipeline
     from coeffdiff.sampling.generation import generate
@@ -122,7 +122,7 @@ def _attention_of(path: Path) -> Iterator[tuple[Any, ...]]:
 
     def watched(q: Any, k: Any, v: Any, coeff: Any, *, mask: Any = None, backend: str = "auto") -> Any:
         seen.append(tuple(t if t is None else t.detach() for t in (q, k, v, coeff, mask)))
-        return attention.mixed_attention(q, k, v, coeff, mask=mask, backend=backend)
+        return mixed_attention(q, k, v, coeff, mask=mask, backend=backend)
 
     name = f"{header.token} {header.class_word}" if header.class_word else header.token
     with mock.patch("coeffdiff.hosts.unet.mixed_attention", watched), torch.no_grad():

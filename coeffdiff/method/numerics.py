@@ -1,0 +1,36 @@
+"""In which precision mixed attention computes: float32 at least, whatever autocast and TF32 would make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def exact_products(like: Tensor) -> Iterator[None]:
+    """Products in the dtype of their factors: autocast would make bf16 of float32 ones and TF32 keeps ten bits, and
+    a small alpha on the diagonal of I + alpha would be lost."""
+    with without_autocast(like):
+        if not like.is_cuda or torch.compiler.is_compiling():  # only the plain definition is ever traced
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    kind = like.device.type
+    off = like.is_meta or not torch.is_autocast_enabled(kind)  # entering costs more than asking
+    return nullcontext() if off else torch.autocast(kind, enabled=False)
+
+
+def wide_dtype(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from coeffdiff.config import yaml12
 from coeffdiff.config.refusals import parts
 from coeffdiff.utils.paths import expanded
+from coeffdiff.utils.text import has_surrogates
 
 Auto = Literal["auto"]
 
@@ -42,11 +43,6 @@ VALIDATION_PROMPTS = ("a photo of {token} {class_word}", "a photo of {token} {cl
 
 def folded_type(text: str) -> str:
     return " ".join(text.split())
-
-
-def _is_broken(text: str) -> bool:
-    """Halves of surrogate pairs, as in bytes that are no UTF-8: names of files may be so, prompts may not."""
-    return any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _above_zero(value: float | str) -> float | str:
@@ -100,7 +96,7 @@ class Section(BaseModel):
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str | Path) and "\0" in str(text):
                 raise ValueError("it has a zero byte")
-            if isinstance(value, list) and isinstance(text, str) and not text.isascii() and _is_broken(text):
+            if isinstance(value, list) and isinstance(text, str) and has_surrogates(text):
                 raise ValueError("it is not valid text")
         return value
 

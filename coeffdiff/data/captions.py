@@ -14,12 +14,12 @@ import codecs
 import csv
 import io
 import json
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from coeffdiff.errors import PhotoError
+from coeffdiff.utils.text import has_surrogates
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -197,7 +197,7 @@ def _match(names: list[str]) -> str:
 
 
 def _is_text(text: str) -> bool:
-    return not re.search("[\0\ud800-\udfff]", text)
+    return "\0" not in text and not has_surrogates(text)
 
 
 def _one_line(text: str) -> str | None:

@@ -16,7 +16,7 @@ from coeffdiff.data.latent_cache import DAY_SECONDS, cache_folder, cache_key, re
 from coeffdiff.data.photos import Photo
 from coeffdiff.data.views import View, render, render_mask, view_of
 from coeffdiff.errors import ModelError
-from coeffdiff.models.files import fingerprint_of
+from coeffdiff.models.fingerprints import network_fingerprint
 from coeffdiff.utils.atomic import sweep
 
 
@@ -78,9 +78,9 @@ def encode_photos(
         on_photo: called after each photo; cached is True if nothing had to be computed.
     Raises: ModelError if the VAE gives values that are not finite; PhotoError if a photo has changed since.
     """
-    cache = cache_folder(settings)
+    cache = cache_folder(settings.cache)
     sweep(cache, older_than=DAY_SECONDS)
-    fingerprint = fingerprint_of(vae)
+    fingerprint = network_fingerprint(vae)
     result = []
     for photo, texts in zip(photos, captions, strict=True):
         views, image, mask = [], None, None

@@ -10,8 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
-from coeffdiff.config.schema import Settings
-from coeffdiff.config.tree import with_values
+from coeffdiff.config.schema import SubjectSettings
 from coeffdiff.data.captions import METADATA, Captions, companion_of
 from coeffdiff.data.captions import shown as _shown
 from coeffdiff.data.decoding import (
@@ -27,7 +26,7 @@ from coeffdiff.data.decoding import (
     read_image_file,
     to_rgb,
 )
-from coeffdiff.data.layout import photo_folder, what_it_is_called
+from coeffdiff.data.layout import folder_label, photo_folder
 from coeffdiff.data.mask_images import MASK_SUFFIX, Mask, check_mask, read_mask
 from coeffdiff.data.masks import Masks
 from coeffdiff.errors import PhotoError
@@ -158,26 +157,25 @@ def read_photos(
     return PhotoSet(tuple(photos.values()), tuple(skipped), (*notes, *captions.close()))
 
 
-def with_offers(settings: Settings) -> Settings:
-    """Settings whose token and class word, where they say none, come from a folder's name in kohya's layout.
+def offered_values(subject: SubjectSettings) -> dict[str, str]:
+    """Token and class word that the settings lack and the folder's name in kohya's layout has, by dotted name.
 
-    Raises: PhotoError if there are several such folders; ConfigError for a name that is no token.
+    Raises: PhotoError if there are several such folders.
     """
-    subject = settings.subject
     if subject.images is None or (subject.token and subject.class_word):
-        return settings
-    called = what_it_is_called(photo_folder(subject.images, _holds_pictures))
-    if called is None:
-        return settings
+        return {}
+    label = folder_label(photo_folder(subject.images, _holds_pictures))
+    if label is None:
+        return {}
     offered = {}
     if not subject.token:
-        offered["subject.token"] = called.token
-    if not subject.class_word and called.class_word:
-        offered["subject.class_word"] = called.class_word
+        offered["subject.token"] = label.token
+    if not subject.class_word and label.class_word:
+        offered["subject.class_word"] = label.class_word
     if offered:
-        said = " and ".join(f"{name} {value}" for name, value in offered.items())
-        print_info(f"offered  {said}, by the name of the folder {called.folder}")
-    return with_values(settings, offered) if offered else settings
+        values = " and ".join(f"{name} {value}" for name, value in offered.items())
+        print_info(f"offered  {values}, by the name of the folder {label.folder}")
+    return offered
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -193,7 +191,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _notes_on_layout(given: Path, folder: Path) -> list[str]:
     """What is said of a folder in kohya's layout."""
-    called = what_it_is_called(folder)
+    called = folder_label(folder)
     if called is None:
         return []
     found = f"The photos are those of {_shown(folder)} in {given}, kohya's layout" if given != folder else ""

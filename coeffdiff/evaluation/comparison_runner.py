@@ -44,8 +44,8 @@ from coeffdiff.evaluation.scoring import score_adapter
 from coeffdiff.hosts.diffusers import load_adapter
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.metrics.encoders import encoders_for
-from coeffdiff.models.files import fingerprint_of
 from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.fingerprints import network_fingerprint
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket import POCKET, WEIGHTS
 from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
@@ -78,8 +78,8 @@ class ComparisonRunner:
         self.before: dict[tuple[str, int], Seen] = {}
         networks = (self.pipe.unet, self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2)
         judges = (one.network for one in (self.encoders.dino, self.encoders.clip) if one)
-        self.weights = [fingerprint_of(network) for network in networks]
-        self.eyes = [fingerprint_of(network) for network in judges]
+        self.weights = [network_fingerprint(network) for network in networks]
+        self.eyes = [network_fingerprint(network) for network in judges]
 
     def jobs(self) -> list[Job]:
         """Everything that the plan asks for: subject by subject, so that early results are whole ones."""

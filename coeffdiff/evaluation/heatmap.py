@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from coeffdiff.errors import AdapterError
+from coeffdiff.utils.plotting import new_figure
 from coeffdiff.utils.text_drawing import INK
 
 MOST_LAYERS = 1000  # SDXL has 140
@@ -33,9 +34,7 @@ def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str, taken: str 
         raise AdapterError(
             f"An adapter of {len(deviations):,} layers is too large for one picture; {MOST_LAYERS:,} can be drawn."
         )
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
 
     places = _places(list(deviations))
     side = max(_SIDE, *(_scale(len(d)) * len(d) for d in deviations.values()))
@@ -50,8 +49,7 @@ def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str, taken: str 
     # A few entries far out must not make all others pale; they are as dark as can be
     limit = float(np.quantile(entries, 0.995)) or float(entries.max()) or 1.0
 
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
@@ -84,8 +82,8 @@ def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str, taken: str 
         bar.tick_params(labelsize=8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing", UserWarning)  # a token may be in any script
-        canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
 def _places(layers: Sequence[str]) -> dict[str, tuple[str, int, int]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coeffdiff.evaluation.statistics import SCORES
+from coeffdiff.utils.plotting import new_figure
 from coeffdiff.utils.text_drawing import GRID, INK, SOFT
 
 _COLOURS = (SOFT, "#3b6ea5", "#b4582a", "#4d8b57", "#8a5aa5", "#b59a2b", "#2b9aa5", "#a53b6e")
@@ -22,13 +22,7 @@ def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
 
     Raises: OSError if the file cannot be written.
     """
-    # Its font cache, built on the first import, is no news to the person.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(11, 4.8), dpi=110, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     looks = {
         arm: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}

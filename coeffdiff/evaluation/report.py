@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from coeffdiff.training.curves import draw_curves
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.grids import fitted
+from coeffdiff.utils.jpeg import jpeg_bytes
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,7 @@ def _heat_maps(adapter: Path) -> list[bytes]:
 
 
 def _as_jpeg(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.convert("RGB").save(content, "JPEG", quality=88)
-    return content.getvalue()
+    return jpeg_bytes(image, quality=88)
 
 
 def _uri(jpeg: bytes) -> str:

@@ -16,6 +16,7 @@ from coeffdiff.errors import ModelError, ShapeError
 from coeffdiff.models.finding import encoder_folder
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, shipped
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.text import first_line
 
 DINO = "facebook/dino-vits16"  # the encoders of DreamBooth's table
 
@@ -175,5 +176,4 @@ def _loaded(kind: Any, folder: Path, **extra: Any) -> Any:
 
 
 def _unusable(name: str, error: Exception) -> ModelError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ModelError(f"The encoder {name} cannot be loaded: {first.rstrip('.')}.")
+    return ModelError(f"The encoder {name} cannot be loaded: {first_line(error)}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,9 +16,6 @@ from coeffdiff.models.hub_errors import reason_of
 from coeffdiff.models.source import NETWORKS, Backbone
 from coeffdiff.utils.console import quiet_libraries
 
-if TYPE_CHECKING:
-    import torch
-
 
 def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
     """A network's config, as its file says it."""
@@ -27,9 +24,9 @@ def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
 
 
 def scheduler_config(backbone: Backbone) -> dict[str, Any]:
-    """The scheduler's config, with what a single file says of itself."""
+    """The scheduler's config, with what a single file states in its header."""
     config = read_json(backbone.source, "scheduler/scheduler_config.json")
-    return config | (what_it_predicts(header_of(backbone.file)) if backbone.file is not None else {})
+    return config | (_stated_prediction(header_of(backbone.file)) if backbone.file is not None else {})
 
 
 def prediction_type(pipe: Any) -> Literal["epsilon", "v_prediction"]:
@@ -48,20 +45,10 @@ def unet_on_meta(backbone: Backbone) -> Any:
         return _shapes(unet_config(backbone))
 
 
-def _shapes(config: dict[str, Any]) -> Any:
-    with quiet_libraries():
-        import torch
-        from diffusers import UNet2DConditionModel
-
-        with torch.device("meta"):
-            return UNet2DConditionModel.from_config(config)
-
-
 def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
     """text_encoder, text_encoder_2, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
     with quiet_libraries(), reason_of(f"{backbone.name}: the config of its {network}"):
         import diffusers
-        import torch
         import transformers
 
         source, subfolder = place_of(backbone, network)
@@ -72,13 +59,11 @@ def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any
                 built = getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
             else:
                 built = getattr(diffusers, name).from_config(config)
-        return torch.nn.Module.to(built, dtype_named(backbone, network, dtype)).eval()
+        return torch.nn.Module.to(built, network_dtype(backbone, network, dtype)).eval()
 
 
 def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
     """The networks whose weights load_pipeline would download first."""
-    import torch
-
     names = [name for name in NETWORKS if not backbone.in_file(name)]
     chosen = {name: weights_of(backbone, name, half=dtype != torch.float32)[1] for name in names}
     return [
@@ -98,11 +83,6 @@ def unet_parameters(backbone: Backbone) -> int:
         return _numbers(json.dumps(unet_config(backbone)))
 
 
-@functools.cache  # a comparison asks for every cell
-def _numbers(config: str) -> int:
-    return sum(weight.numel() for weight in _shapes(json.loads(config)).parameters())
-
-
 def vae_factor(backbone: Backbone) -> int:
     """Pixels of a picture's side for one of the latent's; 8 in SDXL."""
     return 2 ** (len(vae_config_of(backbone)["block_out_channels"]) - 1)
@@ -115,6 +95,7 @@ def native_resolution(backbone: Backbone) -> int:
 
 
 def vae_config_of(backbone: Backbone) -> dict[str, Any]:
+    """The config of the VAE that is used. Raises: ModelError if it is damaged."""
     source, subfolder = place_of(backbone, "vae")
     config = read_json(source, joined_path(subfolder, "config.json"))
     if not isinstance(config.get("block_out_channels"), list):
@@ -128,16 +109,15 @@ def vae_config_of(backbone: Backbone) -> dict[str, Any]:
     return config
 
 
-def dtype_named(backbone: Backbone, network: str, dtype: torch.dtype) -> torch.dtype:
-    import torch
-
+def network_dtype(backbone: Backbone, network: str, dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, but float32 for a VAE whose config has force_upcast."""
     if network == "vae" and vae_config_of(backbone).get("force_upcast", True):
         return torch.float32
     return dtype
 
 
-def what_it_predicts(header: dict[str, Any]) -> dict[str, Any]:
-    """Scheduler settings that a single file states by itself; the configs it borrows are another model's.
+def _stated_prediction(header: dict[str, Any]) -> dict[str, Any]:
+    """Scheduler settings that a single file states in its header; the configs that it borrows are another model's.
 
     v-prediction models carry an empty tensor called v_pred, those with zero terminal SNR also one called ztsnr;
     training tools write modelspec.prediction_type.
@@ -145,7 +125,21 @@ def what_it_predicts(header: dict[str, Any]) -> dict[str, Any]:
     metadata = header.get("__metadata__") or {}
     if "v_pred" not in header and metadata.get("modelspec.prediction_type") not in ("v", "v_prediction"):
         return {}
-    found: dict[str, Any] = {"prediction_type": "v_prediction"}
+    stated: dict[str, Any] = {"prediction_type": "v_prediction"}
     if "ztsnr" in header:
-        found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return found
+        stated |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return stated
+
+
+def _shapes(config: dict[str, Any]) -> Any:
+    """A UNet of this config on the meta device."""
+    with quiet_libraries():
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(config)
+
+
+@functools.cache  # a comparison asks for every cell
+def _numbers(config: str) -> int:
+    return sum(weight.numel() for weight in _shapes(json.loads(config)).parameters())

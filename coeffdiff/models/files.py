@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coeffdiff.errors import ModelError
 from coeffdiff.models.checking import header_of
@@ -16,20 +15,6 @@ from coeffdiff.models.source import FILE_PREFIXES, IN_FILE, NETWORKS, Backbone, 
 
 if TYPE_CHECKING:
     import torch
-
-
-def fingerprint_of(network: Any) -> str:
-    """A hash of what decides what a network computes: its weights, their dtype and, of diffusers' networks, the config
-    (that of transformers' grows with its version)."""
-    import torch
-
-    digest = hashlib.blake2b(digest_size=16)
-    config = network.config if isinstance(network.config, dict) else {}
-    digest.update(repr(sorted((k, v) for k, v in config.items() if not k.startswith("_"))).encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[tuple[Path, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from coeffdiff.errors import ModelError
-from coeffdiff.models.architecture import dtype_named, native_resolution, scheduler_config, vae_factor
+from coeffdiff.models.architecture import native_resolution, network_dtype, scheduler_config, vae_factor
 from coeffdiff.models.checking import header_of, read_json
 from coeffdiff.models.files import fetch_file, place_of, prefix_in_file, weights_of
 from coeffdiff.models.hub_errors import reason_of
@@ -55,9 +55,11 @@ def load_pipeline(
 
         networks: dict[str, Any] = dict.fromkeys(NETWORKS)
         for name, (variant, files) in chosen.items():
-            networks[name] = _load_network(backbone, name, variant, files, dtype_named(backbone, name, dtype))
+            networks[name] = _load_network(
+                backbone, name, variant, files, network_dtype(backbone, name, dtype)
+            )
         for name in from_file:
-            networks[name] = _load_from_single_file(backbone, name, dtype_named(backbone, name, dtype))
+            networks[name] = _load_from_single_file(backbone, name, network_dtype(backbone, name, dtype))
         for network in networks.values():
             if network is not None:
                 _own_memory(network)

@@ -40,7 +40,7 @@ def encode(
     subject, training = settings.subject, settings.training
     token, word = str(subject.token), subject.class_word
     captions = [captions_for(photo, subject.templates, token, word) for photo in photos.photos]
-    of_class, of_pictures = class_captions(settings, captions, class_pictures)
+    of_class, of_pictures = class_captions(subject, settings.prior.weight, captions, class_pictures)
     trained = [text for texts in (*captions, of_class.values(), *of_pictures) for text in texts]
     prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
     pipe = load_pipeline(base, dtype=dtype, parts={"text", "vae"})

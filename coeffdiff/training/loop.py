@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.data.batches import share_of
-from coeffdiff.data.photos import NO_PHOTOS, read_photos, with_offers
+from coeffdiff.data.photos import NO_PHOTOS, offered_values, read_photos
 from coeffdiff.errors import CoeffDiffError, ConfigError, Interrupted, NonFiniteLoss, ResumeError
 from coeffdiff.hosts.diffusers import save_adapter, write_adapter
 from coeffdiff.hosts.guard import verify
@@ -101,7 +101,7 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
 def _train(settings: Settings, resume: RunFolder | None, until_the_end: ExitStack) -> Result:
     begun = time.monotonic()
     # 1. What is asked for, checked before anything is slow or written
-    settings = with_offers(settings)
+    settings = with_values(settings, offered_values(settings.subject))
     if settings.subject.images is None or settings.subject.token is None:
         missing = "--images" if settings.subject.images is None else "--token"
         raise ConfigError(f"Training needs {missing}; for instance: train --images photos/ --token sks.")

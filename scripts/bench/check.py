@@ -128,7 +128,7 @@ def predict_and_run(values: dict[str, Any], threads: int) -> list[tuple[float, f
         starts.append(clock())
         return draw(*arguments, **named)
 
-    preflight_check, run_summary.preflight.check = preflight.check, check
+    preflight_check, run_summary.check = preflight.check, check
     loop.encode, loop.write_previews = phase(loop.encode), phase(loop.write_previews)
     draw, loop.draw_dropout = loop.draw_dropout, started
     result = loop.train(load_settings(None, values))

@@ -15,6 +15,7 @@ from coeffdiff.evaluation.toy.bounds import lower_bounds, place_on_line, reachab
 from coeffdiff.evaluation.toy.problem import Problem, layer, values_instead_of_alpha
 from coeffdiff.evaluation.toy.settings import ARMS, NODES, REACHED, SETTINGS, TARGETS, TRAINED
 from coeffdiff.evaluation.toy.tuning import Trial
+from coeffdiff.utils.plotting import new_figure
 
 
 def judge(
@@ -132,10 +133,8 @@ def draw(
     file: Path,
 ) -> None:
     """A row for each target, a column for each setting and arm; the first seed's graphs at the cell's rate."""
-    from matplotlib.figure import Figure
-
     columns = list(itertools.product(SETTINGS, ARMS))
-    picture = Figure(figsize=(2.35 * len(columns) + 1.0, 2.5 * len(TARGETS) + 1.2), layout="constrained")
+    picture = new_figure(figsize=(2.35 * len(columns) + 1.0, 2.5 * len(TARGETS) + 1.2), layout="constrained")
     axes = picture.subplots(len(TARGETS), len(columns), squeeze=False)
     cells = {(cell["setting"], cell["target"], cell["arm"]): cell for cell in results["cells"]}
     for (row, target), (column, (setting, arm)) in itertools.product(enumerate(TARGETS), enumerate(columns)):

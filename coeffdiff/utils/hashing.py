@@ -1,0 +1,16 @@
+"""Hashes of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def hash_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Feed names, dtypes, shapes and numbers to a digest of hashlib, in order; on any device, bit for bit."""
+    for name, tensor in named:
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -21,8 +21,10 @@ from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, NonFiniteP
 from coeffdiff.evaluation import comparison_plan as module
 from coeffdiff.evaluation.cells import CellFolder
 from coeffdiff.evaluation.compare import compare
-from coeffdiff.evaluation.comparison_plan import Comparison, find_subjects
+from coeffdiff.evaluation.comparison_facts import place_scores
+from coeffdiff.evaluation.comparison_plan import Comparison
 from coeffdiff.evaluation.comparison_runner import ComparisonRunner
+from coeffdiff.evaluation.comparison_subjects import find_subjects
 from coeffdiff.evaluation.prompts import LISTING
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.pocket.model import save_random
@@ -279,7 +281,7 @@ def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, 
         changed = plan.model_copy(update=update)
         studio = ComparisonRunner(changed, tmp_path)
         jobs = [job for job in studio.jobs() if job.arm == "lora"]
-        return {studio.key(job, job.end): job.sitter.name for job in jobs}
+        return {studio.key(job, job.end): job.subject.name for job in jobs}
 
     own = keys()
     shutil.copytree(shop / "data", tmp_path / "data")
@@ -389,7 +391,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_p
 )
 def test_a_mistake_in_a_plan_is_told_before_a_model_is_loaded(monkeypatch, tmp_path, change, sentence):
     monkeypatch.setattr(
-        "coeffdiff.evaluation.comparison_runner.ComparisonRunner", lambda *a: pytest.fail("it was loaded")
+        "coeffdiff.evaluation.compare.ComparisonRunner", lambda *a: pytest.fail("it was loaded")
     )
     with pytest.raises(ConfigError, match=sentence):
         compare(Comparison(**{"arms": {"lora": {}}} | change), tmp_path / "out")
@@ -423,7 +425,7 @@ def test_on_pocket_the_judges_say_where_a_picture_is(tmp_path):
     for order, share in (((0, 1, 2), 1.0), ((1, 0, 2), 1 / 3)):
         for number, index in enumerate(order):
             Image.fromarray(pixels[index]).save(tmp_path / f"{number}.png")
-        assert studio.places(job, tmp_path) == {"place": pytest.approx(share)}
+        assert place_scores(studio.base.name, job.protocol, tmp_path) == {"place": pytest.approx(share)}
 
 
 def test_pictures_that_are_no_numbers_are_a_finding_of_their_scale(plan, tmp_path, monkeypatch):
@@ -453,13 +455,13 @@ def test_a_cell_that_is_not_whole_is_missing(plan, done, tmp_path, monkeypatch):
 def test_a_cell_is_found_whatever_an_arm_is_called(plan, done):
     renamed = {"nothing" if arm == "base" else f"my {arm}": given for arm, given in plan.arms.items()}
     studio = ComparisonRunner(plan.model_copy(update={"arms": renamed, "reference": "nothing"}), done.folder)
-    assert not any(studio.lacks(job) for job in studio.jobs())
+    assert not any(studio.missing_points(job) for job in studio.jobs())
     assert {studio.read(job, job.end)["arm"] for job in studio.jobs()} == set(renamed)
 
 
 def test_a_fresh_subject_is_the_same_on_every_processor():
     """Marks are placed by torch, whose last digits differ between processors; a digit that counts still counts."""
-    from coeffdiff.evaluation.comparison_plan import _rounded
+    from coeffdiff.evaluation.comparison_subjects import _rounded
     from coeffdiff.pocket.world.subjects import fresh_subject
 
     subject = fresh_subject(103)

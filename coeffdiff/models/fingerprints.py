@@ -7,8 +7,8 @@
 The files' take a second for SDXL's 7 GB, and nothing is loaded.
 
 Of every tensor 64 values count, at four places, and tensors of up to 256 values wholly. Whatever trains or merges a
-model changes nearly every value, so that is enough to tell two models apart; a file in which
-somebody has changed a few bytes by hand is not noticed. Names and order do not count, so shards, folders and single files of the same model
+model changes nearly every value, so that is enough to tell two models apart; a file in which somebody has changed a
+few bytes by hand is not noticed. Names and order do not count, so shards, folders and single files of the same model
 are equal (but for the second text encoder, which single files lay out otherwise: it is then not compared).
 """
 

@@ -1,7 +1,9 @@
-"""Hashes of tensors."""
+"""Hashes of tensors and of plain data."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,3 +16,8 @@ def hash_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
     for name, tensor in named:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def hash_of(*parts: Any) -> str:
+    """16 hexadecimal digits of anything that JSON holds; of other values what str() makes of them."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -132,7 +132,7 @@ def inspect_adapter(folder: Path) -> Inspection:
     )
 
 
-def place_of(layer: str) -> tuple[str, str]:
+def block_and_attention(layer: str) -> tuple[str, str]:
     """Block and kind of attention of a layer by its name: ("down_blocks.1", "cross")."""
     found = re.match(r"((?:down|up)_blocks\.\d+|mid_block)\.", layer)
     attention = {"attn1": "self", "attn2": "cross"}.get(layer.rpartition(".")[2], "other")
@@ -140,7 +140,7 @@ def place_of(layer: str) -> tuple[str, str]:
 
 
 def _layer_report(layer: str, deviation: Tensor) -> LayerReport:
-    wide, block = deviation.double(), place_of(layer)
+    wide, block = deviation.double(), block_and_attention(layer)
     diagonal = wide.diagonal()
     return LayerReport(
         layer=layer,
@@ -206,7 +206,7 @@ def _lora_blocks(tensors: dict[str, Tensor], header: AdapterHeader, folder: Path
         norms[module] = strength * math.sqrt(max(0.0, square))
 
     def place(module: str) -> tuple[str, str]:
-        return place_of(_layer_of(module))
+        return block_and_attention(_layer_of(module))
 
     def together(modules: Sequence[str]) -> dict[str, float]:
         parts = {

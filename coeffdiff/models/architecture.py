@@ -11,15 +11,15 @@ import torch
 
 from coeffdiff.errors import ModelError
 from coeffdiff.models.checking import header_of, prediction_type_in, read_json
-from coeffdiff.models.files import joined_path, place_of, weights_of
-from coeffdiff.models.hub_errors import reason_of
+from coeffdiff.models.files import joined_path, source_of, weights_of
+from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.models.source import NETWORKS, Backbone
 from coeffdiff.utils.console import quiet_libraries
 
 
 def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
     """A network's config, as its file says it."""
-    source, subfolder = place_of(backbone, network)
+    source, subfolder = source_of(backbone, network)
     return read_json(source, joined_path(subfolder, "config.json"))
 
 
@@ -41,17 +41,17 @@ def unet_config(backbone: Backbone) -> dict[str, Any]:
 
 def unet_on_meta(backbone: Backbone) -> Any:
     """The UNet's shapes without its weights, from its config alone, to count and to check against."""
-    with reason_of(f"{backbone.name}: its UNet's config"):
+    with loading_errors(f"{backbone.name}: its UNet's config"):
         return _shapes(unet_config(backbone))
 
 
 def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
     """text_encoder, text_encoder_2, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
-    with quiet_libraries(), reason_of(f"{backbone.name}: the config of its {network}"):
+    with quiet_libraries(), loading_errors(f"{backbone.name}: the config of its {network}"):
         import diffusers
         import transformers
 
-        source, subfolder = place_of(backbone, network)
+        source, subfolder = source_of(backbone, network)
         config = read_json(source, joined_path(subfolder, "config.json"))
         name = NETWORKS[network][0]
         with torch.device("meta"):
@@ -67,7 +67,7 @@ def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
     names = [name for name in NETWORKS if not backbone.in_file(name)]
     chosen = {name: weights_of(backbone, name, half=dtype != torch.float32)[1] for name in names}
     return [
-        name for name, files in chosen.items() if not place_of(backbone, name)[0].here().issuperset(files)
+        name for name, files in chosen.items() if not source_of(backbone, name)[0].here().issuperset(files)
     ]
 
 
@@ -79,7 +79,7 @@ def bucket_step(backbone: Backbone, resolution: int) -> int:
 
 def unet_parameters(backbone: Backbone) -> int:
     """How many numbers the UNet holds; no weights are read. SDXL: 2,567,463,684."""
-    with reason_of(f"{backbone.name}: its UNet's config"):
+    with loading_errors(f"{backbone.name}: its UNet's config"):
         return _numbers(json.dumps(unet_config(backbone)))
 
 
@@ -96,7 +96,7 @@ def native_resolution(backbone: Backbone) -> int:
 
 def vae_config_of(backbone: Backbone) -> dict[str, Any]:
     """The config of the VAE that is used. Raises: ModelError if it is damaged."""
-    source, subfolder = place_of(backbone, "vae")
+    source, subfolder = source_of(backbone, "vae")
     config = read_json(source, joined_path(subfolder, "config.json"))
     if not isinstance(config.get("block_out_channels"), list):
         raise ModelError(f"The VAE config of {source.name} names no block_out_channels, so it is damaged.")

@@ -18,7 +18,7 @@ from coeffdiff.cli.app import app
 from coeffdiff.config.loading import load_section
 from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, NonFinitePicture, PhotoError
-from coeffdiff.evaluation import comparison_plan as module
+from coeffdiff.evaluation import comparison_runner
 from coeffdiff.evaluation.cells import CellFolder
 from coeffdiff.evaluation.compare import compare
 from coeffdiff.evaluation.comparison_facts import place_scores
@@ -121,7 +121,7 @@ def test_the_page_is_well_formed_and_strange_names_stay_text(done):
 
 def test_nothing_is_computed_twice(plan, done, monkeypatch):
     for name in ("train", "score_adapter"):
-        monkeypatch.setattr(module, name, forbidden)
+        monkeypatch.setattr(comparison_runner, name, forbidden)
     again = compare(plan, done.folder)
     assert again.results == done.results
 
@@ -130,7 +130,7 @@ def test_cells_alone_make_the_same_comparison(plan, done, tmp_path, monkeypatch)
     """Gathered from other machines: without pictures, without adapters."""
     shutil.copytree(done.folder / "cells", tmp_path / "cells")
     for name in ("train", "score_adapter"):
-        monkeypatch.setattr(module, name, forbidden)
+        monkeypatch.setattr(comparison_runner, name, forbidden)
     assert compare(plan, tmp_path).results == done.results
 
 
@@ -138,7 +138,7 @@ def test_packed_cells_make_the_same_comparison(plan, done, tmp_path, monkeypatch
     """In one file, and nothing is computed again; of a part of the plan only its own cells are packed."""
     shutil.copytree(done.folder / "cells", tmp_path / "cells")
     for name in ("train", "score_adapter"):
-        monkeypatch.setattr(module, name, forbidden)
+        monkeypatch.setattr(comparison_runner, name, forbidden)
     before = CellFolder(tmp_path / "cells").all()
     compare(plan.only(["base"]), tmp_path, pack_as="part")  # base and the reference, lora
     assert len(list((tmp_path / "cells").glob("*.json"))) == 4
@@ -159,7 +159,7 @@ def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(plan, done, tmp_p
         return module_train(settings, resume=resume)
 
     module_train = compare.train
-    monkeypatch.setattr(module, "train", interrupted)
+    monkeypatch.setattr(comparison_runner, "train", interrupted)
     with pytest.raises(Interrupted):
         compare(plan, tmp_path)
     results = json.loads((tmp_path / "comparison.json").read_text())
@@ -184,7 +184,7 @@ def test_what_another_process_is_at_is_left_to_it(plan, done, tmp_path, monkeypa
     for point in job.points:
         next((tmp_path / "cells").glob(f"*-{studio.key(job, point)}.json")).unlink()
     studio.work_folder(job).mkdir(parents=True)
-    monkeypatch.setattr(module, "train", forbidden)
+    monkeypatch.setattr(comparison_runner, "train", forbidden)
     with try_lock(studio.work_folder(job)) as mine:
         assert mine
         assert compare(plan, tmp_path).missing == [
@@ -212,7 +212,7 @@ def test_checkpoints_of_a_longer_plan_are_not_taken_for_a_shorter_one(plan, done
         raise Interrupted("Stopped.")
 
     train = compare.train
-    monkeypatch.setattr(module, "train", stopped)
+    monkeypatch.setattr(comparison_runner, "train", stopped)
     longer = plan.settings | {"training.steps": 3}
     with pytest.raises(Interrupted, match="The same command goes on"):
         compare(plan.only(["lora"]).model_copy(update={"settings": longer, "checkpoints": []}), tmp_path)
@@ -308,7 +308,7 @@ def test_a_training_that_diverges_is_a_finding(plan, tmp_path, monkeypatch):
     def diverges(settings, *, resume=None):
         raise NonFiniteLoss("The loss of step 2 is nan.")
 
-    monkeypatch.setattr(module, "train", diverges)
+    monkeypatch.setattr(comparison_runner, "train", diverges)
     outcome = compare(plan.only(["lora"]), tmp_path)
     assert outcome.missing == [] and list(outcome.results["arms"]) == []
     assert (
@@ -437,7 +437,7 @@ def test_pictures_that_are_no_numbers_are_a_finding_of_their_scale(plan, tmp_pat
         return score_adapter(pipe, *arguments, **named)
 
     score_adapter = compare.score_adapter
-    monkeypatch.setattr(module, "score_adapter", scored)
+    monkeypatch.setattr(comparison_runner, "score_adapter", scored)
     update = {"scales": [1.0, 9.0], "checkpoints": [], "subjects": str(Path(plan.subjects) / "cat9")}
     outcome = compare(plan.only(["lora"]).model_copy(update=update), tmp_path)
     assert outcome.missing == [] and outcome.results["arms"]["lora"]["scale"] == 1.0

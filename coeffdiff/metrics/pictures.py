@@ -16,7 +16,7 @@ from coeffdiff.metrics.features import mean_paired_cosine, mean_pairwise_cosine
 
 @dataclass(frozen=True)
 class References:
-    """The photos as the encoders see them: [M, D] by encoder, and [K, D] of the K with masks, background away."""
+    """Features of the photos by encoder: whole [M, D], and masked [K, D] of the K with masks, background grey."""
 
     whole: dict[str, Tensor]
     masked: dict[str, Tensor]
@@ -38,7 +38,7 @@ def references_of(
 
 
 def joined(parts: Sequence[References]) -> References:
-    """Photos that were encoded one by one, in order, as if at once: 200 of 20 megapixels are 12 GB when open."""
+    """References of photos that were encoded one by one, in order: 200 open ones of 20 megapixels are 12 GB."""
     masked = [part.masked for part in parts if part.masked]
     return References(
         {kind: torch.cat([part.whole[kind] for part in parts]) for kind in parts[0].whole},
@@ -59,7 +59,7 @@ def score_pictures(
         references: of the subject's photos.
         texts: what each picture was asked to show, N in all, without the token: see plain_text.
         picture_masks: white where the subject is, one per picture; rarely known.
-    Returns: what the encoders at hand allow of
+    Returns: those that there is an encoder for of
         dino, clip_i: mean cosine of all pairs of a picture and a photo;
         dino_masked, clip_i_masked, if photos have masks: the same with the photos' background made grey, and the
             pictures' background too if picture_masks are given. Otherwise the pictures are compared whole, so that
@@ -92,7 +92,7 @@ def without_background(picture: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def plain_text(prompt: str, token: str) -> str:
-    """The prompt without the token: CLIP knows the word otherwise or not at all, and either would spoil CLIP-T."""
+    """The prompt without the token: CLIP knows it as another word or not at all, which would spoil CLIP-T."""
     return " ".join(re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", " ", prompt, flags=re.IGNORECASE).split())
 
 

@@ -133,13 +133,13 @@ def _inner(annotation: Any) -> list[Any]:
 
 
 def _range(limits: list[Any]) -> str:
-    found = [
+    limits_in_words = [
         f"{words} {_round(bound)}{' long' if name.endswith('length') else ''}"
         for limit in limits
         for name, words in _LIMITS.items()
         if (bound := getattr(limit, name, None)) is not None
     ]
-    return f" ({', '.join(found)})" if found else ""
+    return f" ({', '.join(limits_in_words)})" if limits_in_words else ""
 
 
 def _round(bound: Any) -> str:

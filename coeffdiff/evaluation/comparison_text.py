@@ -11,7 +11,7 @@ from coeffdiff.evaluation.statistics import SCORES, Cell
 
 
 def table_of(cells: Sequence[Cell]) -> str:
-    """CSV, a row for each cell: what it is, then its scores and costs; what a cell has not is left empty."""
+    """CSV, a row for each cell: its facts, scores and costs; what a cell lacks is left empty."""
     facts = ("subject", "class_word", "arm", "seed", "steps", "scale")
     scores = [name for name in SCORES if any(name in cell["scores"] for cell in cells)]
     costs = list(dict.fromkeys(name for cell in cells for name in cell.get("cost", {})))
@@ -36,12 +36,14 @@ def as_text(results: Mapping[str, Any]) -> str:
         return "  ".join([label.ljust(width), cells.rjust(8), *shown])
 
     lines = [line("arm", [SCORES[name][0] for name in names], "subjects")]
-    for arm, found in arms.items():
-        means = [f"{found['scores'][n]['mean']:.3f}" if n in found["scores"] else "" for n in names]
-        lines.append(line(arm, means, str(found["subjects"])))
-    for arm, found in results["paired"].items():
-        lines += ["", f"{arm} - {results['reference']}, {found['subjects']} subjects, {found['pairs']} pairs"]
-        for name, score in found["scores"].items():
+    for arm, arm_results in arms.items():
+        means = [
+            f"{arm_results['scores'][n]['mean']:.3f}" if n in arm_results["scores"] else "" for n in names
+        ]
+        lines.append(line(arm, means, str(arm_results["subjects"])))
+    for arm, pair in results["paired"].items():
+        lines += ["", f"{arm} - {results['reference']}, {pair['subjects']} subjects, {pair['pairs']} pairs"]
+        for name, score in pair["scores"].items():
             between = "" if score["low"] is None else f"[{score['low']:+.3f}, {score['high']:+.3f}]"
             lines.append(
                 f"  {SCORES[name][0]:<22} {score['difference']:+.3f} {between:<18} "

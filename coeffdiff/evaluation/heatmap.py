@@ -23,11 +23,11 @@ _NAME = re.compile(r"(?P<row>.+)\.transformer_blocks\.(?P<column>\d+)\.attn(?P<h
 
 def draw_heat_maps(deviations: Mapping[str, np.ndarray], title: str, taken: str = "map") -> Image.Image:
     """A labelled sheet: self-attention on the left, cross-attention on the right, a row for each group of
-    transformer blocks; red adds what is taken of a head, blue takes it away, white leaves the base model.
+    transformer blocks; red: positive differences to the base model, blue: negative ones, white: none.
 
     Args:
         deviations: layer name -> coeff - I, [H, H]; rows are drawn as rows.
-        taken: what a head takes of others, in a word.
+        taken: what heads take of each other, in a word: map or values.
     Raises: AdapterError for more layers than any SDXL has.
     """
     if len(deviations) > MOST_LAYERS:
@@ -91,9 +91,9 @@ def _places(layers: Sequence[str]) -> dict[str, tuple[str, int, int]]:
     places: dict[str, tuple[str, int, int]] = {}
     strange = 0
     for layer in layers:
-        found = _NAME.fullmatch(layer)
-        if found and len(found["column"]) < 4 and len(found["row"]) < 60:
-            places[layer] = found["row"], int(found["half"]) - 1, int(found["column"])
+        match = _NAME.fullmatch(layer)
+        if match and len(match["column"]) < 4 and len(match["row"]) < 60:
+            places[layer] = match["row"], int(match["half"]) - 1, int(match["column"])
         else:
             places[layer] = f"other {strange // 10 + 1}", 0, strange % 10
             strange += 1

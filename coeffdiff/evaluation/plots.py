@@ -1,4 +1,4 @@
-"""A comparison as one plot: where arms stand between fidelity and alignment, and how far they are from one of them."""
+"""A comparison as one plot: fidelity against alignment of all arms, and their differences to the reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coeffdiff.utils.text_drawing import GRID, INK, SOFT
 
 _COLOURS = (SOFT, "#3b6ea5", "#b4582a", "#4d8b57", "#8a5aa5", "#b59a2b", "#2b9aa5", "#a53b6e")
 _MARKERS = "oosD^vPX"
-# The two axes of a customization, and what else is worth seeing beside its reference
+# Scores whose differences to the reference are drawn
 _PAIRED = ("dino", "clip_i", "clip_t", "place", "diversity", "drift")
 
 
@@ -35,8 +35,8 @@ def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
 
 
 def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
-    for number, (arm, found) in enumerate(results["arms"].items()):
-        scores = found["scores"]
+    for number, (arm, means) in enumerate(results["arms"].items()):
+        scores = means["scores"]
         x, y = scores.get("clip_t"), scores.get("dino")
         if not x or not y:
             continue
@@ -99,10 +99,10 @@ def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]
         axes.legend(frameon=False, fontsize=8, loc="best")
 
 
-def _error(found: Mapping[str, Any], centre: str = "mean") -> list[list[float]] | None:
-    if found["low"] is None:
+def _error(score: Mapping[str, Any], centre: str = "mean") -> list[list[float]] | None:
+    if score["low"] is None:
         return None
-    return [[max(0.0, found[centre] - found["low"])], [max(0.0, found["high"] - found[centre])]]
+    return [[max(0.0, score[centre] - score["low"])], [max(0.0, score["high"] - score[centre])]]
 
 
 def _plain(axes: Any, title: str, note: str) -> None:

@@ -1,4 +1,4 @@
-"""What is worth knowing before a run: findings on photos, settings, memory, time and disk. It refuses nothing."""
+"""Check a run before it begins: findings on photos, settings, memory, time and disk. Nothing is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coeffdiff.config.tree import with_values
 from coeffdiff.data.latent_cache import cache_folder
 from coeffdiff.data.photos import PhotoSet
 from coeffdiff.models.architecture import bucket_step
-from coeffdiff.preflight.machine import process_bytes, what_is_free
+from coeffdiff.preflight.machine import free_resources, process_bytes
 from coeffdiff.preflight.memory_options import memory_options
 from coeffdiff.preflight.photos import check_photos, photo_findings
 from coeffdiff.preflight.prediction import predict
@@ -34,12 +34,12 @@ def check(
     on_photo: Callable[[int], None] = lambda done: None,
     class_pictures: PhotoSet | None = None,
 ) -> Report:
-    """Everything at once.
+    """All findings on a run, with the prediction that they are made of.
 
     Args:
         settings: without "auto"; subject.token may be missing. base: from find_backbone.
         budget_seconds: how long operations may be timed; 0: no time is predicted.
-        free: what is free; None: measured here.
+        free: memory and disk; None: measured here.
         on_photo: called with the number of photos that are done.
         class_pictures: of prior.images, whose captions are read too.
     """
@@ -55,7 +55,7 @@ def check(
     )
     before = process_bytes()
     output = Path("runs") if settings.output == "auto" else Path(settings.output)
-    free = free or what_is_free(device, output, cache)  # before trials, whose memory the process keeps
+    free = free or free_resources(device, output, cache)  # before trials, whose memory the process keeps
     prediction = predict(
         settings, base, photos.photos, device, process_bytes=before, budget_seconds=budget_seconds
     )

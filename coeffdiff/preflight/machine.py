@@ -1,4 +1,4 @@
-"""What is free on this machine: memory of the device, RAM, disk."""
+"""Free memory and disk of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from coeffdiff.preflight.report import Free
 
 
-def what_is_free(device: torch.device, output: Path, cache: Path) -> Free:
+def free_resources(device: torch.device, output: Path, cache: Path) -> Free:
     """Memory and disk that a run may take here. output, cache: folders that it writes to, there or not yet."""
     ram = free_ram()
     memory = ram + process_bytes()

@@ -1,4 +1,4 @@
-"""Photos before a run: sharpness, size, near-duplicates."""
+"""Checks of photos: sharpness, size, near-duplicates."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _check(
 
 
 def photo_findings(checks: Sequence[PhotoCheck], training: TrainingSettings) -> list[Finding]:
-    """What may spoil a subject: few, soft, small, equal or cut photos."""
+    """Findings on few, soft, small, equal or cut photos."""
     samples = int(training.steps) * int(training.batch_size) * int(training.accumulate)
     findings = _count_findings(len(checks), samples)
     for check in checks:

@@ -1,4 +1,4 @@
-"""What a training run will take: memory, time and disk."""
+"""Predict what a training run takes: memory, time and disk."""
 
 from __future__ import annotations
 

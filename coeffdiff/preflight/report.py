@@ -63,7 +63,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Free:
-    """What a run may take here, in bytes; memory: of the device, what this process holds already included."""
+    """Bytes that a run may take here; memory: of the device, including what this process holds already."""
 
     memory: int
     ram: int

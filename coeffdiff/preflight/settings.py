@@ -1,4 +1,4 @@
-"""Settings that a run would regret: warm-up, rates, what the base model predicts."""
+"""Findings on settings: warm-up, learning rates, the base model's noise schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HIGHEST_RATE = 0.5  # above it nothing ever learned; ours and others' lie betwe
 
 
 def warmup_findings(training: TrainingSettings) -> list[Finding]:
-    """A warm-up that takes the whole run, so that the learning rate that was asked for is never used."""
+    """A hint if the warm-up takes the whole run, so that the full learning rate is never used."""
     warmup, steps = training.warmup_steps, int(training.steps)
     if warmup < steps:
         return []
@@ -29,7 +29,7 @@ def warmup_findings(training: TrainingSettings) -> list[Finding]:
 
 
 def model_findings(base: Any) -> list[Finding]:
-    """What will keep this model from learning: its noise schedule. base: from find_backbone."""
+    """Hints on the noise schedule of the model. base: from find_backbone."""
     scheduler = load_pipeline(base, dtype=torch.float32, parts=()).scheduler
     loss_scheduler = DDPMScheduler.from_config(scheduler.config)
     return [Finding("hint", "model", sentence) for sentence in schedule_findings(loss_scheduler)]

@@ -1,4 +1,4 @@
-"""Captions and tokens before a run."""
+"""Findings on captions and the token."""
 
 from __future__ import annotations
 

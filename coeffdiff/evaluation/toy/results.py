@@ -1,4 +1,4 @@
-"""What the toy's trials say: verdicts, a table, a picture."""
+"""Results of the toy's trials: verdicts, a table, a picture."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _largest_difference(problems: Sequence[Problem], trial: Trial) -> float:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Median errors and verdicts as Markdown, a table for each setting, and on what they were measured."""
+    """Median errors and verdicts as Markdown, a table for each setting, and how they were measured."""
     seeds, lines = results["seeds"], []
     cells = {(cell["setting"], cell["target"], cell["arm"]): cell for cell in results["cells"]}
     for setting, what in SETTINGS.items():
@@ -99,7 +99,7 @@ def table(results: Mapping[str, Any]) -> str:
             row = [target]
             for arm in ARMS:
                 cell = cells[setting, target, arm]
-                row.append(f"{cell['median_error']:.3f} {_told(cell, seeds)}")
+                row.append(f"{cell['median_error']:.3f} {_verdicts_as_text(cell, seeds)}")
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
     lines += [
@@ -112,7 +112,7 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _told(cell: Mapping[str, Any], seeds: int) -> str:
+def _verdicts_as_text(cell: Mapping[str, Any], seeds: int) -> str:
     parts = []
     for verdict, count in cell["verdicts"].items():
         low = (

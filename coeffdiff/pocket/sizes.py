@@ -17,6 +17,17 @@ with quiet_libraries():  # the import itself prints notes on missing packages
 
 PredictionType = Literal["epsilon", "v_prediction"]
 MAX_TOKENS = 77  # begin and end included, in every CLIP
+# As in SDXL's scheduler_config.json; the prediction type is added.
+_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "interpolation_type": "linear",
+    "use_karras_sigmas": False,
+}
 
 
 @dataclass(frozen=True)
@@ -159,19 +170,6 @@ SIZES: dict[str, Size] = {
         text=_text(vocabulary=49408, width=768, layers=12, heads=12, projection=768, activation="quick_gelu"),
         text_2=_text(vocabulary=49408, width=1280, layers=32, heads=20, projection=1280, activation="gelu"),
     ),
-}
-
-
-# As in SDXL's scheduler_config.json; the prediction type is added.
-_SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-    "interpolation_type": "linear",
-    "use_karras_sigmas": False,
 }
 
 

@@ -16,6 +16,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 QUIET_SECONDS = 10.0  # where no bar can be drawn, at most one line in this time
+_JOINERS = "\u200c\u200d"  # shape letters and emoji, move nothing
+_ACTS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, surrogates, line separators
+
+_muted = False
 
 
 class Bar(Protocol):
@@ -36,10 +40,6 @@ def hush_bitsandbytes() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-_JOINERS = "\u200c\u200d"  # shape letters and emoji, move nothing
-_ACTS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, surrogates, line separators
-
-
 def visible(text: str) -> str:
     """The text on one line, with all that a terminal would obey or hide written out: \\x1b, \\n, \\u202e.
 
@@ -52,9 +52,6 @@ def visible(text: str) -> str:
         c.encode("unicode_escape").decode() if unicodedata.category(c) in _ACTS and c not in _JOINERS else c
         for c in text
     )
-
-
-_muted = False
 
 
 @contextmanager

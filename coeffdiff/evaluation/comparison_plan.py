@@ -19,10 +19,8 @@ from coeffdiff.evaluation.protocol import Protocol
 
 FORMAT = 1  # of a cell; goes up when the same key would mean other numbers
 SEED_DISTANCE = 10_000  # between the first seeds of the pictures of two training seeds
-ENDLESS = (
-    "constant",
-    "constant_with_warmup",
-)  # learning-rate schedules that do not depend on the number of steps
+# Learning-rate schedules that do not depend on the number of steps
+ENDLESS = ("constant", "constant_with_warmup")
 # Settings of training that change no number of a cell
 INDIFFERENT = (
     "model.",  # its weights count, not where they lie

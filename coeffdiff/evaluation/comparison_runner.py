@@ -112,9 +112,8 @@ class ComparisonRunner:
         folder.mkdir(parents=True, exist_ok=True)
         job.subject.write_photos()
         with try_lock(folder) as mine:
-            missing = (
-                self.missing_points(job) if mine is not False else []
-            )  # another may have finished it meanwhile
+            # Asked again: another process may have finished it meanwhile
+            missing = self.missing_points(job) if mine is not False else []
             for steps in sorted({point.steps for point in missing}):
                 points = [point for point in missing if point.steps == steps]
                 try:

@@ -1,8 +1,8 @@
 """YAML as version 1.2 of its core schema reads it, on PyYAML's parser, whose own reading is 1.1's.
 
 In 1.1 `yes` is true, 010 is 8, 1:30 is 90, 1e3 is text, and of two equal keys the first is lost. Here only true and
-false are booleans, and a key may stand once. A number with leading zeros keeps its letters: whoever wants a number
-reads 010 as ten, whoever wants text reads 007 as it was written. Keys are always text.
+false are booleans, and a key may stand once. A number with leading zeros stays text: a setting
+that is a number reads 010 as ten, one that is text reads 007 as it was written. Keys are always text.
 """
 
 from __future__ import annotations

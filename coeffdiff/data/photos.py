@@ -109,7 +109,7 @@ def read_photos(
         wanted: what to put into a folder without photos, for the error.
         on_file: called with the number of files that have been read.
     Raises: PhotoError if there is no such folder, it cannot be listed, it holds no usable photo, or a mask is
-        missing or unusable: whoever made a mask does not want its photo trained without it.
+        missing or unusable: a photo with a broken mask is not trained without it.
     """
     given = Path(folder)
     folder = photo_folder(given, _holds_pictures)

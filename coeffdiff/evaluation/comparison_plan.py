@@ -98,7 +98,7 @@ class Comparison(Section):
             own = next((name for name in flattened(given or {}) if name.startswith(_OWN)), None)
             if own:
                 raise ValueError(
-                    f"{own} cannot be set for arms: the comparison says it, and for all of them alike"
+                    f"{own} cannot be set for arms: the comparison sets it for all of them alike"
                 )
         if self.reference not in self.arms:
             raise ValueError(f"the reference {self.reference!r} is none of the arms {', '.join(self.arms)}")

@@ -247,7 +247,7 @@ class ComparisonRunner:
         early = [steps for steps in sorted(self.plan.checkpoints) if steps < last]
         if early and settings.training.lr_schedule not in ENDLESS:
             raise ConfigError(
-                f"The arm {arm!r} cannot be looked at after {early[0]} steps: its rate follows a schedule over all "
+                f"The arm {arm!r} cannot be scored after {early[0]} steps: its rate follows a schedule over all "
                 f"{last} of them. Drop the checkpoints, or its training.lr_schedule."
             )
         key = hash_of(FORMAT, self.model_hashes, *identity, sorted(deciding(settings).items()))

@@ -33,7 +33,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
 
     The hub is asked only for an id that the cache cannot serve, and given up after some seconds.
 
-    Raises: ModelError, if there is no such model, it is not SDXL, it is damaged, or it cannot be had offline.
+    Raises: ModelError, if there is no such model, it is not SDXL, it is damaged, or it is not available offline.
     """
     path = Path(model.name).expanduser()
     if model.name == POCKET:  # a folder of that name in the working directory is ./pocket

@@ -106,7 +106,7 @@ def _load_network(
     # Of several files diffusers looks for what is missing in their index, and leaves it without memory.
     unfilled = {name for name, weight in loaded.named_parameters() if weight.is_meta}
     missing = sorted(unfilled.union(report["missing_keys"]))
-    if missing:  # the library fills them with noise and goes on
+    if missing:  # the library would fill them with noise
         raise ModelError(f"{what} lacks {len(missing)} tensors that its config needs, such as {missing[0]}.")
     extra = sorted(report["unexpected_keys"])
     # Then the config is of a smaller model, and the rest would be dropped without a word. Text encoders and VAEs may

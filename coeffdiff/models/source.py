@@ -61,7 +61,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where a base model comes from: resolved and checked, configs at hand, no weights loaded yet.
+    """Where a base model comes from: resolved and checked, its configs read, no weights loaded yet.
 
     name: hub id, or absolute path, as adapters and recipes name it.
     source: the pipeline's files; for a single file, of its configs and tokenizers only.

@@ -69,14 +69,14 @@ def train_step(
     held: int = 0,
     through_text: bool = False,
 ) -> Ledger:
-    """Forward and backward of one micro-batch, gradients of earlier ones at hand; the optimizer's step is left out.
+    """Forward and backward of one micro-batch, the gradients of earlier ones in memory, without the optimizer's step.
 
     Args:
         unet: on meta, from make_learnable. parameters: what learns on it.
         rows, columns: of the latents.
         narrow: what autocast computes in; None: without autocast.
         held: bytes that something else holds all the while, such as the optimizer's states.
-        through_text: whether the backward goes on into what the text was made of.
+        through_text: whether the backward continues into the text embeddings.
     """
     if checkpointing:
         # A function mode is off during backward, so what is run again there needs its own

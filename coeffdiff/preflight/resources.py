@@ -1,4 +1,4 @@
-"""Whether memory, time and disk suffice, and which options would help."""
+"""Findings on memory, time and disk, and the options that would help."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def _memory_findings(prediction: Prediction, free: Free, remedies: Sequence[Reme
         findings.append(Finding("note", "memory", needed))
     else:
         # The prediction may be a fifth too high or too low
-        surely = peak > 1.2 * free.memory
-        verdict = f"will not fit on this {device}" if surely else f"may not fit on this {device}"
+        too_large = peak > 1.2 * free.memory
+        verdict = f"will not fit on this {device}" if too_large else f"may not fit on this {device}"
         options = ", ".join(
             f"{remedy.switch}: {in_gib(remedy.peak_bytes)}{'' if remedy.fits else ' (not enough)'}"
             for remedy in remedies
         )
         sentence = f"{needed}: it {verdict}" + (f". With {options}" if options else "")
-        findings.append(Finding("problem" if surely else "hint", "memory", sentence))
+        findings.append(Finding("problem" if too_large else "hint", "memory", sentence))
     if prediction.device != "cpu" and prediction.ram_bytes > free.ram:
         sentence = (
             f"reading the model takes {in_gib(prediction.ram_bytes)} of RAM, {in_gib(free.ram)} are free"

@@ -158,7 +158,7 @@ def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(plan, done, tmp_p
             raise Interrupted("Stopped.")
         return module_train(settings, resume=resume)
 
-    module_train = compare.train
+    module_train = comparison_runner.train
     monkeypatch.setattr(comparison_runner, "train", interrupted)
     with pytest.raises(Interrupted):
         compare(plan, tmp_path)
@@ -211,7 +211,7 @@ def test_checkpoints_of_a_longer_plan_are_not_taken_for_a_shorter_one(plan, done
         shutil.rmtree(Path(settings.output) / "adapter")
         raise Interrupted("Stopped.")
 
-    train = compare.train
+    train = comparison_runner.train
     monkeypatch.setattr(comparison_runner, "train", stopped)
     longer = plan.settings | {"training.steps": 3}
     with pytest.raises(Interrupted, match="The same command goes on"):
@@ -436,7 +436,7 @@ def test_pictures_that_are_no_numbers_are_a_finding_of_their_scale(plan, tmp_pat
             raise NonFinitePicture("The picture is not finite.")
         return score_adapter(pipe, *arguments, **named)
 
-    score_adapter = compare.score_adapter
+    score_adapter = comparison_runner.score_adapter
     monkeypatch.setattr(comparison_runner, "score_adapter", scored)
     update = {"scales": [1.0, 9.0], "checkpoints": [], "subjects": str(Path(plan.subjects) / "cat9")}
     outcome = compare(plan.only(["lora"]).model_copy(update=update), tmp_path)

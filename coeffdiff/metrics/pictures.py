@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from coeffdiff.metrics.encoders import NEUTRAL, ClipEncoder, Encoder, Encoders
 from coeffdiff.metrics.features import mean_paired_cosine, mean_pairwise_cosine
+
+FIDELITY = {"dino": "dino", "clip": "clip_i"}  # encoder -> its score of subject fidelity
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,32 @@ def score_pictures(
             a background which resembles the photos' no longer counts, but an own background still costs;
         clip_t: mean cosine of picture and text.
     """
-    scores: dict[str, float] = {}
-    names = {"dino": "dino", "clip": "clip_i"}
-    for kind, encoder in _present(encoders).items():
-        features = encoder.features(pictures)
-        scores[names[kind]] = mean_pairwise_cosine(features, references.whole[kind])
+    present = _present(encoders)
+    features = {kind: encoder.features(pictures) for kind, encoder in present.items()}
+    cut = features
+    if picture_masks is not None and references.masked:
+        pairs = zip(pictures, picture_masks, strict=True)
+        plain = [without_background(picture, mask) for picture, mask in pairs]
+        cut = {kind: present[kind].features(plain) for kind in references.masked if kind in present}
+    scores = fidelity(features, references, cut)
+    if encoders.clip is not None:
+        scores["clip_t"] = mean_paired_cosine(features["clip"], encoders.clip.text_features(texts))
+    return scores
+
+
+def fidelity(
+    features: Mapping[str, Tensor], references: References, cut: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """Scores of subject fidelity from features [N, D] by encoder: see score_pictures.
+
+    cut: of the pictures without their background, to be compared with the masked photos; None: the same features.
+    """
+    cut = features if cut is None else cut
+    scores = {}
+    for kind, own in features.items():
+        scores[FIDELITY[kind]] = mean_pairwise_cosine(own, references.whole[kind])
         if kind in references.masked:
-            cut = features
-            if picture_masks is not None:
-                pairs = zip(pictures, picture_masks, strict=True)
-                cut = encoder.features([without_background(picture, mask) for picture, mask in pairs])
-            scores[f"{names[kind]}_masked"] = mean_pairwise_cosine(cut, references.masked[kind])
-        if isinstance(encoder, ClipEncoder):
-            scores["clip_t"] = mean_paired_cosine(features, encoder.text_features(texts))
+            scores[f"{FIDELITY[kind]}_masked"] = mean_pairwise_cosine(cut[kind], references.masked[kind])
     return scores
 
 

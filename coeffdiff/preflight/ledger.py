@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+import coeffdiff.method.attention  # noqa: F401  (registers the operators below)
 from coeffdiff.method.chunked import chunk_bytes, chunk_shape
 from coeffdiff.utils.console import quiet_libraries
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coeffdiff.errors import CoeffDiffError
-    from coeffdiff.hosts.diffusers import Adapter, load_adapter
+    from coeffdiff.hosts.applied_adapter import Adapter
+    from coeffdiff.hosts.diffusers import load_adapter
     from coeffdiff.method.attention import mixed_attention
     from coeffdiff.training.loop import train
 
@@ -21,7 +22,7 @@ __version__ = "0.1.0"
 __all__ = ["Adapter", "CoeffDiffError", "__version__", "load_adapter", "mixed_attention", "train"]
 
 _PLACES = {
-    "Adapter": "coeffdiff.hosts.diffusers",
+    "Adapter": "coeffdiff.hosts.applied_adapter",
     "CoeffDiffError": "coeffdiff.errors",
     "load_adapter": "coeffdiff.hosts.diffusers",
     "mixed_attention": "coeffdiff.method.attention",

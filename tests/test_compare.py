@@ -18,11 +18,13 @@ from coeffdiff.cli.app import app
 from coeffdiff.config.loading import load_section
 from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, NonFinitePicture, PhotoError
-from coeffdiff.evaluation import comparison_plan as module
+from coeffdiff.evaluation import comparison_runner
 from coeffdiff.evaluation.cells import CellFolder
 from coeffdiff.evaluation.compare import compare
-from coeffdiff.evaluation.comparison_plan import Comparison, find_subjects
+from coeffdiff.evaluation.comparison_facts import place_scores
+from coeffdiff.evaluation.comparison_plan import Comparison
 from coeffdiff.evaluation.comparison_runner import ComparisonRunner
+from coeffdiff.evaluation.comparison_subjects import find_subjects
 from coeffdiff.evaluation.prompts import LISTING
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.pocket.model import save_random
@@ -119,7 +121,7 @@ def test_the_page_is_well_formed_and_strange_names_stay_text(done):
 
 def test_nothing_is_computed_twice(plan, done, monkeypatch):
     for name in ("train", "score_adapter"):
-        monkeypatch.setattr(module, name, forbidden)
+        monkeypatch.setattr(comparison_runner, name, forbidden)
     again = compare(plan, done.folder)
     assert again.results == done.results
 
@@ -128,7 +130,7 @@ def test_cells_alone_make_the_same_comparison(plan, done, tmp_path, monkeypatch)
     """Gathered from other machines: without pictures, without adapters."""
     shutil.copytree(done.folder / "cells", tmp_path / "cells")
     for name in ("train", "score_adapter"):
-        monkeypatch.setattr(module, name, forbidden)
+        monkeypatch.setattr(comparison_runner, name, forbidden)
     assert compare(plan, tmp_path).results == done.results
 
 
@@ -136,7 +138,7 @@ def test_packed_cells_make_the_same_comparison(plan, done, tmp_path, monkeypatch
     """In one file, and nothing is computed again; of a part of the plan only its own cells are packed."""
     shutil.copytree(done.folder / "cells", tmp_path / "cells")
     for name in ("train", "score_adapter"):
-        monkeypatch.setattr(module, name, forbidden)
+        monkeypatch.setattr(comparison_runner, name, forbidden)
     before = CellFolder(tmp_path / "cells").all()
     compare(plan.only(["base"]), tmp_path, pack_as="part")  # base and the reference, lora
     assert len(list((tmp_path / "cells").glob("*.json"))) == 4
@@ -156,8 +158,8 @@ def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(plan, done, tmp_p
             raise Interrupted("Stopped.")
         return module_train(settings, resume=resume)
 
-    module_train = compare.train
-    monkeypatch.setattr(module, "train", interrupted)
+    module_train = comparison_runner.train
+    monkeypatch.setattr(comparison_runner, "train", interrupted)
     with pytest.raises(Interrupted):
         compare(plan, tmp_path)
     results = json.loads((tmp_path / "comparison.json").read_text())
@@ -182,7 +184,7 @@ def test_what_another_process_is_at_is_left_to_it(plan, done, tmp_path, monkeypa
     for point in job.points:
         next((tmp_path / "cells").glob(f"*-{studio.key(job, point)}.json")).unlink()
     studio.work_folder(job).mkdir(parents=True)
-    monkeypatch.setattr(module, "train", forbidden)
+    monkeypatch.setattr(comparison_runner, "train", forbidden)
     with try_lock(studio.work_folder(job)) as mine:
         assert mine
         assert compare(plan, tmp_path).missing == [
@@ -209,8 +211,8 @@ def test_checkpoints_of_a_longer_plan_are_not_taken_for_a_shorter_one(plan, done
         shutil.rmtree(Path(settings.output) / "adapter")
         raise Interrupted("Stopped.")
 
-    train = compare.train
-    monkeypatch.setattr(module, "train", stopped)
+    train = comparison_runner.train
+    monkeypatch.setattr(comparison_runner, "train", stopped)
     longer = plan.settings | {"training.steps": 3}
     with pytest.raises(Interrupted, match="The same command goes on"):
         compare(plan.only(["lora"]).model_copy(update={"settings": longer, "checkpoints": []}), tmp_path)
@@ -279,7 +281,7 @@ def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, 
         changed = plan.model_copy(update=update)
         studio = ComparisonRunner(changed, tmp_path)
         jobs = [job for job in studio.jobs() if job.arm == "lora"]
-        return {studio.key(job, job.end): job.sitter.name for job in jobs}
+        return {studio.key(job, job.end): job.subject.name for job in jobs}
 
     own = keys()
     shutil.copytree(shop / "data", tmp_path / "data")
@@ -306,7 +308,7 @@ def test_a_training_that_diverges_is_a_finding(plan, tmp_path, monkeypatch):
     def diverges(settings, *, resume=None):
         raise NonFiniteLoss("The loss of step 2 is nan.")
 
-    monkeypatch.setattr(module, "train", diverges)
+    monkeypatch.setattr(comparison_runner, "train", diverges)
     outcome = compare(plan.only(["lora"]), tmp_path)
     assert outcome.missing == [] and list(outcome.results["arms"]) == []
     assert (
@@ -389,7 +391,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(shop, vit, clip, tmp_p
 )
 def test_a_mistake_in_a_plan_is_told_before_a_model_is_loaded(monkeypatch, tmp_path, change, sentence):
     monkeypatch.setattr(
-        "coeffdiff.evaluation.comparison_runner.ComparisonRunner", lambda *a: pytest.fail("it was loaded")
+        "coeffdiff.evaluation.compare.ComparisonRunner", lambda *a: pytest.fail("it was loaded")
     )
     with pytest.raises(ConfigError, match=sentence):
         compare(Comparison(**{"arms": {"lora": {}}} | change), tmp_path / "out")
@@ -423,7 +425,7 @@ def test_on_pocket_the_judges_say_where_a_picture_is(tmp_path):
     for order, share in (((0, 1, 2), 1.0), ((1, 0, 2), 1 / 3)):
         for number, index in enumerate(order):
             Image.fromarray(pixels[index]).save(tmp_path / f"{number}.png")
-        assert studio.places(job, tmp_path) == {"place": pytest.approx(share)}
+        assert place_scores(studio.base.name, job.protocol, tmp_path) == {"place": pytest.approx(share)}
 
 
 def test_pictures_that_are_no_numbers_are_a_finding_of_their_scale(plan, tmp_path, monkeypatch):
@@ -434,8 +436,8 @@ def test_pictures_that_are_no_numbers_are_a_finding_of_their_scale(plan, tmp_pat
             raise NonFinitePicture("The picture is not finite.")
         return score_adapter(pipe, *arguments, **named)
 
-    score_adapter = compare.score_adapter
-    monkeypatch.setattr(module, "score_adapter", scored)
+    score_adapter = comparison_runner.score_adapter
+    monkeypatch.setattr(comparison_runner, "score_adapter", scored)
     update = {"scales": [1.0, 9.0], "checkpoints": [], "subjects": str(Path(plan.subjects) / "cat9")}
     outcome = compare(plan.only(["lora"]).model_copy(update=update), tmp_path)
     assert outcome.missing == [] and outcome.results["arms"]["lora"]["scale"] == 1.0
@@ -453,13 +455,13 @@ def test_a_cell_that_is_not_whole_is_missing(plan, done, tmp_path, monkeypatch):
 def test_a_cell_is_found_whatever_an_arm_is_called(plan, done):
     renamed = {"nothing" if arm == "base" else f"my {arm}": given for arm, given in plan.arms.items()}
     studio = ComparisonRunner(plan.model_copy(update={"arms": renamed, "reference": "nothing"}), done.folder)
-    assert not any(studio.lacks(job) for job in studio.jobs())
+    assert not any(studio.missing_points(job) for job in studio.jobs())
     assert {studio.read(job, job.end)["arm"] for job in studio.jobs()} == set(renamed)
 
 
 def test_a_fresh_subject_is_the_same_on_every_processor():
     """Marks are placed by torch, whose last digits differ between processors; a digit that counts still counts."""
-    from coeffdiff.evaluation.comparison_plan import _rounded
+    from coeffdiff.evaluation.comparison_subjects import _rounded
     from coeffdiff.pocket.world.subjects import fresh_subject
 
     subject = fresh_subject(103)

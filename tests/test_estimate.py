@@ -17,10 +17,11 @@ from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.source import Backbone, Source
 from coeffdiff.pocket.model import text_configs, unet_config, vae_config
 from coeffdiff.preflight import dry_run, prediction
-from coeffdiff.preflight.costs import GPU_WORKSPACE, optimizer_bytes, pictures_of
+from coeffdiff.preflight.costs import GPU_WORKSPACE, optimizer_bytes
 from coeffdiff.preflight.dry_run import bytes_of, unet_inputs
 from coeffdiff.preflight.sampling_time import expected_seconds
 from coeffdiff.preflight.stopwatch import Stopwatch
+from coeffdiff.preflight.workload import count_pictures
 from coeffdiff.sampling.options import Options
 from coeffdiff.sampling.schedulers import set_scheduler
 
@@ -146,9 +147,8 @@ def test_what_learns_takes_its_optimizers_states(pocket):
 def test_eight_bits_take_a_byte_where_tensors_are_large():
     """By hand: 4,096 numbers in bytes with 16 float32 beside them, 100 numbers in float32; two moments each."""
     parameters = [torch.empty(64, 64), torch.empty(10, 10)]
-    of = {name: load_settings(None, {"training.optimizer": name}) for name in ("adamw", "adamw8bit")}
-    assert optimizer_bytes(of["adamw"], parameters) == 2 * 4 * 4196
-    assert optimizer_bytes(of["adamw8bit"], parameters) == 2 * (4096 + 4 * 16) + 2 * 4 * 100
+    assert optimizer_bytes("adamw", parameters) == 2 * 4 * 4196
+    assert optimizer_bytes("adamw8bit", parameters) == 2 * (4096 + 4 * 16) + 2 * 4 * 100
 
 
 def test_what_each_switch_does_to_the_peak(pocket):
@@ -221,7 +221,7 @@ def test_a_step_that_is_short_is_tried(pocket, monkeypatch, kind):
 
     original = dry_run.real_step
     settings = resolved(pocket, **{"method.kind": kind, "training.batch_size": 2})
-    monkeypatch.setattr("coeffdiff.preflight.dry_run.real_step", real_step)
+    monkeypatch.setattr("coeffdiff.preflight.run_time.real_step", real_step)
 
     def seconds(budget):
         tried.clear()
@@ -253,7 +253,7 @@ def test_disk_by_hand(pocket):
     found = predict(pocket, photos=(PHOTO, PHOTO), **values)
     assert found.disk["checkpoints"] == 3 * (12 + 4) * 1016
     assert found.disk["cache"] == 2 * (2 * 4 * 4 * 16 * 16 + 500)
-    assert pictures_of(resolved(pocket, **values)) == 2 * 2 * 3
+    assert count_pictures(resolved(pocket, **values).validation, 300) == 2 * 2 * 3
 
 
 def test_the_measured_constants_explain_what_was_measured(pocket):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from coeffdiff.cli.app import app
 from coeffdiff.config.loading import load_settings
-from coeffdiff.data.photos import read_photos, with_offers
+from coeffdiff.data.photos import offered_values, read_photos
 from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.evaluation.prompts import choose_prompts
 from coeffdiff.sampling.prompt_file import prompts_in
@@ -180,10 +180,10 @@ def test_kohyas_folder_is_the_folder_and_offers_its_words(tmp_path, given):
     folder = tmp_path / given
     found = read_photos(folder)
     assert len(found.photos) == 1 and "10 times is ignored" in found.notes[0]
-    assert with_offers(load_settings(None, {"subject.images": str(folder)})).subject.token == "sks"
-    flags = {"subject.images": str(folder), "subject.token": "ohwx"}
-    subject = with_offers(load_settings(None, flags)).subject
-    assert (subject.token, subject.class_word) == ("ohwx", "corgi dog")
+    subject = load_settings(None, {"subject.images": str(folder)}).subject
+    assert offered_values(subject) == {"subject.token": "sks", "subject.class_word": "corgi dog"}
+    subject = load_settings(None, {"subject.images": str(folder), "subject.token": "ohwx"}).subject
+    assert offered_values(subject) == {"subject.class_word": "corgi dog"}
 
 
 def test_several_of_kohyas_folders_are_one_sentence(tmp_path):

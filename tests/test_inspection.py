@@ -15,7 +15,7 @@ from safetensors.torch import save, save_file
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.evaluation.heatmap import _places, draw_heat_maps
-from coeffdiff.evaluation.inspection import inspect_adapter, place_of
+from coeffdiff.evaluation.inspection import block_and_attention, inspect_adapter
 from coeffdiff.evaluation.inspection_tables import tables
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader, format_for
 from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE
@@ -162,7 +162,7 @@ def test_text_out_of_a_file_is_no_markup(tmp_path):
     """A layer that is named like rich's markup is printed as it is."""
     name = "[red]layer[/red].attn1"
     found = inspect_adapter(write(tmp_path / "a", {name: torch.ones(2, 2)}))
-    assert place_of(name) == ("other", "self")
+    assert block_and_attention(name) == ("other", "self")
     assert name in printed(found)
 
 

@@ -470,5 +470,5 @@ def test_scaling_follows_the_vaes_config(tiny_pipeline):
 def test_the_cache_lives_where_the_system_keeps_caches(monkeypatch, tmp_path):
     """XDG_CACHE_HOME is honoured; a folder in the settings wins."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder(PhotoSettings()) == tmp_path / "coeffdiff" / "latents"
-    assert cache_folder(PhotoSettings(cache=tmp_path / "here")) == tmp_path / "here"
+    assert cache_folder(PhotoSettings().cache) == tmp_path / "coeffdiff" / "latents"
+    assert cache_folder(PhotoSettings(cache=tmp_path / "here").cache) == tmp_path / "here"

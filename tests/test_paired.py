@@ -8,7 +8,8 @@ import io
 import numpy as np
 import pytest
 
-from coeffdiff.evaluation.statistics import _student, as_text, interval, paired, summarize, table_of
+from coeffdiff.evaluation.comparison_text import as_text, table_of
+from coeffdiff.evaluation.statistics import _student, interval, paired, summarize
 
 MADE = {
     "date": "2026-01-01",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from coeffdiff.config.annotations import fields_of, union_members
 from coeffdiff.config.loading import load_section, load_settings
 from coeffdiff.config.nested import as_tree
-from coeffdiff.config.refusals import fields_of, parts
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import save_settings, with_values
 from coeffdiff.errors import AdapterError, ConfigError
@@ -51,7 +51,9 @@ def at(settings, name):
 @pytest.mark.parametrize("kind", PATHS)
 def test_every_setting_that_is_text_is_a_path_or_known_to_be_none(kind):
     """So that a new one cannot forget its ~."""
-    texts = [name for name, field in fields_of(kind) if {str, Path}.intersection(parts(field.annotation))]
+    texts = [
+        name for name, field in fields_of(kind) if {str, Path}.intersection(union_members(field.annotation))
+    ]
     assert sorted(texts) == sorted([*PATHS[kind], *WORDS[kind]])
 
 

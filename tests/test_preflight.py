@@ -17,16 +17,18 @@ from coeffdiff.config.loading import load_settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import PhotoError
+from coeffdiff.models.architecture import bucket_step
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
-from coeffdiff.preflight.check import check
+from coeffdiff.preflight.check import check, remedies_for
 from coeffdiff.preflight.machine import _group_limits, free_ram
-from coeffdiff.preflight.photos import detail, difference_hash, look_at, photo_findings, small_grey
+from coeffdiff.preflight.photos import SOFT, check_photos, detail, difference_hash, photo_findings, small_grey
 from coeffdiff.preflight.prediction import Prediction
-from coeffdiff.preflight.report import GIB, MOST_LISTED, SOFT, Finding, Free, Remedy, Report, lines, table
-from coeffdiff.preflight.resources import find_remedies, run_findings
+from coeffdiff.preflight.report import MOST_LISTED, Finding, Free, Remedy, Report, lines, table
+from coeffdiff.preflight.resources import run_findings
 from coeffdiff.preflight.settings import warmup_findings
 from coeffdiff.preflight.texts import text_findings
+from coeffdiff.utils.sizes import GIB
 
 CPU = torch.device("cpu")
 PLENTY = Free(64 * GIB, 64 * GIB, 1000 * GIB, 1000 * GIB)
@@ -81,14 +83,24 @@ def look(photos: Path, pocket, **values):
     return look_at(settings_for(photos, **values), read_photos(photos).photos, pocket)
 
 
+def look_at(settings, photos, pocket):
+    resolution = settings.training.resolution
+    where = {"resolution": resolution, "step": bucket_step(pocket, resolution), "crop": settings.photos.crop}
+    return check_photos(photos, settings.subject, **where, seed=0)
+
+
+def findings_on_texts(settings, looked, pocket):
+    return text_findings(looked, settings.subject, pocket, prompts=settings.validation.prompts)
+
+
 def about(looked, settings, name: str) -> list[str]:
-    return [f.sentence for f in photo_findings(looked, settings) if f.subject == name]
+    return [f.sentence for f in photo_findings(looked, settings.training) if f.subject == name]
 
 
 def test_sharp_renders_raise_no_finding(photos, pocket):
     """The project's own photos: above the threshold, all different, large enough, nothing cut."""
     looked = look(photos, pocket)
-    assert photo_findings(looked, settings_for(photos)) == []
+    assert photo_findings(looked, settings_for(photos).training) == []
     assert all(photo.sharpness > 1.5 * SOFT for photo in looked)
     assert [(photo.width, photo.bucket, photo.cut, photo.duplicates) for photo in looked] == [
         (256, (128, 128), 0, ())
@@ -154,7 +166,9 @@ def test_small_and_cut_photos_are_named(photos, pocket):
     assert looked["wide.png"].bucket[0] == 4 * looked["wide.png"].bucket[1]
     assert looked["wide.png"].cut == pytest.approx(1 - 4 / 9, abs=0.01)
     findings = {
-        f.subject: f for f in photo_findings(list(looked.values()), settings) if "enlarged" in f.sentence
+        f.subject: f
+        for f in photo_findings(list(looked.values()), settings.training)
+        if "enlarged" in f.sentence
     }
     assert findings["tiny.png"].severity == "problem"
     assert "16 x 16 pixels are enlarged 8.0 times for 128 px" in findings["tiny.png"].sentence
@@ -176,7 +190,7 @@ def test_captions_masks_and_the_token(photos, pocket):
     looked = look(photos, pocket)
     assert [photo.token_in_captions for photo in looked] == [False, True, False]
     assert [photo.mask for photo in looked] == [None, "01.mask.png", None]
-    found = text_findings(settings, looked, pocket)
+    found = findings_on_texts(settings, looked, pocket)
     assert [f.subject for f in found] == ["token", "captions"]
     assert found[0].sentence.startswith("sks is read as")
     assert found[1].sentence.startswith("00.jpg, 02.jpg have captions without sks")
@@ -187,7 +201,7 @@ def test_without_token_and_class_word_that_is_said(photos, pocket):
     settings = with_values(settings_for(photos), {"subject.token": None, "subject.class_word": None})
     looked = look_at(settings, read_photos(photos).photos, pocket)
     assert looked[0].captions == ("a photo of <V>",)
-    assert [f.subject for f in text_findings(settings, looked, pocket)] == ["token", "class word"]
+    assert [f.subject for f in findings_on_texts(settings, looked, pocket)] == ["token", "class word"]
 
 
 def test_one_photo_and_two_hundred(photos, pocket):
@@ -197,7 +211,7 @@ def test_one_photo_and_two_hundred(photos, pocket):
     seldom = about(one, settings_for(photos, **{"training.steps": 1}), "photos")[1]
     assert seldom == "it is seen 4.0 times in this run; more steps teach more"
     many = [SimpleNamespace(**vars(one[0]) | {"name": f"{i}.jpg", "sharpness": 1.0}) for i in range(200)]
-    found = photo_findings(many, settings_for(photos, **{"training.steps": 100}))
+    found = photo_findings(many, settings_for(photos, **{"training.steps": 100}).training)
     assert "200 photos and 400 samples a process: each is seen 2.0 times" in found[0].sentence
     said = lines(found)
     assert len(said) == 1 + MOST_LISTED + 1
@@ -211,7 +225,7 @@ def test_no_name_of_a_file_moves_the_terminal_or_breaks_the_table(photos, pocket
         (photos / name).write_bytes((photos / "00.jpg").read_bytes())
     settings, found = settings_for(photos), read_photos(photos)
     looked = look_at(settings, found.photos, pocket)
-    findings = photo_findings(looked, settings)
+    findings = photo_findings(looked, settings.training)
     report = Report(tuple(looked), None, PLENTY, (), tuple(findings))
     shown = table(report, found)
     assert len(shown) == 1 + len(looked) + len(found.skipped) + len(found.notes) + len(findings)
@@ -260,7 +274,7 @@ def findings(photos: Path, free: Free, **values) -> dict[str, Finding]:
         Remedy("training.batch_size=1", 6 * GIB, True),
         Remedy("--resolution 512", 9 * GIB, False),
     )
-    return {f.subject: f for f in run_findings(settings_for(photos), prediction(**values), free, remedies)}
+    return {f.subject: f for f in run_findings(prediction(**values), free, remedies, cache=photos)}
 
 
 @pytest.mark.parametrize(
@@ -268,7 +282,7 @@ def findings(photos: Path, free: Free, **values) -> dict[str, Finding]:
     [
         (24, "note", "24.0 GiB are free"),
         (11, "hint", "it may not fit on this GPU"),
-        (8, "problem", "surely does not fit"),
+        (8, "problem", "it will not fit on this GPU"),
     ],
 )
 def test_memory_is_judged_with_a_fifth_to_spare(photos, free_gib, severity, verdict):
@@ -290,7 +304,7 @@ def test_time_and_disk_are_said(photos):
     )
     assert found["disk"].severity == "note"
     assert "checkpoints 3.0 GiB" in found["disk"].sentence and "pictures" not in found["disk"].sentence
-    full = run_findings(settings_for(photos), prediction(), Free(99 * GIB, 99 * GIB, 2 * GIB, 0))
+    full = run_findings(prediction(), Free(99 * GIB, 99 * GIB, 2 * GIB, 0), cache=photos)
     assert [f.severity for f in full if f.subject == "disk"] == ["problem", "hint"]
     assert findings(photos, PLENTY, disk={"adapter": 1})["disk"].sentence.startswith("under 1 MiB (adapter")
     assert "time" not in findings(photos, PLENTY, seconds={})
@@ -298,7 +312,7 @@ def test_time_and_disk_are_said(photos):
 
 def test_reading_the_model_takes_ram_beside_a_gpu(photos):
     free = Free(24 * GIB, 4 * GIB, 1000 * GIB, 1000 * GIB)
-    found = run_findings(settings_for(photos), prediction(), free)
+    found = run_findings(prediction(), free, cache=photos)
     assert any(
         f.severity == "hint" and "reading the model takes 8.00 GiB of RAM, 4.00 GiB are free" in f.sentence
         for f in found
@@ -312,13 +326,13 @@ def test_where_it_does_not_fit_every_switch_has_its_own_figure(photos, pocket):
     report = check(settings, read_photos(photos), pocket, CPU, budget_seconds=0, free=free)
     peaks = {remedy.switch: remedy.peak_bytes for remedy in report.remedies}
     assert {"training.gradient_checkpointing=true", "training.precision=bf16", "--resolution 64"} < set(peaks)
-    assert "training.batch_size=1 training.accumulate=64" in peaks
+    assert "training.batch_size=1 training.accumulate=64 (the same result)" in peaks
     assert not any(remedy.fits for remedy in report.remedies)
     largest = report.prediction.peak_bytes
     assert all(peak <= largest for peak in peaks.values())
     assert peaks["all of these"] == min(peaks.values()) < peaks["training.precision=bf16"] < largest
     assert any(
-        f.severity == "problem" and "surely does not fit on this cpu" in f.sentence for f in report.findings
+        f.severity == "problem" and "it will not fit on this cpu" in f.sentence for f in report.findings
     )
 
 
@@ -328,8 +342,8 @@ def test_a_gpu_that_imitates_bfloat16_is_offered_float16(native, photos, pocket,
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
     )
-    remedies = find_remedies(
-        settings_for(photos), pocket, read_photos(photos).photos, torch.device("cuda"), 1, process_bytes=0
+    remedies = remedies_for(
+        settings_for(photos), read_photos(photos), pocket, torch.device("cuda"), 1, process_bytes=0
     )
     offered = {remedy.switch for remedy in remedies if "precision" in remedy.switch}
     assert offered == {"training.precision=bf16" if native else "training.precision=fp16"}
@@ -423,14 +437,14 @@ def test_texts_that_the_model_does_not_read_to_their_end_are_said(photos, pocket
     """A caption and a validation prompt: what training hints at, a check does too."""
     (photos / "00.txt").write_text("a sks mug " + "and a mug " * 40)
     settings = settings_for(photos, **{"validation.prompts": ["a sks mug " + "in snow " * 60]})
-    found = text_findings(settings, look(photos, pocket), pocket)
+    found = findings_on_texts(settings, look(photos, pocket), pocket)
     assert sum("and the model reads 77" in f.sentence for f in found if f.subject == "captions") == 2
 
 
 @pytest.mark.parametrize(("warmup", "said"), [(0, 0), (299, 0), (300, 1), (600, 1)])
 def test_a_warm_up_that_takes_the_whole_run_is_said(photos, warmup, said):
     schedule = {"training.lr_schedule": "linear", "training.warmup_steps": warmup}
-    found = warmup_findings(settings_for(photos, **schedule))
+    found = warmup_findings(settings_for(photos, **schedule).training)
     assert len(found) == said
     if warmup == 600:
         assert "takes 600 steps and the run has 300: the learning rate reaches 50%" in found[0].sentence

@@ -8,10 +8,11 @@ import math
 import pytest
 from pydantic import ValidationError
 
+from coeffdiff.config.annotations import fields_of
 from coeffdiff.config.loading import load_section
-from coeffdiff.config.refusals import _example, fields_of, sentence
+from coeffdiff.config.refusals import _example, refusal_sentence
 from coeffdiff.config.schema import Settings
-from coeffdiff.config.synonyms import _MEANT, nearest
+from coeffdiff.config.synonyms import _SETTINGS_BY_WORD, nearest
 from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.comparison_plan import Comparison
 
@@ -41,7 +42,7 @@ def test_nothing_falls_through_to_pydantics_own_words():
             except ValidationError as error:
                 problems = error.errors()
             for problem in problems:
-                said = sentence(kind, problem, "the settings", [])
+                said = refusal_sentence(kind, problem, "the settings", [])
                 types.add(problem["type"])
                 own = problem["type"] == "value_error"
                 assert own or problem["msg"].rstrip(".").lower() not in said.lower(), said
@@ -105,8 +106,8 @@ def test_the_right_setting_is_suggested(name, meant):
 
 def test_every_synonym_means_a_setting_and_hides_none():
     names = [name for name, _ in fields_of(Settings)]
-    assert {wanted for meant in _MEANT.values() for wanted in meant} <= set(names)
-    for word, meant in _MEANT.items():  # another word than the setting's own
+    assert {wanted for meant in _SETTINGS_BY_WORD.values() for wanted in meant} <= set(names)
+    for word, meant in _SETTINGS_BY_WORD.items():  # another word than the setting's own
         assert all(name.rpartition(".")[2] != word for name in meant) or len(meant) > 1, word
 
 

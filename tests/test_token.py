@@ -12,16 +12,14 @@ from safetensors.torch import load_file
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError, InjectionError
 from coeffdiff.hosts.learned_token import (
-    _FIRST_PRIVATE,
     ExtendedEmbedding,
     add_token,
-    announce_tokens,
-    initial_rows,
-    pull_norms,
     remove_token,
     switch_token,
     verify_token,
 )
+from coeffdiff.hosts.token_rows import initial_rows, pull_norms
+from coeffdiff.hosts.token_vocabulary import _FIRST_PRIVATE, announce_tokens
 from coeffdiff.method.adapter_file import save_rows
 from coeffdiff.method.adapter_header import MOST_VECTORS
 from coeffdiff.method.adapter_paths import EMBEDS_FILE

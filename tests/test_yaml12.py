@@ -48,7 +48,7 @@ def test_not_a_number_is_one():
     ],
 )
 def test_what_is_said_twice_is_named_with_both_lines(text, name, lines):
-    with pytest.raises(yaml12.Twice) as twice:
+    with pytest.raises(yaml12.DuplicateKey) as twice:
         yaml12.read(text)
     assert (twice.value.name, (twice.value.first, twice.value.second)) == (name, lines)
 

@@ -39,7 +39,8 @@ def check(
     """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
     from coeffdiff.config.fields import PLACEHOLDER
     from coeffdiff.config.loading import load_settings
-    from coeffdiff.data.photos import with_offers
+    from coeffdiff.config.tree import with_values
+    from coeffdiff.data.photos import offered_values
     from coeffdiff.utils.launch_environment import forget_launch
 
     forget_launch()
@@ -52,7 +53,8 @@ def check(
         "training.steps": steps,
         "training.resolution": resolution,
     }
-    settings = with_offers(load_settings(config, flags, set_ or ()))
+    settings = load_settings(config, flags, set_ or ())
+    settings = with_values(settings, offered_values(settings.subject))
     folder = settings.subject.images
     if folder is None:
         raise ConfigError("A check needs --images; for instance: check --images photos/ --token sks.")

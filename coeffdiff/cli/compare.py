@@ -66,7 +66,7 @@ def compare(
     from coeffdiff.config.loading import load_section
     from coeffdiff.evaluation.compare import compare as run_comparison
     from coeffdiff.evaluation.comparison_plan import Comparison
-    from coeffdiff.evaluation.statistics import as_text
+    from coeffdiff.evaluation.comparison_text import as_text
 
     if list_settings:
         print_settings(Comparison)

@@ -117,7 +117,7 @@ def sample(
             wanted = team.from_main(lambda: adapters_and_scales(adapter))
 
         from coeffdiff.hosts.diffusers import check_apart, check_architecture, load_adapter
-        from coeffdiff.hosts.learned_token import announce_tokens
+        from coeffdiff.hosts.token_vocabulary import announce_tokens
         from coeffdiff.method.adapter_file import read_header, read_rows
         from coeffdiff.models import opening
         from coeffdiff.models.architecture import native_resolution, unet_on_meta

@@ -1,4 +1,4 @@
-"""What "auto" is for a model and a device."""
+"""The values of "auto" for a model and a device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     effective batch of 4 are what the established SDXL recipes share. Alpha's rate is three times LoRA's: on pocket,
     two subjects, 300 steps, mean |alpha| came to 0.02 at LoRA's own rate, 0.05 at three times it (0.13 where alpha
     learned alone) and alone to 0.27 at ten times it, where the places that prompts name began to go (setting accuracy
-    0.50 and 0.83). SDXL's ratio is taken over from there. On pocket LoRA at 1e-3 looks nearer to six subjects after
+    0.50 and 0.83). The ratio for SDXL is taken from there. On pocket LoRA at 1e-3 looks nearer to six subjects after
     300 steps than after 100 (DINO, photos masked: +0.107 [-0.002, +0.218], undecided; configs/compare/ablations.yaml
     beside controls.yaml), with cleaner pictures, at a cost: prompts of other things drift 0.10 farther.
 

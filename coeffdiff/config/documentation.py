@@ -1,4 +1,4 @@
-"""What the schema says of each setting, for help texts and tables."""
+"""The schema's description of each setting, for help texts and tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from coeffdiff.config.refusals import fields_of
+from coeffdiff.config.annotations import fields_of
 from coeffdiff.config.schema import Settings
 
 
@@ -22,6 +22,6 @@ class Setting:
 
 
 def documented_settings(section: type[BaseModel] = Settings) -> Iterator[Setting]:
-    """Every setting there is, depth first, for `--list-settings`."""
+    """Every setting, depth first, for `--list-settings`."""
     for name, field in fields_of(section):
         yield Setting(name, field.default, field.description or "")

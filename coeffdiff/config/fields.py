@@ -1,4 +1,4 @@
-"""The types of settings, and the section that they stand in: unknown keys are refused, values mean what they say."""
+"""The types of settings, and the section that holds them: unknown keys are refused, values are read strictly."""
 
 from __future__ import annotations
 
@@ -17,36 +17,24 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from coeffdiff.config import yaml12
-from coeffdiff.config.refusals import parts
+from coeffdiff.config.annotations import union_members
 from coeffdiff.utils.paths import expanded
+from coeffdiff.utils.text import has_surrogates
 
 Auto = Literal["auto"]
 
-
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
-
-
 PLACEHOLDER = "<V>"  # stands for the token in prompts, captions and templates, as in the paper's figures
-
-
-# What an adapter is chosen by must not be what it is judged by: validation draws from the seeds below the first of
+# What selects an adapter must not be what judges it: validation draws from the seeds below the first of
 # evaluation, and none of its prompts is among evaluation's.
 EVALUATION_FIRST_SEED = 100_000
-
-
 VALIDATION_SEEDS = range(EVALUATION_FIRST_SEED)
-
-
 VALIDATION_PROMPTS = ("a photo of {token} {class_word}", "a photo of {token} {class_word} at night")
 
 
-def folded_type(text: str) -> str:
+def single_line(text: str) -> str:
+    """The text with single blanks in place of all white space."""
     return " ".join(text.split())
-
-
-def _is_broken(text: str) -> bool:
-    """Halves of surrogate pairs, as in bytes that are no UTF-8: names of files may be so, prompts may not."""
-    return any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _above_zero(value: float | str) -> float | str:
@@ -58,41 +46,39 @@ def _above_zero(value: float | str) -> float | str:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
 AboveZero = Annotated[float | Auto, AfterValidator(_above_zero)]
-
-
 Place = Annotated[Path, BeforeValidator(expanded)]
-
-
 PlaceOrName = Annotated[str, BeforeValidator(expanded)]  # a hub id, or one of a few words, or a path
 
 
-def _as_meant(value: Any, kinds: list[Any]) -> Any:
-    """`1e3` in quotes is a number where one is wanted; true is none."""
+def _as_number(value: Any, kinds: list[Any]) -> Any:
+    """`1e3` in quotes becomes a number where one is expected; true is none. kinds: types that the setting takes."""
     if str in kinds or not {int, float}.intersection(kinds):
         return value
     if isinstance(value, bool) and bool not in kinds:
-        raise PydanticCustomError("boolean", "not a number")  # said in other words, see refusals.py
+        raise PydanticCustomError("boolean", "not a number")  # refusals.py words it for the user
     return yaml12.number(value.strip()) if isinstance(value, str) else value
 
 
 class Section(BaseModel):
-    """A part of a tree of settings: nothing unknown in it, no endless numbers, no impossible text."""
+    """A part of a tree of settings: without unknown keys, infinite numbers and invalid text."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_and_lists(cls, value: Any, info: ValidationInfo) -> Any:
-        """One value where a list is wanted is a list of one."""
-        kinds = parts(cls.model_fields[info.field_name or ""].annotation)
+        """A single value where a list is expected becomes a list of one."""
+        kinds = union_members(cls.model_fields[info.field_name or ""].annotation)
         items = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), None)
         if items is None:
-            return _as_meant(value, kinds)
+            return _as_number(value, kinds)
         listed = [value] if isinstance(value, str | int | float) else value
-        return [_as_meant(item, parts(items)) for item in listed] if isinstance(listed, list) else listed
+        return (
+            [_as_number(item, union_members(items)) for item in listed]
+            if isinstance(listed, list)
+            else listed
+        )
 
     @field_validator("*")
     @classmethod
@@ -100,7 +86,7 @@ class Section(BaseModel):
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str | Path) and "\0" in str(text):
                 raise ValueError("it has a zero byte")
-            if isinstance(value, list) and isinstance(text, str) and not text.isascii() and _is_broken(text):
+            if isinstance(value, list) and isinstance(text, str) and has_surrogates(text):
                 raise ValueError("it is not valid text")
         return value
 

@@ -11,9 +11,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from coeffdiff.config import yaml12
+from coeffdiff.config.annotations import fields_of, union_members
 from coeffdiff.config.fields import S
-from coeffdiff.config.nested import as_tree, flattened, lay_value, leaves_of
-from coeffdiff.config.refusals import fields_of, parts, sentence
+from coeffdiff.config.nested import as_tree, dotted_settings, flattened, put_setting
+from coeffdiff.config.refusals import refusal_sentence
 from coeffdiff.config.schema import Settings
 from coeffdiff.errors import ConfigError
 
@@ -42,7 +43,7 @@ def load_section(
 def given_settings(
     file: Path | None = None, flags: dict[str, Any] | None = None, assignments: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Only what was said, as dotted name -> checked value; a default that was said counts, others do not."""
+    """Only the settings that are given, as dotted name -> checked value, defaults that are given included."""
     flat, lines = _merged(Settings, file, flags, assignments)
     checked = flattened(as_tree(checked_tree(Settings, flat, lines)))
     return {name: checked[name] for name in flat}
@@ -51,15 +52,15 @@ def given_settings(
 def _merged(
     kind: type[BaseModel], file: Path | None, flags: dict[str, Any] | None, assignments: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What was said last of each setting, by dotted name; and of those that a file says, where in it."""
+    """The last value of each setting by dotted name, and the lines of those that come from the file."""
     tree, lines = _read_yaml(file) if file else ({}, {})
     flat: dict[str, Any] = {}
-    for name, value in sorted(leaves_of(kind, tree), key=lambda leaf: leaf[0].count(".")):
+    for name, value in sorted(dotted_settings(kind, tree), key=lambda leaf: leaf[0].count(".")):
         try:
-            lay_value(flat, name, value)
+            put_setting(flat, name, value)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-    said = [(name, value) for name, value in (flags or {}).items() if value is not None]
+    given = [(name, value) for name, value in (flags or {}).items() if value is not None]
     for assignment in assignments:
         name, separator, text = (part.strip() for part in assignment.partition("="))
         if not separator or not name:
@@ -67,24 +68,24 @@ def _merged(
                 f"--set {assignment!r} is not of the form name=value, such as training.steps=300."
             )
         value = _assigned(kind, name, text)
-        said += leaves_of(kind, {name: value}) if isinstance(value, dict) else [(name, value)]
-    for name, value in said:
-        lay_value(flat, name, value)
+        given += dotted_settings(kind, {name: value}) if isinstance(value, dict) else [(name, value)]
+    for name, value in given:
+        put_setting(flat, name, value)
         for line in [line for line in lines if line == name or line.startswith(f"{name}.")]:
             del lines[line]
     return flat, {name: f"{file}, line {line}" for name, line in lines.items()}
 
 
 def _assigned(kind: type[BaseModel], name: str, text: str) -> Any:
-    """What a text after `--set name=` is for that setting; whoever wants text gets what stands there."""
+    """The value of a text after `--set name=`; a setting that holds text gets the text as it stands."""
     own, trained = dict(fields_of(kind)), fields_of(Settings)
     field = own.get(name) or next((field for end, field in trained if name.endswith(f".{end}")), None)
-    kinds = parts(field.annotation) if field else []
-    items = [inner for one in kinds if get_origin(one) is list for inner in parts(get_args(one)[0])]
+    kinds = union_members(field.annotation) if field else []
+    items = [inner for one in kinds if get_origin(one) is list for inner in union_members(get_args(one)[0])]
     try:
         value = yaml12.value(text)
-    except yaml12.Twice as twice:
-        raise ConfigError(f"--set {name}: {twice.name} is there twice; keep one of them.") from None
+    except yaml12.DuplicateKey as duplicate:
+        raise ConfigError(f"--set {name}: {duplicate.name} is there twice; keep one of them.") from None
     if str in items and isinstance(value, str) and text.startswith("["):
         raise ConfigError(
             f"--set {name} (given: {text[:200]!r}) is no list that can be read: put quotes around each text that has "
@@ -109,14 +110,14 @@ def checked_tree(kind: type[S], flat: dict[str, Any], lines: dict[str, str]) -> 
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        # The inner members of a union each report; an unknown key is the most useful thing to hear first.
+        # The inner members of a union each report; an unknown key is the most useful one to report first.
         order = ["extra_forbidden", "value_error"]
         problem = min(error.errors(), key=lambda p: order.index(p["type"]) if p["type"] in order else 9)
-        raise ConfigError(sentence(kind, problem, _where(problem, lines), _names_in(kind))) from None
+        raise ConfigError(refusal_sentence(kind, problem, _where(problem, lines), _names_in(kind))) from None
 
 
 def _where(problem: Any, lines: dict[str, str]) -> str:
-    """The line of a file that says what is wrong; of several settings that do not go together, one that is named."""
+    """The file and line of what is wrong; of several settings that do not go together, one that the error names."""
     place = [str(part) for part in problem["loc"]]
     below = [name for name in lines if name.startswith("".join(f"{part}." for part in place))]
     if problem["type"] == "extra_forbidden" and below:
@@ -133,22 +134,22 @@ def _where(problem: Any, lines: dict[str, str]) -> str:
 
 
 def _names_in(kind: type[BaseModel]) -> list[str]:
-    """Settings of training that a plan can say of all its arms."""
+    """Settings of training that a plan can give for all of its arms."""
     return [f"settings.{name}" for name, _ in fields_of(Settings)] if "settings" in kind.model_fields else []
 
 
 def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """What a file says, and the lines of its settings by dotted name."""
+    """The tree in a file, and the lines of its settings by dotted name."""
     try:
         tree, lines = yaml12.read(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no settings file {file}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The settings file {file} cannot be read: {error}.") from None
-    except yaml12.Twice as twice:
+    except yaml12.DuplicateKey as duplicate:
         raise ConfigError(
-            f"{file} says {twice.name} twice, in line {twice.first} and in line {twice.second}; keep one of them, "
-            "with all that is to count."
+            f"{file} says {duplicate.name} twice, in line {duplicate.first} and in line {duplicate.second}; keep "
+            "one of them, with all that is to count."
         ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -1,4 +1,4 @@
-"""Settings as nested and flat dicts: laid into each other, read out of each other."""
+"""Settings as nested dicts, and as flat ones by dotted name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
+from coeffdiff.config.annotations import section_of
 from coeffdiff.config.fields import Section
-from coeffdiff.config.refusals import section_of
 from coeffdiff.errors import ConfigError
 
 
@@ -28,18 +28,23 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def leaves_of(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a tree by dotted name. A section with nothing in it says nothing."""
+def dotted_settings(
+    kind: type[BaseModel], tree: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The settings of a nested dict by dotted name. Empty sections are left out."""
     for name, value in tree.items():
-        section, free = what_is_at(kind, name)
+        section, free = section_at(kind, name)
         if section and isinstance(value, dict):
-            yield from leaves_of(section, value, f"{prefix}{name}.")
+            yield from dotted_settings(section, value, f"{prefix}{name}.")
         elif value is not None or not (section or free):
             yield f"{prefix}{name}", value
 
 
-def lay_value(flat: dict[str, Any], name: str, value: Any) -> None:
-    """Put a setting in the place of what was said of it and of all in it; names may go on inside of a mapping."""
+def put_setting(flat: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by dotted name, in place of an earlier one and of all below it; a name may lead into a mapping.
+
+    Raises: ConfigError if a part of the name is a setting that holds no mapping.
+    """
     for other in [other for other in flat if other == name or other.startswith(f"{name}.")]:
         del flat[other]
     above = next((other for other in flat if name.startswith(f"{other}.")), None)
@@ -49,11 +54,11 @@ def lay_value(flat: dict[str, Any], name: str, value: Any) -> None:
     if not isinstance(flat[above], dict):
         raise ConfigError(f"{name} cannot be set: {above} is not a section.")
     flat[above] = dict(flat[above])
-    lay_value(flat[above], name[len(above) + 1 :], value)
+    put_setting(flat[above], name[len(above) + 1 :], value)
 
 
-def what_is_at(kind: type[BaseModel], dotted: str) -> tuple[type[BaseModel] | None, bool]:
-    """The section of that name, or whether it is a setting that is a mapping."""
+def section_at(kind: type[BaseModel], dotted: str) -> tuple[type[BaseModel] | None, bool]:
+    """The section of that name, if it is one; and whether it is a setting that holds a mapping."""
     section: type[BaseModel] | None = kind
     field = None
     for name in dotted.split("."):

@@ -1,13 +1,13 @@
-"""What is said of a setting that cannot be: what was found, what is wanted, an example.
+"""Sentences on settings that are refused: what was found, what is expected, an example.
 
-Everything is made of the field itself, so that no words of pydantic's reach a person.
+They are made of the field itself, so that the user sees no words of pydantic's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,36 +15,22 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from coeffdiff.config.annotations import fields_of, section_of, union_members
 from coeffdiff.config.synonyms import nearest
 
-
-def fields_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting of a tree of sections by dotted name, depth first."""
-    for name, field in section.model_fields.items():
-        if (below := section_of(field)) is not None:
-            yield from fields_of(below, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
-def section_of(field: FieldInfo | None) -> type[BaseModel] | None:
-    kind = field.annotation if field else None
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+# Words for types, for lists of them, and for the limits of pydantic's fields; and an example of each type
+_ONE = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path (text)"}
+_MANY = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts"}
+_LIMITS = {
+    "ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "at least", "max_length": "at most",
+}  # fmt: skip
+_EXAMPLES: dict[Any, Any] = {bool: True, int: 1, float: 0.001, Path: "photos/", str: "text"}
 
 
-def parts(annotation: Any) -> list[Any]:
-    """The members of a union, each with what Annotated says of it taken off; choices are Literal members."""
-    if get_origin(annotation) is Annotated:
-        return parts(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [part for member in get_args(annotation) for part in parts(member)]
-    return [annotation]
+def refusal_sentence(kind: type[BaseModel], problem: Mapping[str, Any], source: str, more: list[str]) -> str:
+    """One of a ValidationError's problems as a sentence for the user.
 
-
-def sentence(kind: type[BaseModel], problem: Mapping[str, Any], source: str, more: list[str]) -> str:
-    """One of a ValidationError's problems for a person.
-
-    source: where the setting was said.  more: names that are known besides those of `kind`.
+    source: where the setting comes from.  more: names that are known besides those of `kind`.
     """
     fields = dict(fields_of(kind))
     where = [str(part) for part in problem["loc"]]
@@ -57,7 +43,7 @@ def sentence(kind: type[BaseModel], problem: Mapping[str, Any], source: str, mor
     shown = (
         ""
         if isinstance(given, dict | BaseModel) and problem["type"] == "value_error"
-        else f" (given: {said(given)})"
+        else f" (given: {as_written(given)})"
     )
     name = f"{dotted}{shown}: " if dotted else ""
     if problem["type"] == "value_error":
@@ -76,8 +62,8 @@ def sentence(kind: type[BaseModel], problem: Mapping[str, Any], source: str, mor
     return f"{source}: {name}it must be {finite}{wanted}, such as {dotted}: {_example(field)}."
 
 
-def said(value: Any) -> str:
-    """A value as a person wrote it, at most so long as a line."""
+def as_written(value: Any) -> str:
+    """A value as the user wrote it, cut at 200 characters."""
     if value is None or isinstance(value, bool):
         text = {None: "nothing", True: "true", False: "false"}[value]
     elif isinstance(value, dict | BaseModel):
@@ -90,6 +76,7 @@ def said(value: Any) -> str:
 
 
 def listed(names: list[str], last: str = "or") -> str:
+    """ "a, b or c"."""
     return f" {last} ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
@@ -108,7 +95,7 @@ def _unknown(dotted: str, kind: type[BaseModel], known: list[str], source: str) 
 
 
 def _down_to_a_setting(dotted: str, given: Any) -> str:
-    """A section that there is not, with the first setting that it was to hold: the whole name tells more."""
+    """The name of an unknown section with the first setting in it, which tells more than the section alone."""
     while isinstance(given, dict) and given:
         inner, given = next(iter(given.items()))
         dotted = f"{dotted}.{inner}"
@@ -124,7 +111,7 @@ def _section_at(kind: type[BaseModel], dotted: str) -> type[BaseModel] | None:
 
 
 def _words(annotation: Any, limits: list[Any]) -> list[str]:
-    """What each member of a union asks for."""
+    """What each member of a union expects, in words."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return _words(inner, [*limits, *(m for one in more for m in getattr(one, "metadata", [one]))])
@@ -140,28 +127,19 @@ def _words(annotation: Any, limits: list[Any]) -> list[str]:
     return [f"{_ONE.get(annotation, 'settings by their names')}{_range(limits)}"]
 
 
-_ONE = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path (text)"}
-_MANY = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts"}
-
-
 def _inner(annotation: Any) -> list[Any]:
-    """What is asked of each item of a list."""
+    """The limits of each item of a list."""
     return [m for one in getattr(get_args(annotation)[0], "__metadata__", ()) for m in one.metadata]
 
 
 def _range(limits: list[Any]) -> str:
-    found = [
+    limits_in_words = [
         f"{words} {_round(bound)}{' long' if name.endswith('length') else ''}"
         for limit in limits
         for name, words in _LIMITS.items()
         if (bound := getattr(limit, name, None)) is not None
     ]
-    return f" ({', '.join(found)})" if found else ""
-
-
-_LIMITS = {
-    "ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "at least", "max_length": "at most",
-}  # fmt: skip
+    return f" ({', '.join(limits_in_words)})" if limits_in_words else ""
 
 
 def _round(bound: Any) -> str:
@@ -177,11 +155,8 @@ def _example(field: FieldInfo) -> str:
     elif default not in (None, "auto", [], {}):
         value = default
     else:
-        kinds = parts(field.annotation)
+        kinds = union_members(field.annotation)
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-        value = next((_OF_A_KIND[kind] for kind in kinds if kind in _OF_A_KIND), (choices or ["text"])[-1])
+        value = next((_EXAMPLES[kind] for kind in kinds if kind in _EXAMPLES), (choices or ["text"])[-1])
         value = [value] if any(get_origin(kind) is list for kind in kinds) else value
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-_OF_A_KIND: dict[Any, Any] = {bool: True, int: 1, float: 0.001, Path: "photos/", str: "text"}

@@ -17,7 +17,7 @@ from coeffdiff.config.fields import (
     PlaceOrName,
     Section,
     Seed,
-    folded_type,
+    single_line,
 )
 
 
@@ -66,7 +66,7 @@ class SubjectSettings(Section):
     @field_validator("token", "class_word")
     @classmethod
     def _one_line(cls, text: str | None) -> str | None:
-        text = None if text is None else folded_type(text)
+        text = None if text is None else single_line(text)
         if text is not None and not (0 < len(text) <= 100 and text.isprintable()):
             raise ValueError("it must be 1 to 100 visible characters")
         return text
@@ -74,7 +74,7 @@ class SubjectSettings(Section):
     @field_validator("templates")
     @classmethod
     def _one_line_each(cls, templates: list[str]) -> list[str]:
-        templates = [folded_type(template) for template in templates]
+        templates = [single_line(template) for template in templates]
         if not all(0 < len(template) <= 1000 and template.isprintable() for template in templates):
             raise ValueError("each must be 1 to 1000 visible characters")
         return templates

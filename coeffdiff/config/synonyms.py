@@ -1,4 +1,4 @@
-"""Which setting a name means that there is not: other trainers' words for it, or a slip of the fingers."""
+"""The setting that an unknown name may stand for: other trainers' names, and misspellings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _WORDS = {
     "tracking.project": "tracker_project_name wandb_project",
     "output": "output_dir out out_dir save_dir",
 }
-_MEANT = {word: settings.split() for settings, words in _WORDS.items() for word in words.split()}
+_SETTINGS_BY_WORD = {word: settings.split() for settings, words in _WORDS.items() for word in words.split()}
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
@@ -72,13 +72,16 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     if near and _leaf(near[0]) == leaf:  # only the way to it is misspelt
         return near
     same = [known_name for known_name in names if _leaf(known_name) == leaf]
-    if leaf not in _MEANT and not same:
+    if leaf not in _SETTINGS_BY_WORD and not same:
         close = difflib.get_close_matches(asked, names, 5, 0.6)
         near = [one for one in close if difflib.SequenceMatcher(None, leaf, _leaf(one)).ratio() >= 0.7][:1]
         leaves = {_leaf(known_name): known_name for known_name in names}
         return near or [leaves[match] for match in difflib.get_close_matches(leaf, leaves, 1, 0.7)]
     meant = [
-        known_name for wanted in _MEANT.get(leaf, ()) for known_name in names if _ends(known_name, wanted)
+        known_name
+        for wanted in _SETTINGS_BY_WORD.get(leaf, ())
+        for known_name in names
+        if _ends(known_name, wanted)
     ]
     found, above = meant or same, asked.rpartition(".")[0]
     while above and not any(one.startswith(f"{above}.") for one in found):

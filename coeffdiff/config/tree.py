@@ -9,19 +9,20 @@ from typing import Any
 from coeffdiff.config import yaml12
 from coeffdiff.config.fields import Section
 from coeffdiff.config.loading import checked_tree
-from coeffdiff.config.nested import as_tree, flattened, lay_value, leaves_of
+from coeffdiff.config.nested import as_tree, dotted_settings, flattened, put_setting
 from coeffdiff.config.schema import Settings
 
 
 def save_settings(settings: Section, file: Path) -> None:
+    """Write a tree of settings as YAML."""
     file.write_text(yaml12.dump(as_tree(settings)), encoding="utf-8")
 
 
 def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
-    """A copy with other values, by dotted name."""
+    """A checked copy with other values, by dotted name. Raises: ConfigError for a value that is refused."""
     flat = flattened(as_tree(settings))
-    for name, value in leaves_of(Settings, values):
-        lay_value(flat, name, value)
+    for name, value in dotted_settings(Settings, values):
+        put_setting(flat, name, value)
     return checked_tree(Settings, flat, {})
 
 

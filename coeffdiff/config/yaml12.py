@@ -1,8 +1,8 @@
 """YAML as version 1.2 of its core schema reads it, on PyYAML's parser, whose own reading is 1.1's.
 
 In 1.1 `yes` is true, 010 is 8, 1:30 is 90, 1e3 is text, and of two equal keys the first is lost. Here only true and
-false are booleans, and a key may stand once. A number with leading zeros keeps its letters: whoever wants a number
-reads 010 as ten, whoever wants text reads 007 as it was written. Keys are always text.
+false are booleans, and a key may stand once. A number with leading zeros stays text: a setting
+that is a number reads 010 as ten, one that is text reads 007 as it was written. Keys are always text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCALARS = (
 _MOST = 100_000  # settings in a file; a few aliases of aliases can stand for billions
 
 
-class Twice(yaml.YAMLError):
+class DuplicateKey(yaml.YAMLError):
     """One key or setting in two places."""
 
     def __init__(self, name: str, first: int, second: int) -> None:
@@ -85,8 +85,8 @@ def number(text: str) -> int | float | str:
 def read(text: str) -> tuple[Any, dict[str, int]]:
     """A document, and the lines of its settings by dotted name.
 
-    Raises: yaml.YAMLError; Twice for a key that stands twice in a mapping, and for a setting that is said twice, by a
-    dotted key and a nested one.
+    Raises: yaml.YAMLError; DuplicateKey for a key that stands twice in a mapping, and for a setting that is given
+        twice, by a dotted key and a nested one.
     """
     loader = _Loader(text)
     try:
@@ -113,7 +113,7 @@ def value(text: str) -> Any:
             return text.strip() or None
         _find_lines(node, "", {}, ())
         return loader.construct_document(node)
-    except Twice:
+    except DuplicateKey:
         raise
     except (yaml.YAMLError, RecursionError):
         return text.strip()
@@ -123,11 +123,15 @@ def value(text: str) -> Any:
 
 
 def dump(tree: Any) -> str:
+    """YAML that versions 1.1 and 1.2 read alike."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _find_lines(node: yaml.Node, name: str, lines: dict[str, int], above: tuple[int, ...]) -> None:
-    """Fill in the line of everything that a node holds. Raises: Twice; ConstructorError for keys that are no text."""
+    """Fill in the line of everything that a node holds.
+
+    Raises: DuplicateKey; ConstructorError for keys that are no text.
+    """
     if id(node) in above or len(lines) > _MOST:
         problem = "it refers to itself" if id(node) in above else "it holds too much"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
@@ -144,11 +148,11 @@ def _find_lines(node: yaml.Node, name: str, lines: dict[str, int], above: tuple[
             raise yaml.constructor.ConstructorError(None, None, "a key has to be text", key.start_mark)
         line, dotted = key.start_mark.line + 1, f"{name}.{key.value}" if name else key.value
         if key.value in own:
-            raise Twice(dotted, own[key.value], line)
+            raise DuplicateKey(dotted, own[key.value], line)
         own[key.value] = line
         if not isinstance(inner, yaml.MappingNode):
             if dotted in lines:
-                raise Twice(dotted, lines[dotted], line)
+                raise DuplicateKey(dotted, lines[dotted], line)
             lines[dotted] = line
         if key.tag != _TAG + "merge":
             _find_lines(inner, dotted, lines, above)

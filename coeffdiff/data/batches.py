@@ -28,22 +28,42 @@ class Batch:
     embeds: Tensor  # [N, T, W]
     pooled: Tensor  # [N, P]
     time_ids: Tensor  # [N, 6]
-    captions: tuple[str, ...]  # N of them, what embeds and pooled are of; "" where the caption was dropped
+    captions: tuple[str, ...]  # N, encoded in embeds and pooled; "" where the caption was dropped
     weights: Tensor | None = None  # [B, 1, h, w], of the samples' squared errors; None: one everywhere
     class_rows: int = 0  # B with prior preservation
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What the class is remembered by.
+    """Prior preservation: what the rows of the class are made of.
 
     captions: from each caption of the subject to that of its class.
     pictures: of the class, in every latent size that the photos have; without any, a sample's own latents, noise
-        and timestep are seen a second time, under its class caption.
+        and timestep are used a second time, with its class caption.
     """
 
     captions: Mapping[str, str]
     pictures: tuple[EncodedPhoto, ...] = ()
+
+
+_Noised = tuple[Tensor, Tensor, Tensor]  # latents, noise, timestep
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a Batch."""
+
+    tensors: tuple[Tensor, ...]  # the first six fields of a Batch, without the batch dimension
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample: its row, that of its class, and the weights [1, h, w] of its squared errors."""
+
+    row: _Row
+    class_row: _Row | None
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,8 +122,8 @@ class LatentData:
         noised = self._noised(view, step, index, "noise")
         # Whether a caption is dropped is drawn apart, so that its probability changes nothing else
         chance = random.Random(stable_seed(self.seed, "caption", step, index)).random()
-        said = "" if chance < self.caption_dropout else caption
-        text = self.texts[caption] if said else self.unconditional
+        used = "" if chance < self.caption_dropout else caption
+        text = self.texts[caption] if used else self.unconditional
         assert text is not None, "caption_dropout needs `unconditional`"
         class_row = None
         if self.prior and self.prior.pictures:
@@ -114,7 +134,7 @@ class LatentData:
         weights = torch.ones(1, *view.mean.shape[1:])
         if view.mask is not None:
             weights = self.outside_mask + (1 - self.outside_mask) * view.mask
-        return _Sample(_row(noised, text, view, said), class_row, weights)
+        return _Sample(_row(noised, text, view, used), class_row, weights)
 
     def _class_picture(self, prior: Prior, bucket: tuple[int, ...], step: int, index: int) -> _Row:
         pick = random.Random(stable_seed(self.seed, "class sample", step, index))
@@ -133,30 +153,14 @@ class LatentData:
         return self.scale(latents), noise, timestep
 
 
-_Noised = tuple[Tensor, Tensor, Tensor]  # latents, noise, timestep
-
-
-@dataclass(frozen=True)
-class _Row:
-    tensors: tuple[Tensor, ...]  # the first six fields of a Batch, without the batch dimension
-    caption: str
-
-
-@dataclass(frozen=True)
-class _Sample:
-    row: _Row
-    class_row: _Row | None
-    weights: Tensor
-
-
-def _row(noised: _Noised, text: EncodedText, view: EncodedView, caption: str) -> _Row:
-    time_ids = torch.tensor(view.time_ids, dtype=torch.float32)
-    return _Row((*noised, text.embeds, text.pooled, time_ids), caption)
-
-
 def share_of(count: int, batch_size: int, micro: int, rank: int, processes: int) -> range:
     """The global sample indices of one process's micro-batch, of `count` samples that a step has in all."""
     start = (micro * processes + rank) * batch_size
     if start + batch_size > count:
         raise IndexError(f"micro-batch {micro} of rank {rank} lies beyond the step's {count} samples")
     return range(start, start + batch_size)
+
+
+def _row(noised: _Noised, text: EncodedText, view: EncodedView, caption: str) -> _Row:
+    time_ids = torch.tensor(view.time_ids, dtype=torch.float32)
+    return _Row((*noised, text.embeds, text.pooled, time_ids), caption)

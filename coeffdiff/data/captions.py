@@ -1,6 +1,6 @@
-"""The captions that lie in a folder of photos, as this tool and others write them; which photo has which.
+"""The captions in a folder of photos, in this tool's files and those of others.
 
-The order of precedence, the first with any text wins:
+In this order, the first with any text counts:
     photo.txt, photo.jpg.txt, photo.caption, photo.jpg.caption    beside photo.jpg
     metadata.jsonl, metadata.csv    a line with `file_name` and `text`, as in the Hub's image folders
 
@@ -14,19 +14,18 @@ import codecs
 import csv
 import io
 import json
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from coeffdiff.errors import PhotoError
+from coeffdiff.utils.text import has_surrogates
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_CAPTION_BYTES = 20_000  # the model reads 77 tokens
 MAX_METADATA_BYTES = 50_000_000
-_NAMED = 5  # of many alike
-
+_NAMED = 5  # of many files, the first so many are named
 _MARKS = (  # UTF-32 first: its mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
@@ -53,13 +52,13 @@ def decode_text(data: bytes) -> tuple[str, str]:
         return data.decode("utf-8"), "UTF-8"
     except UnicodeDecodeError:
         pass
-    if not data.decode("utf-8", "ignore").isascii():  # the rest of it is UTF-8 beyond doubt
+    if not data.decode("utf-8", "ignore").isascii():  # the rest of it is UTF-8 for certain
         raise ValueError("is damaged UTF-8 text")
     try:
         text = data.decode("cp1252")
     except UnicodeDecodeError:
         text = ""
-    # Of other alphabets nearly every letter is beyond ASCII, and each would become another one
+    # In other alphabets nearly every letter is beyond ASCII, and each would become a wrong one
     letters = [c for c in text if not c.isascii() or c.isalpha()]
     if sum(not c.isascii() for c in letters) * 2 > len(letters) or not text:
         raise ValueError("is neither UTF-8 nor Windows-1252 text")
@@ -73,63 +72,64 @@ def companion_of(path: Path) -> str | None:
 
 @dataclass
 class Captions:
-    """What a folder says of its photos.
+    """The captions of a folder's photos.
 
-    notes: sentences on what was read otherwise than one would expect, complete after `close`.
+    files: caption files by the name or stem of their photo. metadata: file of lines -> photo -> text.
+    notes: sentences on what the user may not expect, complete after `close`.
     """
 
     files: dict[str, list[Path]] = field(default_factory=dict)
-    metadata: dict[str, dict[str, str]] = field(default_factory=dict)  # file of lines -> photo -> text
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    _encoded: dict[str, list[str]] = field(default_factory=dict)
+    _encoded: dict[str, list[str]] = field(default_factory=dict)  # encoding other than UTF-8 -> files
 
     @classmethod
     def of(cls, entries: Iterable[Path], photos: Collection[str]) -> Captions:
         """entries: all files of a folder. photos: the names of those that may be photos."""
-        found = cls()
+        captions = cls()
         entries = list(entries)
         for suffix in CAPTION_SUFFIXES:
             for path in entries:
                 if path.suffix.lower() == suffix:
-                    found.files.setdefault(path.stem, []).append(path)
+                    captions.files.setdefault(path.stem, []).append(path)
         for name in METADATA:
             for path in entries:
                 if path.name == name:
-                    found._read_metadata(path, photos)
-        return found
+                    captions._read_metadata(path, photos)
+        return captions
 
     def caption(self, photo: Path) -> str | None:
-        """The photo's caption on one line, or None. A file that cannot be read is noted, and the next one asked."""
-        told: list[tuple[str, str]] = []
+        """The photo's caption on one line, or None. A file that cannot be read is noted and passed over."""
+        texts: list[tuple[str, str]] = []  # file and caption, in order of precedence
         faults = []
         beside = [*self.files.get(photo.stem, ()), *self.files.get(photo.name, ())]
         for path in sorted(beside, key=lambda path: CAPTION_SUFFIXES.index(path.suffix.lower())):
             try:
                 text = _one_line(self._text(path, MAX_CAPTION_BYTES))
             except PhotoError as reason:
-                faults.append(f"{shown(path)} {reason}")
+                faults.append(f"{printable_name(path)} {reason}")
                 continue
             if text:
-                told.append((shown(path), text))
-        for source, texts in self.metadata.items():
-            if text := _one_line(texts.get(photo.name, "")):
-                told.append((source, text))
-        name = shown(photo)
+                texts.append((printable_name(path), text))
+        for source, captions in self.metadata.items():
+            if text := _one_line(captions.get(photo.name, "")):
+                texts.append((source, text))
+        name = printable_name(photo)
         for fault in faults:
-            instead = told[0][0] if told else "the templates"
+            instead = texts[0][0] if texts else "the templates"
             self.notes.append(f"{fault}; {name} is captioned from {instead}.")
-        others = [source for source, text in told[1:] if text != told[0][1]]
+        others = [source for source, text in texts[1:] if text != texts[0][1]]
         if others:
-            self.notes.append(f"{name} is captioned by {told[0][0]}, and not by {', '.join(others)}.")
-        return told[0][1] if told else None
+            self.notes.append(f"{name} is captioned by {texts[0][0]}, and not by {', '.join(others)}.")
+        return texts[0][1] if texts else None
 
     def close(self) -> tuple[str, ...]:
-        """All notes, in which each other encoding is said once."""
-        said = []
+        """All notes, each encoding other than UTF-8 in one of them."""
+        encodings = []
         for encoding, names in self._encoded.items():
             verb = "is" if len(names) == 1 else "are"
-            said.append(f"{named(names)} {verb} not UTF-8, and read as {encoding}.")
-        return (*self.notes, *said)
+            encodings.append(f"{named(names)} {verb} not UTF-8, and read as {encoding}.")
+        return (*self.notes, *encodings)
 
     def _text(self, path: Path, most: int) -> str:
         """Raises: PhotoError, the end of a sentence on the file."""
@@ -146,7 +146,7 @@ class Captions:
         if "\0" in text:
             raise PhotoError("is not UTF-8 text")
         if encoding != "UTF-8":
-            self._encoded.setdefault(encoding, []).append(shown(path))
+            self._encoded.setdefault(encoding, []).append(printable_name(path))
         return text
 
     def _read_metadata(self, path: Path, photos: Collection[str]) -> None:
@@ -154,40 +154,41 @@ class Captions:
             text = self._text(path, MAX_METADATA_BYTES)
             rows = _json_rows(text) if path.suffix == ".jsonl" else _csv_rows(text)
         except PhotoError as reason:
-            self.notes.append(f"{shown(path)} {reason}; no caption is taken from it.")
+            self.notes.append(f"{printable_name(path)} {reason}; no caption is taken from it.")
             return
-        found: dict[str, str] = {}
+        captions: dict[str, str] = {}
         odd: list[str] = []
-        strangers: list[str] = []
-        wordless: list[str] = []
+        unknown: list[str] = []
+        without_text: list[str] = []
         for number, row in rows:
-            name, said = row.get("file_name"), row.get("text")
+            name, caption = row.get("file_name"), row.get("text")
             if not isinstance(name, str) or not name or not _is_text(name):
                 odd.append(str(number))
                 continue
             name = str(PurePosixPath(name))
             if name not in photos:
-                strangers.append(shown(Path(name)))
-            elif not isinstance(said, str) or not said.strip() or not _is_text(said):
-                wordless.append(shown(Path(name)))
+                unknown.append(printable_name(Path(name)))
+            elif not isinstance(caption, str) or not caption.strip() or not _is_text(caption):
+                without_text.append(printable_name(Path(name)))
             else:
-                found[name] = said
-        self.metadata[path.name] = found
+                captions[name] = caption
+        self.metadata[path.name] = captions
         if odd:
             lines = f"line {odd[0]}" if len(odd) == 1 else f"lines {named(odd)}"
             self.notes.append(f"{path.name}: {lines} gave no file_name, and no caption.")
-        if strangers:
-            self.notes.append(f"{path.name}: {named(strangers)} {_match(strangers)} no photo in this folder.")
-        if wordless:
-            self.notes.append(f"{path.name} has no text for {named(wordless)}.")
+        if unknown:
+            self.notes.append(f"{path.name}: {named(unknown)} {_match(unknown)} no photo in this folder.")
+        if without_text:
+            self.notes.append(f"{path.name} has no text for {named(without_text)}.")
 
 
 def named(names: list[str]) -> str:
+    """The first names with commas between them, and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def shown(path: Path) -> str:
+def printable_name(path: Path) -> str:
     """A file's name, printable on any terminal even if it holds control characters or is no valid text."""
     return path.name if path.name.isprintable() else ascii(path.name)[1:-1]
 
@@ -197,7 +198,7 @@ def _match(names: list[str]) -> str:
 
 
 def _is_text(text: str) -> bool:
-    return not re.search("[\0\ud800-\udfff]", text)
+    return "\0" not in text and not has_surrogates(text)
 
 
 def _one_line(text: str) -> str | None:

@@ -71,7 +71,7 @@ def profile_fault(image: Image.Image) -> str | None:
 
 
 def _changes_nothing(transform: Any, mode: str) -> bool:
-    """Whether a transform to sRGB leaves colours where they are, seen on a cube of them and on dark greys."""
+    """Whether a transform to sRGB changes no colour, tried on a cube of colours and on dark greys."""
     from PIL import ImageCms
 
     steps = range(0, 256, 51)

@@ -19,33 +19,17 @@ from coeffdiff.data.masks import Masks
 from coeffdiff.errors import PhotoError
 
 KINDS = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF and BMP"
-
-
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".hif"}
     | {".tif", ".tiff", ".gif", ".bmp"}
 )
-
-
 SYSTEM_FILE = "a hidden or system file"  # the one reason that an error need not repeat
-
-
 MAX_PIXELS = 150_000_000  # 450 MB decoded; above Pillow's warning (90 MP), below its refusal (179 MP)
-
-
 MAX_BYTES = 2**30
-
-
-_Convert = Callable[[Image.Image], Image.Image | None]
-
 
 # Only these decoders see a file's bytes; Pillow knows others, one of which starts Ghostscript. MPO comes with JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP")
-
-
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-
-
 _TO_UPRIGHT = {  # EXIF orientation -> the transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,6 +39,7 @@ _TO_UPRIGHT = {  # EXIF orientation -> the transposition that undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_Convert = Callable[[Image.Image], Image.Image | None]
 
 
 def read_image_file(path: Path, masks: Masks) -> bytes:
@@ -87,7 +72,7 @@ def read_image_file(path: Path, masks: Masks) -> bytes:
 
 
 def decode_again(path: Path, digest: str, convert: _Convert) -> Image.Image | None:
-    """What was decoded without complaint before. Raises: PhotoError, a whole sentence, if it is another file now."""
+    """Decode a file that was checked before. Raises: PhotoError, a whole sentence, if it is another file now."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -113,7 +98,7 @@ def alpha_of_file(data: bytes) -> Image.Image | None:
 
 
 def colour_fault(data: bytes) -> str | None:
-    """What is wrong with the colour profile of a picture that has been decoded before."""
+    """Why the colour profile of a picture that has been decoded before cannot be used; None if it can."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return profile_fault(Image.open(io.BytesIO(data), formats=_FORMATS))
@@ -128,7 +113,7 @@ def decode_image(data: bytes, convert: _Convert | None = None) -> Any:
 
     pillow_heif.register_heif_opener()
     try:
-        # Ignored: warnings on sizes (checked here), odd EXIF and odd palettes; none of them is for a person.
+        # Ignored: warnings on sizes (checked here), odd EXIF and odd palettes; none of them concerns the user.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -155,11 +140,12 @@ def decode_image(data: bytes, convert: _Convert | None = None) -> Any:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """A picture upright, from its EXIF orientation."""
+    """The picture turned upright, from its EXIF orientation."""
     return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
 
 
 def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, where there is none."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # a mangled EXIF block is no reason to lose the photo
@@ -206,8 +192,8 @@ def brightness_of(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 or more bits as 8; Pillow's own convert would cut off everything above 255.
 
-    32-bit and float pictures do not say what white is: the smallest of the usual values that the brightness
-    (its 99th percentile, for overshoot) stays below; if there is none, that brightness itself.
+    32-bit and float pictures do not say which value is white. It is taken to be the smallest usual one that the
+    brightness (its 99th percentile, for overshoot) stays below; if there is none, that brightness itself.
     """
     import numpy as np
 

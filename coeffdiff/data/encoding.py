@@ -1,4 +1,4 @@
-"""Photos and captions to what the UNet trains on, encoded once."""
+"""Photos to latents and captions to text embeddings, once before training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from coeffdiff.data.latent_cache import DAY_SECONDS, cache_folder, cache_key, re
 from coeffdiff.data.photos import Photo
 from coeffdiff.data.views import View, render, render_mask, view_of
 from coeffdiff.errors import ModelError
-from coeffdiff.models.files import fingerprint_of
+from coeffdiff.models.fingerprints import network_fingerprint
 from coeffdiff.utils.atomic import sweep
 
 
 @dataclass(frozen=True)
 class EncodedView:
-    """One photo as the VAE sees it. mean, std: [C, h, w] float32, before the VAE's scaling factor.
+    """One photo in the VAE's latents. mean, std: [C, h, w] float32, before the VAE's scaling factor.
 
     mask: [1, h, w] float32, the share of each latent pixel that shows the subject; None where all counts.
     """
@@ -78,9 +78,9 @@ def encode_photos(
         on_photo: called after each photo; cached is True if nothing had to be computed.
     Raises: ModelError if the VAE gives values that are not finite; PhotoError if a photo has changed since.
     """
-    cache = cache_folder(settings)
+    cache = cache_folder(settings.cache)
     sweep(cache, older_than=DAY_SECONDS)
-    fingerprint = fingerprint_of(vae)
+    fingerprint = network_fingerprint(vae)
     result = []
     for photo, texts in zip(photos, captions, strict=True):
         views, image, mask = [], None, None
@@ -111,13 +111,13 @@ def encode_photos(
 
 
 def sizes_of(photos: Iterable[EncodedPhoto]) -> list[tuple[int, int]]:
-    """The distinct (width, height) in pixels that photos are shown in, in order of appearance."""
+    """The distinct sizes of encoded photos, (width, height) in pixels, in order of appearance."""
     return list(dict.fromkeys((p.views[0].time_ids[5], p.views[0].time_ids[4]) for p in photos))
 
 
 @torch.no_grad()
 def encode_unconditional(pipe: Any, device: torch.device | str = "cpu") -> EncodedText:
-    """What stands for no caption when pictures are made: zeros in SDXL, or "" in models whose pipeline says so."""
+    """The empty caption as sampling uses it: zeros in SDXL, or "" encoded if the pipeline's config asks for that."""
     _, embeds, _, pooled = pipe.encode_prompt(
         "", device=torch.device(device), num_images_per_prompt=1, do_classifier_free_guidance=True
     )
@@ -186,7 +186,7 @@ def _why_not_finite(vae: Any) -> str:
 
 
 def _small_mask(mask: Image.Image | None, view: View, latents: Tensor) -> Tensor:
-    """The mask as the latents [C, h, w] see it: [1, h, w] float32 between 0 and 1."""
+    """The mask at the size of the latents [C, h, w]: [1, h, w] float32 between 0 and 1."""
     assert mask is not None
     small = render_mask(mask, view, (latents.shape[2], latents.shape[1]))
     return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)[None].contiguous()

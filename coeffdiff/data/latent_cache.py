@@ -8,34 +8,33 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from coeffdiff.config.schema import PhotoSettings
 from coeffdiff.data.photos import Photo
 from coeffdiff.data.views import View
 from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.hashing import hash_tensors
 
 CACHE_VERSION = 2
-
-
+DAY_SECONDS = 86_400.0  # a file that is still half-written after this long was left by a kill
 _LARGEST_ENTRY = 64 * 2**20  # bytes; 4096 pixels square take 8 MiB
 
 
-DAY_SECONDS = 86_400.0  # seconds; whatever is half-written after so long was left by a kill
-
-
-def cache_folder(settings: PhotoSettings) -> Path:
-    if settings.cache != "auto":
-        return Path(settings.cache)
+def cache_folder(cache: Path | str) -> Path:
+    """The folder of photos.cache; "auto": coeffdiff/latents in the user's cache folder."""
+    if cache != "auto":
+        return Path(cache)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base).expanduser() / "coeffdiff" / "latents"
 
 
 def cache_key(photo: Photo, view: View, fingerprint: str, device_type: str) -> str:
-    # The view holds all that was decided about crop and size, so settings that change no pixel change no key.
+    """The name of an entry: of the photo and its mask, the VAE (its fingerprint), the device and the view.
+
+    The view holds all that was decided about crop and size, so settings that change no pixel change no key.
+    """
     what: tuple[object, ...] = (
         CACHE_VERSION,
         photo.digest,
@@ -51,7 +50,7 @@ def cache_key(photo: Photo, view: View, fingerprint: str, device_type: str) -> s
 
 
 def read_cache(file: Path, masked: bool) -> dict[str, Tensor] | None:
-    """What was written under this name, or None: absent, damaged in any byte, or another entry's."""
+    """The tensors of an entry, or None if it is absent, damaged in any byte, or stored under another's name."""
     expected_names = {"mean", "std"} | ({"mask"} if masked else set())
     try:
         if file.stat().st_size > _LARGEST_ENTRY:
@@ -67,7 +66,7 @@ def read_cache(file: Path, masked: bool) -> dict[str, Tensor] | None:
 
 
 def write_cache(file: Path, tensors: dict[str, Tensor]) -> None:
-    # A full or read-only disk costs time at the next run, nothing else.
+    """An atomic write. A full or read-only disk costs time at the next run, nothing else."""
     with suppress(OSError), atomic_write(file) as temporary:
         temporary.write_bytes(save(tensors, metadata={"digest": _entry_digest(file.stem, tensors)}))
 
@@ -75,7 +74,5 @@ def write_cache(file: Path, tensors: dict[str, Tensor]) -> None:
 def _entry_digest(key: str, tensors: Mapping[str, Tensor]) -> str:
     """Of an entry's name, shapes and numbers: safetensors itself notices no changed byte among the numbers."""
     digest = hashlib.blake2b(key.encode(), digest_size=16)
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    hash_tensors(digest, sorted(tensors.items()))
     return digest.hexdigest()

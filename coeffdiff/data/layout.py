@@ -1,4 +1,4 @@
-"""kohya's layout of folders, `img/10_sks dog/`: which folder holds the photos, and what its name says."""
+"""kohya's layout of folders, `img/10_sks dog/`: the folder with the photos, and what its name says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coeffdiff.errors import PhotoError
 
 
 @dataclass(frozen=True)
-class Named:
+class FolderLabel:
     """What the name of a folder in kohya's layout says: how many repeats, the token, the class word."""
 
     folder: str
@@ -20,22 +20,22 @@ class Named:
     class_word: str | None
 
 
-def what_it_is_called(folder: Path) -> Named | None:
+def folder_label(folder: Path) -> FolderLabel | None:
     """ "10_sks dog" -> 10 repeats of the token sks and the class word dog; None for other names."""
     name = folder.name or folder.resolve().name
     match = re.fullmatch(r"(\d{1,6})_\s*(\S+)(?:\s+(\S.*?))?\s*", name)
-    return Named(name, int(match[1]), match[2], match[3]) if match else None
+    return FolderLabel(name, int(match[1]), match[2], match[3]) if match else None
 
 
 def photo_folder(folder: Path, holds_pictures: Callable[[Path], bool]) -> Path:
-    """The folder itself, or the one of kohya's layout below it (or below its img/) where it has no pictures.
+    """The folder itself if it has pictures, else the one of kohya's layout below it or below its img/.
 
     Raises: PhotoError if there are several.
     """
     if not folder.is_dir() or holds_pictures(folder):
         return folder
     for parent in (folder, folder / "img"):
-        below = [path for path in _folders(parent) if what_it_is_called(path) and holds_pictures(path)]
+        below = [path for path in _folders(parent) if folder_label(path) and holds_pictures(path)]
         if len(below) > 1:
             names = ", ".join(
                 ascii(path.name) if not path.name.isprintable() else path.name for path in below[:5]

@@ -8,24 +8,31 @@ from pathlib import Path
 
 from PIL import Image
 
-from coeffdiff.data.captions import shown as _shown
+from coeffdiff.data.captions import printable_name
 from coeffdiff.data.decoding import brightness_of, decode_image
 from coeffdiff.errors import PhotoError
 
 MASK_SUFFIX = ".mask.png"  # photo.mask.png beside photo.jpg marks its subject and is no photo
+# Of 255: a mask whose brightest pixel is below this marks nothing (labels 0 and 1, for one)
+FAINTEST_MASK = 128
+WITHOUT_MASKS = "With training.masked_loss=false masks are ignored"
 
 
-FAINTEST_MASK = (
-    128  # a mask whose brightest pixel is below this, of 255, marks nothing (labels 0 and 1, for one)
-)
+@dataclass(frozen=True)
+class Mask:
+    """Where a photo shows its subject, white on black: photo.mask.png beside it, or the photo's own alpha channel.
 
+    path: of the mask's file, or of the photo for an alpha channel; digest: the sha256 (hex) of its bytes. masks.py
+    knows the other names of mask files.
+    """
 
-WITHOUT_MASKS = "With training.masked_loss=false masks are not looked at"
+    path: Path
+    digest: str
 
 
 def read_mask(path: Path, photo: Path, size: tuple[int, int]) -> Mask:
     """A mask file that fits its photo, whose upright (width, height) is size. Raises: PhotoError, a whole sentence."""
-    name = _shown(path)
+    name = printable_name(path)
     try:
         data = path.read_bytes()
         mask = decode_image(data, brightness_of)
@@ -38,7 +45,7 @@ def read_mask(path: Path, photo: Path, size: tuple[int, int]) -> Mask:
     assert mask is not None
     if mask.size != size:
         raise PhotoError(
-            f"The mask {name} has {mask.width} x {mask.height} pixels, its photo {_shown(photo)} has "
+            f"The mask {name} has {mask.width} x {mask.height} pixels, its photo {printable_name(photo)} has "
             f"{size[0]} x {size[1]} when upright. Save the mask in the photo's size; {WITHOUT_MASKS.lower()}."
         )
     check_mask(f"The mask {name}", "white marks the subject", mask)
@@ -52,16 +59,3 @@ def check_mask(name: str, why: str, mask: Image.Image) -> None:
         raise PhotoError(
             f"{name} marks nothing to learn: {why}, and the highest value is {brightest:g} of 255. {WITHOUT_MASKS}."
         )
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Where a photo shows its subject: photo.mask.png beside it, white on black, or the photo's own alpha channel.
-
-    masks.py knows its other names.
-
-    path is the mask's file, or the photo's for an alpha channel; digest is the sha256 (hex) of its bytes.
-    """
-
-    path: Path
-    digest: str

@@ -19,7 +19,7 @@ _ORDER = (".mask", "-masklabel", "_mask", "-mask")
 
 
 class Masks:
-    """The masks of a folder: `of` gives that of a photo, `why_not` says what such a file without a photo is."""
+    """The masks of a folder: `of` gives a photo's mask, `why_not` the reason to leave out a mask that is not used."""
 
     def __init__(self, entries: Iterable[Path], suffixes: Collection[str]) -> None:
         pictures = [path for path in entries if path.suffix.lower() in suffixes]
@@ -41,6 +41,7 @@ class Masks:
         return path in self._marks
 
     def of(self, photo: Path) -> Path | None:
+        """The mask file of a photo."""
         return self._of.get(photo.stem) or self._of.get(photo.name)
 
     def owner(self, path: Path) -> str | None:
@@ -49,7 +50,7 @@ class Masks:
         return match[1] if match and self._of.get(match[1]) == path else None
 
     def why_not(self, path: Path) -> str:
-        """Why a file that is none of a photo's masks is left out."""
+        """Why a mask file that is not used is left out."""
         mark, stem = self._marks[path][2].lower(), self._marks[path][1]
         if mark == "-condlabel":
             return "OneTrainer's picture for control, not a photo"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
-from coeffdiff.config.schema import Settings
-from coeffdiff.config.tree import with_values
-from coeffdiff.data.captions import METADATA, Captions, companion_of
-from coeffdiff.data.captions import shown as _shown
+from coeffdiff.config.schema import SubjectSettings
+from coeffdiff.data.captions import METADATA, Captions, companion_of, printable_name
 from coeffdiff.data.decoding import (
     KINDS,
     SUFFIXES,
@@ -27,7 +25,7 @@ from coeffdiff.data.decoding import (
     read_image_file,
     to_rgb,
 )
-from coeffdiff.data.layout import photo_folder, what_it_is_called
+from coeffdiff.data.layout import folder_label, photo_folder
 from coeffdiff.data.mask_images import MASK_SUFFIX, Mask, check_mask, read_mask
 from coeffdiff.data.masks import Masks
 from coeffdiff.errors import PhotoError
@@ -38,8 +36,8 @@ from coeffdiff.utils.console import print_info
 class Photo:
     """A photo that was decoded once without complaint; its pixels stay on disk.
 
-    digest is the sha256 (hex) of the file's bytes; width and height are upright, in pixels; caption is the
-    text that captions.py found for it, on one line, its placeholders not yet filled.
+    digest is the sha256 (hex) of the file's bytes; width and height are upright, in pixels; caption is its own
+    caption on one line, placeholders not yet filled.
     """
 
     path: Path
@@ -51,7 +49,7 @@ class Photo:
 
     @property
     def identity(self) -> str:
-        """What tells this photo, its caption and its mask from others, wherever they lie."""
+        """Of its content, caption and mask, wherever the files lie."""
         return self.digest + (self.caption or "") + (self.mask.digest if self.mask else "")
 
     def open(self) -> Image.Image:
@@ -77,13 +75,15 @@ class Photo:
 
 @dataclass(frozen=True)
 class Skipped:
+    """A file that is no photo, and why."""
+
     path: Path
     reason: str
 
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """photos are sorted by file name; notes are sentences on what was read otherwise than one would expect."""
+    """photos are sorted by file name; notes are sentences on what the user may not expect."""
 
     photos: tuple[Photo, ...]
     skipped: tuple[Skipped, ...]
@@ -99,17 +99,17 @@ def read_photos(
     wanted: str = "three to six of the subject",
     on_file: Callable[[int], None] = lambda done: None,
 ) -> PhotoSet:
-    """Every usable photo of a folder, sorted by name; the rest is left out by name and reason, never touched.
+    """Every usable photo of a folder, sorted by name; other files are listed with the reason, and never touched.
 
     Each file is decoded in full, so that a truncated one is found now and not in the middle of a run.
-    Subfolders are not entered, but for one in kohya's layout (see layout.py); links to photos are followed. on_file
-    is told how many files have been read.
+    Subfolders are not entered, but for one in kohya's layout (see layout.py); links to photos are followed.
 
     Args:
-        masks: auto takes those that are there, True wants one for every photo, False looks at none.
-        wanted: what a person is told to put into a folder without any.
+        masks: "auto" takes those that are there, True requires one for every photo, False ignores them.
+        wanted: what to put into a folder without photos, for the error.
+        on_file: called with the number of files that have been read.
     Raises: PhotoError if there is no such folder, it cannot be listed, it holds no usable photo, or a mask is
-        missing or unusable: whoever made a mask does not want its photo trained without it.
+        missing or unusable: a photo with a broken mask is not trained without it.
     """
     given = Path(folder)
     folder = photo_folder(given, _holds_pictures)
@@ -119,7 +119,7 @@ def read_photos(
     names = {path.name for path in pictures}
     stems = names | {path.stem for path in pictures}
     captions = Captions.of(entries, names)
-    photos: dict[str, Photo] = {}
+    photos: dict[str, Photo] = {}  # by digest
     skipped: list[Skipped] = []
     notes = _notes_on_layout(given, folder)
     for number, path in enumerate(entries, 1):
@@ -127,57 +127,84 @@ def read_photos(
         if (mask_files.owner(path) or companion_of(path)) in stems or path.name in METADATA:
             continue
         try:
-            data = read_image_file(path, mask_files)
-            digest = hashlib.sha256(data).hexdigest()
-            if digest in photos:
-                raise PhotoError(f"same picture as {_shown(photos[digest].path)}")
-            width, height = decode_image(data).size
-            mask_file = mask_files.of(path)
-            alpha = alpha_of_file(data) if masks and not mask_file else None
+            read = _read_picture(path, mask_files, photos, with_alpha=bool(masks))
         except PhotoError as reason:
             skipped.append(Skipped(path, str(reason)))
             continue
-        if fault := colour_fault(data):
-            notes.append(f"{_shown(path)} {fault}; its colours are taken as they are.")
-        mask = None
-        if alpha is not None:
-            check_mask(_shown(path), "it is transparent all over", alpha)
-            mask = Mask(path, digest)
-        elif masks and mask_file:
-            mask = read_mask(mask_file, path, (width, height))
-        photos[digest] = Photo(path, digest, width, height, captions.caption(path), mask)
+        if fault := colour_fault(read.data):
+            notes.append(f"{printable_name(path)} {fault}; its colours are taken as they are.")
+        mask = _mask_of(path, read, mask_files.of(path)) if masks else None
+        photos[read.digest] = Photo(path, read.digest, read.width, read.height, captions.caption(path), mask)
     if not photos:
         raise PhotoError(_nothing_usable(folder, skipped, wanted))
-    bare = [_shown(photo.path) for photo in photos.values() if photo.mask is None]
-    if masks is True and bare:
+    if masks is True:
+        _refuse_missing_masks(list(photos.values()), folder)
+    return PhotoSet(tuple(photos.values()), tuple(skipped), (*notes, *captions.close()))
+
+
+def offered_values(subject: SubjectSettings) -> dict[str, str]:
+    """Token and class word that the settings lack and the folder's name in kohya's layout has, by dotted name.
+
+    Raises: PhotoError if there are several such folders.
+    """
+    if subject.images is None or (subject.token and subject.class_word):
+        return {}
+    label = folder_label(photo_folder(subject.images, _holds_pictures))
+    if label is None:
+        return {}
+    offered = {}
+    if not subject.token:
+        offered["subject.token"] = label.token
+    if not subject.class_word and label.class_word:
+        offered["subject.class_word"] = label.class_word
+    if offered:
+        values = " and ".join(f"{name} {value}" for name, value in offered.items())
+        print_info(f"offered  {values}, by the name of the folder {label.folder}")
+    return offered
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A decoded file. Sizes are upright, in pixels; alpha: its alpha channel, if that hides anything."""
+
+    data: bytes
+    digest: str
+    width: int
+    height: int
+    alpha: Image.Image | None
+
+
+def _read_picture(path: Path, masks: Masks, before: Mapping[str, Photo], *, with_alpha: bool) -> _Picture:
+    """Read and decode a file in full. Raises: PhotoError, a reason without the name.
+
+    before: photos that were read before, by digest.
+    with_alpha: whether to look at the alpha channel of a photo without a mask of its own.
+    """
+    data = read_image_file(path, masks)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest in before:
+        raise PhotoError(f"same picture as {printable_name(before[digest].path)}")
+    width, height = decode_image(data).size
+    alpha = alpha_of_file(data) if with_alpha and not masks.of(path) else None
+    return _Picture(data, digest, width, height, alpha)
+
+
+def _mask_of(path: Path, picture: _Picture, mask_file: Path | None) -> Mask | None:
+    """Raises: PhotoError for a mask that cannot be used."""
+    if picture.alpha is not None:
+        check_mask(printable_name(path), "it is transparent all over", picture.alpha)
+        return Mask(path, picture.digest)
+    return read_mask(mask_file, path, (picture.width, picture.height)) if mask_file else None
+
+
+def _refuse_missing_masks(photos: Sequence[Photo], folder: Path) -> None:
+    bare = [printable_name(photo.path) for photo in photos if photo.mask is None]
+    if bare:
         raise PhotoError(
             f"training.masked_loss is true, but {len(bare)} of {len(photos)} photos in {folder} have no mask "
             f"({', '.join(bare[:5])}{', ...' if len(bare) > 5 else ''}). Put photo{MASK_SUFFIX} beside each, "
             "or set training.masked_loss=auto."
         )
-    return PhotoSet(tuple(photos.values()), tuple(skipped), (*notes, *captions.close()))
-
-
-def with_offers(settings: Settings) -> Settings:
-    """Settings whose token and class word, where they say none, come from a folder's name in kohya's layout.
-
-    Raises: PhotoError if there are several such folders; ConfigError for a name that is no token.
-    """
-    subject = settings.subject
-    if subject.images is None or (subject.token and subject.class_word):
-        return settings
-    called = what_it_is_called(photo_folder(subject.images, _holds_pictures))
-    if called is None:
-        return settings
-    offered = {}
-    if not subject.token:
-        offered["subject.token"] = called.token
-    if not subject.class_word and called.class_word:
-        offered["subject.class_word"] = called.class_word
-    if offered:
-        said = " and ".join(f"{name} {value}" for name, value in offered.items())
-        print_info(f"offered  {said}, by the name of the folder {called.folder}")
-    return with_values(settings, offered) if offered else settings
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -192,13 +219,15 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _notes_on_layout(given: Path, folder: Path) -> list[str]:
-    """What is said of a folder in kohya's layout."""
-    called = what_it_is_called(folder)
-    if called is None:
+    """A note for a folder in kohya's layout."""
+    label = folder_label(folder)
+    if label is None:
         return []
-    found = f"The photos are those of {_shown(folder)} in {given}, kohya's layout" if given != folder else ""
-    found = found or f"{_shown(folder)} is named as in kohya's layout"
-    return [f"{found}; that each is to be seen {called.repeats} times is ignored, training.steps decides."]
+    name = printable_name(folder)
+    fact = f"The photos are those of {name} in {given}, kohya's layout"
+    if given == folder:
+        fact = f"{name} is named as in kohya's layout"
+    return [f"{fact}; that each is to be seen {label.repeats} times is ignored, training.steps decides."]
 
 
 def _nothing_usable(folder: Path, skipped: Iterable[Skipped], wanted: str) -> str:
@@ -206,7 +235,7 @@ def _nothing_usable(folder: Path, skipped: Iterable[Skipped], wanted: str) -> st
     if not named:
         return f"There are no photos in {folder}; put {wanted} there ({KINDS})."
     sentence = f"{folder} holds no usable photo; left out: "
-    sentence += ", ".join(f"{_shown(s.path)} ({s.reason})" for s in named[:5])
+    sentence += ", ".join(f"{printable_name(s.path)} ({s.reason})" for s in named[:5])
     sentence += f" and {len(named) - 5} more." if len(named) > 5 else "."
     below = next((s.path for s in named if _holds_pictures(s.path)), None)
     return f"{sentence} There are pictures in {below}: give that folder." if below else sentence

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from coeffdiff.config.fields import PLACEHOLDER
-from coeffdiff.data.captions import shown as _shown
+from coeffdiff.data.captions import printable_name
 from coeffdiff.data.photos import Photo
 from coeffdiff.errors import ConfigError
 
@@ -43,7 +43,7 @@ def fill(template: str, token: str, class_word: str | None) -> str:
 def captions_for(
     photo: Photo, templates: Sequence[str], token: str, class_word: str | None
 ) -> tuple[str, ...]:
-    """The captions to draw from for a photo: its own alone if it has one, else every template, filled.
+    """The captions that may go with a photo: its own if it has one, else every template, filled.
 
     Raises: ConfigError for a {placeholder} that does not exist.
     """
@@ -52,11 +52,11 @@ def captions_for(
     try:
         return (fill(photo.caption, token, class_word),)
     except ConfigError as error:
-        raise ConfigError(f"The caption of {_shown(photo.path)}: {error}") from None
+        raise ConfigError(f"The caption of {printable_name(photo.path)}: {error}") from None
 
 
 def class_caption(caption: str, token: str, class_word: str) -> str:
-    """A filled caption as it would be without the subject: of its kind only, for prior preservation.
+    """A filled caption with the class word alone in place of the subject, for prior preservation.
 
     The token goes where the class word stands in the caption too, and makes way for it elsewhere: of "a photo of
     sks dog" remains "a photo of dog", and "sks on a table" becomes "dog on a table".

@@ -1,4 +1,4 @@
-"""How a photo is shown to the model: its bucket, crop and flip."""
+"""Views: the bucket, crop and flip in which a photo is shown to the model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from coeffdiff.errors import ConfigError, ShapeError
 from coeffdiff.utils.seeding import stable_seed
 
 Crop = Literal["none", "center", "random"]
-
-
-MAX_ASPECT = 4
+MAX_ASPECT = 4  # of a bucket: its long side is at most so many times the short one
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def render(photo_image: Image.Image, view: View) -> Image.Image:
 
 
 def render_mask(mask_image: Image.Image, view: View, size: tuple[int, int]) -> Image.Image:
-    """What a view shows of the photo's mask, in `size` = (width, height): each pixel the mean of those it covers.
+    """The part of a photo's mask that a view shows, in `size` = (width, height), by the mean of the covered pixels.
 
     Raises: ShapeError if the mask is not of the size that the view was made for.
     """
@@ -131,7 +129,7 @@ def render_mask(mask_image: Image.Image, view: View, size: tuple[int, int]) -> I
 
 
 def _part_shown(image: Image.Image, view: View) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of what a view shows, in the picture's own pixels."""
+    """Left, top, right and bottom of the part that a view shows, in the picture's own pixels."""
     if (image.height, image.width) != view.original_size:
         raise ShapeError(
             f"The view is of a photo of (height, width) {view.original_size}, "

@@ -1,11 +1,12 @@
-"""Where the cells of comparisons are kept: a folder of JSON files, and of JSON Lines files that they are packed into.
+"""The cells of comparisons on disk: a folder of JSON files, and of JSON Lines files that they are packed into.
 
     cells/sloth-lora-s0-100x1-73f3adeaa525c27c.json    a cell by itself, as it is written
     cells/core.jsonl                                   packed cells, a line each, sorted by key
 
-The key at the end of a file's name, or at the beginning of a line, is a hash of all that decides a cell, and finds it:
-the words before it, and the file that a line stands in, are for people. So a cell that several plans have in common is
-stored once, in the file of the plan that was packed first. Several processes may read, write and pack one folder.
+The key at the end of a file's name, or at the beginning of a line, is a hash of all that decides a cell. Cells are
+found by it alone; the words before it, and the name of a packed file, are for the reader. So a cell that several plans
+have in common is stored once, in the file of the plan that was packed first. Several processes may read, write and pack
+one folder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Cell = dict[str, Any]
 
 
 class CellFolder:
-    """The cells of one folder, which need not be there yet."""
+    """The cells of one folder, which need not exist yet."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,26 +33,26 @@ class CellFolder:
         self._lines: dict[str, Cell] = {}
 
     def read(self, key: str) -> Cell | None:
-        """A cell, or None if it is not there, or not whole. Raises: ConfigError for a packed file that is damaged."""
-        # Another process may pack the single file between the two looks at what is packed.
+        """A cell, or None if it is missing or incomplete. Raises: ConfigError for a packed file that is damaged."""
+        # Another process may pack the single file meanwhile, so the packed ones are read again.
         return self._packed().get(key) or _whole(self._single(key)) or self._packed().get(key)
 
     def write(self, key: str, words: str, cell: Mapping[str, Any]) -> None:
-        """Keep a cell in a file by itself. words: what stands before the key in its name."""
+        """Write a cell into a file of its own. words: of the file's name, before the key."""
         file = self._single(key) or self.folder / f"{slug(words)}-{key}.json"
         with atomic_write(file, durable=True) as unfinished:
             unfinished.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
 
     def all(self) -> dict[str, Cell]:
-        """Every whole cell by its key, sorted by key."""
-        found = {_key_of(file): cell for file in self.folder.glob("*-*.json") if (cell := _whole(file))}
-        return dict(sorted((found | self._packed()).items()))
+        """Every complete cell by its key, sorted by key."""
+        singles = {_key_of(file): cell for file in self.folder.glob("*-*.json") if (cell := _whole(file))}
+        return dict(sorted((singles | self._packed()).items()))
 
     def pack(self, name: str, keys: Iterable[str]) -> int:
-        """Move the cells of these keys that have files of their own into `name`.jsonl, and say how many there were.
+        """Move the cells of these keys that have files of their own into `name`.jsonl; returns how many there were.
 
-        A cell that is packed already stays as it was packed; one that is not whole stays where it is, and so does
-        everything while another process packs this folder.
+        A cell that is packed already stays as it was packed. An incomplete one stays where it is, and so do all while
+        another process packs this folder.
         """
         if not self.folder.is_dir():
             return 0
@@ -106,14 +107,14 @@ def _whole(file: Path | None) -> Cell | None:
 
 def _lines_of(file: Path) -> dict[str, Cell]:
     """The cells of a packed file by their keys."""
-    found = {}
+    cells = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             cell = json.loads(line)
-            found[str(cell.pop("key"))] = cell
+            cells[str(cell.pop("key"))] = cell
         except (ValueError, AttributeError, KeyError, TypeError):
             raise ConfigError(
-                f"Line {number} of {file} is no cell: expected a JSON object with a key. Take the file from where it "
-                "came from again, or delete the line; its cell is computed again."
+                f"Line {number} of {file} is no cell: expected a JSON object with a key. Copy the file from its origin "
+                "again, or delete the line; its cell is computed again."
             ) from None
-    return found
+    return cells

@@ -1,4 +1,4 @@
-"""compare(): methods side by side on the same subjects; what the cells say is in statistics.py."""
+"""compare(): methods side by side on the same subjects; statistics.py draws the conclusions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from coeffdiff.config.nested import flattened
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import save_settings, with_values
 from coeffdiff.errors import ConfigError, Interrupted, LaunchError
-from coeffdiff.evaluation.comparison_plan import Comparison, Job, Outcome, subject_named, without_name
+from coeffdiff.evaluation.comparison_plan import Comparison, Job, Outcome, strip_name
 from coeffdiff.evaluation.comparison_runner import ComparisonRunner
+from coeffdiff.evaluation.comparison_subjects import subject_named
+from coeffdiff.evaluation.comparison_text import table_of
 from coeffdiff.evaluation.report import write_comparison
-from coeffdiff.evaluation.statistics import summarize, table_of
+from coeffdiff.evaluation.statistics import summarize
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import print_info, progress
 from coeffdiff.utils.launch_environment import read_launch
@@ -25,7 +27,7 @@ from coeffdiff.utils.writable import refuse_unwritable
 def compare(
     plan: Comparison, output: Path, part: tuple[int, int] = (1, 1), pack_as: str | None = None
 ) -> Outcome:
-    """Compute what is missing of a plan's cells, and write what all of them say.
+    """Compute the missing cells of a plan, and write the results of all of them.
 
     Args:
         output: folder of the comparison; cells that are in it are not computed again.
@@ -45,39 +47,38 @@ def compare(
         raise ConfigError(f"{output} is a file; name another --output.")
     refuse_unwritable(output)
     _check(plan)
-    studio = ComparisonRunner(plan, output)
-    jobs = studio.jobs()
+    runner = ComparisonRunner(plan, output)
+    jobs = runner.jobs()
     output.mkdir(parents=True, exist_ok=True)
     with atomic_write(output / "asked.yaml") as unfinished:
         save_settings(plan, unfinished)
     # All arms of a subject and seed stay together: they share the base model's pictures, and are compared
     share = [job for i, job in enumerate(jobs) if i // len(plan.arms) % part[1] == part[0] - 1]
-    lacking = [job for job in share if studio.lacks(job)]
+    unfinished_jobs = [job for job in share if runner.missing_points(job)]
     cells = sum(len(job.points) for job in jobs)
-    print_info(
-        f"plan     {cells} cells, {cells - sum(len(studio.lacks(job)) for job in jobs)} of them computed before"
-    )
+    done = cells - sum(len(runner.missing_points(job)) for job in jobs)
+    print_info(f"plan     {cells} cells, {done} of them computed before")
     try:
-        with progress("trainings", len(lacking)) as bar:
-            for number, job in enumerate(lacking):
+        with progress("trainings", len(unfinished_jobs)) as bar:
+            for number, job in enumerate(unfinished_jobs):
                 bar(number, job.label)
-                studio.work(job)
-            bar(len(lacking))
+                runner.work(job)
+            bar(len(unfinished_jobs))
     except Interrupted:
-        _conclude(plan, studio, jobs)
+        _conclude(plan, runner, jobs)
         raise Interrupted("Stopped, and the step is saved. The same command goes on from there.") from None
     except Exception:
-        with suppress(Exception):  # what went wrong first is what there is to be told
-            _conclude(plan, studio, jobs)
+        with suppress(Exception):  # the first error is the one to report
+            _conclude(plan, runner, jobs)
         raise
-    outcome = _conclude(plan, studio, jobs)
+    outcome = _conclude(plan, runner, jobs)
     if pack_as:
-        studio.cells.pack(pack_as, (studio.key(job, point) for job in jobs for point in job.points))
+        runner.cells.pack(pack_as, (runner.key(job, point) for job in jobs for point in job.points))
     return outcome
 
 
 def _check(plan: Comparison) -> None:
-    """What can be wrong with a plan, before a model is loaded. Raises: ConfigError."""
+    """Check a plan before a model is loaded. Raises: ConfigError."""
     subject_named(plan.subjects)
     for arm, given in plan.arms.items():
         if given is not None:
@@ -87,33 +88,33 @@ def _check(plan: Comparison) -> None:
                 raise ConfigError(f"The arm {arm!r}: {error}") from None
 
 
-def _conclude(plan: Comparison, studio: ComparisonRunner, jobs: Sequence[Job]) -> Outcome:
+def _conclude(plan: Comparison, runner: ComparisonRunner, jobs: Sequence[Job]) -> Outcome:
     """Read every cell of the plan that is there, and write the summary, the table, the plot and the page."""
-    found: list[dict[str, Any]] = []
+    cells: list[dict[str, Any]] = []
     missing: list[str] = []
     for job in jobs:
         for point in job.points:
-            cell = studio.read(job, point)
+            cell = runner.read(job, point)
             if cell:
-                found.append(cell)
+                cells.append(cell)
             else:
                 missing.append(f"{job.label}, {point.steps} steps at scale {point.scale:g}")
     ends = {job.arm: job.end for job in jobs}
     results = summarize(
-        found, {arm: (end.steps, end.scale) for arm, end in ends.items()}, plan.reference, missing
+        cells, {arm: (end.steps, end.scale) for arm, end in ends.items()}, plan.reference, missing
     )
-    output, report = studio.output, studio.output / "report.html"
+    output, report = runner.output, runner.output / "report.html"
     with atomic_write(output / "comparison.json") as unfinished:
         unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     with atomic_write(output / "comparison.csv") as unfinished:
-        unfinished.write_text(table_of(found), encoding="utf-8")
-    for sitter in {job.sitter.name: job.sitter for job in jobs}.values():
-        sitter.write_photos()
-    photos = {job.sitter.name: job.sitter.folder for job in jobs}
+        unfinished.write_text(table_of(cells), encoding="utf-8")
+    for subject in {job.subject.name: job.subject for job in jobs}.values():
+        subject.write_photos()
+    photos = {job.subject.name: job.subject.folder for job in jobs}
     strips = {
-        (job.sitter.name, job.arm): strip
+        (job.subject.name, job.arm): strip
         for job in reversed(jobs)
-        if (strip := studio.work_folder(job) / without_name(job.end)).is_file()
+        if (strip := runner.work_folder(job) / strip_name(job.end)).is_file()
     }
-    write_comparison(results, found, photos, strips, output)
+    write_comparison(results, cells, photos, strips, output)
     return Outcome(output, report, results, missing)

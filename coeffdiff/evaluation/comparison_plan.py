@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,19 +13,15 @@ from coeffdiff.config.fields import PlaceOrName, Section, Seed
 from coeffdiff.config.nested import as_tree, flattened
 from coeffdiff.config.schema import ModelSettings, Settings
 from coeffdiff.data.photos import read_photos
-from coeffdiff.errors import ConfigError, PhotoError
-from coeffdiff.evaluation.prompts import LISTING, read_listing
-from coeffdiff.evaluation.protocol import Protocol, Subject
-from coeffdiff.pocket.world import subjects
-from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.errors import ConfigError
+from coeffdiff.evaluation.comparison_subjects import ComparisonSubject
+from coeffdiff.evaluation.protocol import Protocol
 
 FORMAT = 1  # of a cell; goes up when the same key would mean other numbers
-
-
 SEED_DISTANCE = 10_000  # between the first seeds of the pictures of two training seeds
-
-
-# What a training setting may differ in without a number of a cell changing.
+# Learning-rate schedules that do not depend on the number of steps
+ENDLESS = ("constant", "constant_with_warmup")
+# Settings of training that change no number of a cell
 INDIFFERENT = (
     "model.",  # its weights count, not where they lie
     "subject.images",
@@ -43,19 +35,14 @@ INDIFFERENT = (
     "tracking.",
     "output",
 )
-
-
-ENDLESS = ("constant", "constant_with_warmup")  # schedules that know nothing of the steps to come
-
-
-# What compare says itself, for every arm alike
+# Settings that the comparison makes, for every arm alike
 _OWN = (
     "model.", "subject.images", "subject.token", "subject.class_word", "training.seed", "validation.", "output",
 )  # fmt: skip
 
 
 class Comparison(Section):
-    """What is to be compared; a plan file holds it as YAML."""
+    """The plan of a comparison; a plan file holds it as YAML."""
 
     model: ModelSettings = ModelSettings()
     subjects: PlaceOrName = Field(
@@ -111,14 +98,14 @@ class Comparison(Section):
             own = next((name for name in flattened(given or {}) if name.startswith(_OWN)), None)
             if own:
                 raise ValueError(
-                    f"{own} cannot be set for arms: the comparison says it, and for all of them alike"
+                    f"{own} cannot be set for arms: the comparison sets it for all of them alike"
                 )
         if self.reference not in self.arms:
             raise ValueError(f"the reference {self.reference!r} is none of the arms {', '.join(self.arms)}")
         return self
 
     def only(self, arms: Sequence[str]) -> Comparison:
-        """The same with these arms and the reference. Raises: ConfigError for an arm that it has not."""
+        """The plan with these arms and the reference alone. Raises: ConfigError for an arm that it lacks."""
         for arm in arms:
             if arm not in self.arms:
                 raise ConfigError(f"The plan has no arm {arm!r}; it has {', '.join(self.arms)}.")
@@ -127,25 +114,8 @@ class Comparison(Section):
 
 
 @dataclass(frozen=True)
-class ComparisonSubject:
-    """A subject of a comparison. identity: what tells its photos from others', the same on every machine."""
-
-    name: str
-    folder: Path
-    class_word: str | None
-    identity: str
-    made_up: subjects.Subject | None = None
-
-    def write_photos(self) -> None:
-        """Of one of pocket's own, if they are not there yet."""
-        if self.made_up and not self.folder.is_dir():
-            with atomic_write(self.folder) as unfinished:
-                subjects.write_photos(self.made_up, unfinished, masks=True)
-
-
-@dataclass(frozen=True)
 class Point:
-    """Where an adapter is looked at."""
+    """Where an adapter is scored: after so many steps, at a scale."""
 
     steps: int
     scale: float
@@ -153,23 +123,26 @@ class Point:
 
 @dataclass(frozen=True)
 class Job:
-    """An arm on a subject with a seed. settings: resolved, of its training; None for the bare model."""
+    """An arm on a subject with a seed.
+
+    settings: resolved, of its training; None for the bare model. key: a hash of all that decides the training.
+    """
 
     arm: str
-    sitter: ComparisonSubject
+    subject: ComparisonSubject
     seed: int
     settings: Settings | None
     protocol: Protocol
     points: tuple[Point, ...]
-    key: str  # of all that decides the training
+    key: str
 
     @property
     def label(self) -> str:
-        return f"{self.sitter.name}, {self.arm}, seed {self.seed}"
+        return f"{self.subject.name}, {self.arm}, seed {self.seed}"
 
     @property
     def end(self) -> Point:
-        """What the arm is judged by: its last step, at the scale nearest to 1."""
+        """The point that the arm is judged by: its last step, at the scale nearest to 1."""
         last = max(point.steps for point in self.points)
         return min(
             (point for point in self.points if point.steps == last), key=lambda point: abs(point.scale - 1.0)
@@ -187,89 +160,19 @@ class Outcome:
 
 
 def deciding(settings: Settings) -> dict[str, Any]:
-    """The resolved settings that decide what a training comes to; those of methods that take no part are left out."""
+    """The resolved settings that decide the result of a training; without those of methods that it does not use."""
     kind = settings.method.kind
     learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
     idle = tuple(f"method.{name}." for name, learns in learning.items() if not learns)
     flat = flattened(as_tree(settings))
-    found = {name: value for name, value in flat.items() if not name.startswith((*INDIFFERENT, *idle))}
+    kept = {name: value for name, value in flat.items() if not name.startswith((*INDIFFERENT, *idle))}
     if settings.training.lr_schedule not in ENDLESS:
-        found["training.steps"] = settings.training.steps
+        kept["training.steps"] = settings.training.steps
     if settings.prior.images:
-        found["prior.images"] = [photo.identity for photo in read_photos(settings.prior.images).photos]
-    return found
+        kept["prior.images"] = [photo.identity for photo in read_photos(settings.prior.images).photos]
+    return kept
 
 
-def find_subjects(wanted: str, class_word: str | None, output: Path) -> Iterator[ComparisonSubject]:
-    """The subjects that a plan names; the photos of pocket's own, once they are written, lie below `output`.
-
-    Raises: ConfigError or PhotoError for what there is not.
-    """
-    own, root = subject_named(wanted)
-    if own:
-        for subject in own:
-            folder = output / "work" / "photos" / subject.name
-            yield ComparisonSubject(
-                subject.name, folder, subject.class_word, repr(_rounded(subject)), subject
-            )
-        return
-    listing = read_listing(root)  # in it, or beside it where it is one subject's folder
-    classes = listing.classes if listing else {}
-    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name[0] != "."]
-    if listing and listing.file.parent == root:
-        folders = [folder for folder in folders if folder.name in classes]
-        if not folders:
-            raise PhotoError(f"None of the subjects that {root / LISTING} names has a folder in {root}.")
-    for folder in folders or [root]:
-        own_class = classes.get(folder.name) or class_word
-        identity = hash_of([photo.identity for photo in read_photos(folder).photos])
-        yield ComparisonSubject(folder.name, folder, own_class, identity)
-
-
-def _rounded(value: Any) -> Any:
-    """A subject with its numbers to four decimals: the last digits of those that torch computes are a processor's."""
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, Mapping):
-        return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_rounded(part) for part in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _rounded(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
-    return value
-
-
-def subject_named(wanted: str) -> tuple[list[subjects.Subject], Path]:
-    """Those of pocket's own that are meant, or a folder that is there. Raises: ConfigError for neither."""
-    own, root = _made_up(wanted), Path(wanted)
-    if not own and not root.is_dir():
-        raise ConfigError(
-            f"There are no subjects {wanted!r}: dev, eval, fresh:N or names of pocket's own, or a folder of photos."
-        )
-    return own, root
-
-
-def _made_up(wanted: str) -> list[subjects.Subject]:
-    """Those of pocket's own that are meant, or none."""
-    fresh = re.fullmatch(r"fresh:(\d+)(?:@(\d+))?", wanted)
-    if fresh:
-        first = int(fresh[2] or 0)
-        return [subjects.fresh_subject(seed) for seed in range(first, first + int(fresh[1]))]
-    if wanted in ("dev", "eval"):
-        return list(subjects.DEV if wanted == "dev" else subjects.EVAL)
-    names = wanted.split(",")
-    return [subjects.SUBJECTS[name] for name in names] if set(names) <= set(subjects.SUBJECTS) else []
-
-
-def subject_of(sitter: ComparisonSubject, token: str) -> Subject:
-    photos = read_photos(sitter.folder).photos
-    return Subject(sitter.name, photos, [photo.open_mask() for photo in photos], token, sitter.class_word)
-
-
-def hash_of(*parts: Any) -> str:
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-
-
-def without_name(point: Point) -> str:
+def strip_name(point: Point) -> str:
+    """File name of a point's pictures in a row, in the folder of its job."""
     return f"strip-{point.steps}x{point.scale:g}.png"

@@ -1,4 +1,4 @@
-"""What an adapter holds and how far it moved from the base model: measured from its files alone."""
+"""An adapter's content, and how far it is from the base model: measured from its files alone."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from coeffdiff.method.coefficients import deviation_of
 
 # A row counts as a mixture of maps (in the simplex) within these: float32 sums of 20 entries, and room for noise.
 _NEGATIVE, _SUM = -1e-6, 1e-3
-
-
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -43,7 +41,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class HeadReport:
-    """One row of a layer's recombination: whom this head takes its map from, or its values if those are mixed."""
+    """One row of a layer's recombination: the heads that this one takes its map from, or its values."""
 
     layer: str
     head: int
@@ -55,8 +53,8 @@ class HeadReport:
 
 @dataclass(frozen=True)
 class SimplexReport:
-    """Rows that are no mixture of maps any more: what ordinary attention cannot do. Weights must be at least 0 and
-    add up to 1."""
+    """How many rows are no mixture of maps any more, which ordinary attention cannot do: a mixture's weights are at
+    least 0 and add up to 1."""
 
     rows: int
     outside: int
@@ -96,7 +94,7 @@ class Inspection:
 
     @property
     def taken(self) -> str:
-        """What a head takes of others, in a word."""
+        """What heads take of each other, in a word: map or values."""
         return "map" if self.header.mixes == "maps" else "values"
 
     def as_json(self) -> dict[str, Any]:
@@ -106,8 +104,8 @@ class Inspection:
             for field in dataclasses.fields(self)
             if field.name not in ("deviations", "header", "folder")
         }
-        found: dict[str, Any] = _plain(plain)
-        return {"folder": str(self.folder), "header": self.header.model_dump(mode="json"), **found}
+        fields: dict[str, Any] = _plain(plain)
+        return {"folder": str(self.folder), "header": self.header.model_dump(mode="json"), **fields}
 
 
 def inspect_adapter(folder: Path) -> Inspection:
@@ -132,15 +130,15 @@ def inspect_adapter(folder: Path) -> Inspection:
     )
 
 
-def place_of(layer: str) -> tuple[str, str]:
+def block_and_attention(layer: str) -> tuple[str, str]:
     """Block and kind of attention of a layer by its name: ("down_blocks.1", "cross")."""
-    found = re.match(r"((?:down|up)_blocks\.\d+|mid_block)\.", layer)
+    match = re.match(r"((?:down|up)_blocks\.\d+|mid_block)\.", layer)
     attention = {"attn1": "self", "attn2": "cross"}.get(layer.rpartition(".")[2], "other")
-    return found[1] if found else "other", attention
+    return match[1] if match else "other", attention
 
 
 def _layer_report(layer: str, deviation: Tensor) -> LayerReport:
-    wide, block = deviation.double(), place_of(layer)
+    wide, block = deviation.double(), block_and_attention(layer)
     diagonal = wide.diagonal()
     return LayerReport(
         layer=layer,
@@ -206,22 +204,22 @@ def _lora_blocks(tensors: dict[str, Tensor], header: AdapterHeader, folder: Path
         norms[module] = strength * math.sqrt(max(0.0, square))
 
     def place(module: str) -> tuple[str, str]:
-        return place_of(_layer_of(module))
+        return block_and_attention(_layer_of(module))
 
     def together(modules: Sequence[str]) -> dict[str, float]:
         parts = {
             name: [norms[module] for module in modules if module.endswith(f".{name}")] for name in PROJECTIONS
         }
-        found = {name: _root_of_squares(values) for name, values in parts.items() if values}
-        return {"all": _root_of_squares(norms[module] for module in modules), **found}
+        projections = {name: _root_of_squares(values) for name, values in parts.items() if values}
+        return {"all": _root_of_squares(norms[module] for module in modules), **projections}
 
     return _by_block(list(norms), place, together, count=lambda modules: len({*map(_layer_of, modules)}))
 
 
 def _layer_of(module: str) -> str:
     """The attention layer that a projection belongs to."""
-    found = re.match(r"(.*\.attn[12])\.", module)
-    return found[1] if found else module
+    match = re.match(r"(.*\.attn[12])\.", module)
+    return match[1] if match else module
 
 
 def _by_block(

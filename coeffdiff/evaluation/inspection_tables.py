@@ -11,49 +11,54 @@ from rich.text import Text
 
 from coeffdiff.evaluation.inspection import PROJECTIONS, BlockReport, HeadReport, Inspection, SimplexReport
 
+# Title of a column -> key of a BlockReport's norms, where they differ
+_KEYS = {"off-diagonal": "off_diagonal", "mean |entry|": "mean"}
 
-def tables(found: Inspection, heads: int = 10) -> Group:
+
+def tables(inspection: Inspection, heads: int = 10) -> Group:
     """What rich prints: the adapter in words, alpha and LoRA by block, and its most recombined heads."""
-    parts: list[Any] = [_facts(found)]
-    if found.alpha_blocks:
+    parts: list[Any] = [_facts(inspection)]
+    if inspection.alpha_blocks:
         columns = ("norm", "diagonal", "off-diagonal", "mean |entry|", "largest")
         parts += [
             "",
-            _block_table("How far alpha moved (coeff - I, at scale 1)", found.alpha_blocks, columns),
+            _block_table("How far alpha moved (coeff - I, at scale 1)", inspection.alpha_blocks, columns),
         ]
-    if found.lora_blocks:
-        title = "LoRA: norm of the weight change" + (" before DoRA's magnitudes" if _is_dora(found) else "")
-        parts += ["", _block_table(title, found.lora_blocks, ("norm", *PROJECTIONS))]
-    if found.simplex:
-        parts += ["", _simplex_text(found.simplex)]
-    if found.heads:
-        parts += ["", _head_table(found.heads[:heads], len(found.heads), found.taken)]
+    if inspection.lora_blocks:
+        title = "LoRA: norm of the weight change" + (
+            " before DoRA's magnitudes" if _is_dora(inspection) else ""
+        )
+        parts += ["", _block_table(title, inspection.lora_blocks, ("norm", *PROJECTIONS))]
+    if inspection.simplex:
+        parts += ["", _simplex_text(inspection.simplex)]
+    if inspection.heads:
+        parts += ["", _head_table(inspection.heads[:heads], len(inspection.heads), inspection.taken)]
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 
-def _is_dora(found: Inspection) -> bool:
-    return bool(found.header.lora and found.header.lora.dora)
+def _is_dora(inspection: Inspection) -> bool:
+    return bool(inspection.header.lora and inspection.header.lora.dora)
 
 
-def _facts(found: Inspection) -> Table:
-    header = found.header
+def _facts(inspection: Inspection) -> Table:
+    header = inspection.header
     table = Table.grid(padding=(0, 2))
     holds = []
     if header.heads:
         kinds = sorted({*header.heads.values()})
         heads = " or ".join(map(str, kinds))
         holds.append(
-            f"alpha: {found.alpha_parameters:,} numbers in {len(header.heads)} layers of {heads} heads "
+            f"alpha: {inspection.alpha_parameters:,} numbers in {len(header.heads)} layers of {heads} heads "
             f"({header.form} form)"
         )
     if header.lora:
         name = "DoRA" if header.lora.dora else "LoRA"
         holds.append(
-            f"{name}: {found.lora_parameters:,} numbers, rank {header.lora.rank}, alpha {header.lora.alpha:g}"
+            f"{name}: {inspection.lora_parameters:,} numbers, rank {header.lora.rank}, alpha {header.lora.alpha:g}"
         )
-    files = [f"{name} {size:,} bytes" for name, size in found.files.items()]
+    files = [f"{name} {size:,} bytes" for name, size in inspection.files.items()]
     lines = {
-        "adapter": str(found.folder),
+        "adapter": str(inspection.folder),
         "kind": header.described,
         "base model": header.base_model,
         "VAE": (header.base and header.base.vae) or "",
@@ -67,7 +72,7 @@ def _facts(found: Inspection) -> Table:
             f"{part.token} {part.class_word or ''} x {part.scale:g} ({part.kind}, {part.trained_steps} steps)"
             for part in header.merged
         ),
-        "files": "\n".join([*files, f"{sum(found.files.values()):,} bytes in all"]),
+        "files": "\n".join([*files, f"{sum(inspection.files.values()):,} bytes in all"]),
     }
     for name, value in lines.items():
         if value:
@@ -91,9 +96,6 @@ def _block_table(title: str, blocks: Sequence[BlockReport], columns: Sequence[st
         numbers = [f"{block.norms[key]:.4g}" if key in block.norms else "" for key in keys]
         table.add_row(*map(Text, (block.block, block.attention, str(block.layers), *numbers)))
     return table
-
-
-_KEYS = {"off-diagonal": "off_diagonal", "mean |entry|": "mean"}
 
 
 def _head_table(rows: Sequence[HeadReport], of: int, taken: str) -> Table:

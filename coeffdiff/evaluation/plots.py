@@ -1,18 +1,18 @@
-"""A comparison as one plot: where arms stand between fidelity and alignment, and how far they are from one of them."""
+"""A comparison as one plot: fidelity against alignment of all arms, and their differences to the reference."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coeffdiff.evaluation.statistics import SCORES
+from coeffdiff.utils.plotting import new_figure
 from coeffdiff.utils.text_drawing import GRID, INK, SOFT
 
 _COLOURS = (SOFT, "#3b6ea5", "#b4582a", "#4d8b57", "#8a5aa5", "#b59a2b", "#2b9aa5", "#a53b6e")
 _MARKERS = "oosD^vPX"
-# The two axes of a customization, and what else is worth seeing beside its reference
+# Scores whose differences to the reference are drawn
 _PAIRED = ("dino", "clip_i", "clip_t", "place", "diversity", "drift")
 
 
@@ -22,13 +22,7 @@ def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
 
     Raises: OSError if the file cannot be written.
     """
-    # Its font cache, built on the first import, is no news to the person.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(11, 4.8), dpi=110, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     looks = {
         arm: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
@@ -41,8 +35,8 @@ def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
 
 
 def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
-    for number, (arm, found) in enumerate(results["arms"].items()):
-        scores = found["scores"]
+    for number, (arm, means) in enumerate(results["arms"].items()):
+        scores = means["scores"]
         x, y = scores.get("clip_t"), scores.get("dino")
         if not x or not y:
             continue
@@ -105,10 +99,10 @@ def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]
         axes.legend(frameon=False, fontsize=8, loc="best")
 
 
-def _error(found: Mapping[str, Any], centre: str = "mean") -> list[list[float]] | None:
-    if found["low"] is None:
+def _error(score: Mapping[str, Any], centre: str = "mean") -> list[list[float]] | None:
+    if score["low"] is None:
         return None
-    return [[max(0.0, found[centre] - found["low"])], [max(0.0, found["high"] - found[centre])]]
+    return [[max(0.0, score[centre] - score["low"])], [max(0.0, score["high"] - score[centre])]]
 
 
 def _plain(axes: Any, title: str, note: str) -> None:

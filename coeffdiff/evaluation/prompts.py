@@ -1,8 +1,8 @@
-"""What pictures are asked for when an adapter is judged: own lists in DreamBooth's manner, pocket's, or a file's.
+"""Prompts for judging an adapter: our lists in DreamBooth's manner, pocket's, or those of a file.
 
-Three things are asked for: the subject in new places and ways (`subject`), things that have nothing to do with it
-(`unrelated`), and its class without the token, which is made of the first (see evaluate.py). DreamBooth's data set
-brings its own lists along, which `read_listing` reads. The sentences here are ours.
+They are of three kinds: the subject in new places and styles (`subject`), unrelated things (`unrelated`), and the class
+without the token, made from the first kind (see scoring.py). DreamBooth's data set has lists of its own, which
+`read_listing` reads. The sentences here are ours.
 """
 
 from __future__ import annotations
@@ -85,17 +85,17 @@ UNRELATED_PROMPTS: tuple[str, ...] = (
     "an old street with a tram",
     "a bunch of tulips by a window",
 )
-# At night is where validation looks, which may choose the adapter; see config.VALIDATION_PROMPTS.
+# Without "at night", which validation uses and may choose the adapter by; see config.fields.VALIDATION_PROMPTS.
 POCKET_SETTINGS = tuple(setting for setting in SETTINGS if setting != "at night")
 POCKET_PROMPTS = tuple(f"a photo of a {{token}} {{class_word}} {setting}" for setting in POCKET_SETTINGS)
 
-_THAT_BREATHE = """
+_LIVING_WORDS = """
 baby bear bird boy budgie bunny butterfly calf cat chick chicken child cow deer dog donkey duckling elephant
     fish fox frog girl goat goldfish goose guinea-pig hamster hedgehog horse hen kid kitten lamb lion lizard man
     monkey mouse owl panda parrot penguin person pig pigeon pony puppy rabbit rat sheep snake squirrel tiger toad
     tortoise turtle wolf woman
 """
-_LIVING = frozenset(_THAT_BREATHE.split())
+_LIVING = frozenset(_LIVING_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a prompts_and_classes.txt says: subject -> class word, and templates for objects and living subjects."""
+    """The content of a prompts_and_classes.txt: subject -> class word, templates for objects and living subjects."""
 
     file: Path
     classes: dict[str, str] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def choose_prompts(
             template a line; or auto: pocket's for pocket, else the data set's own if the photos lie in one, else
             ours, for objects or living subjects as the class word says.
         limit: at most so many of the subject's, spread over the list.
-    Raises: ConfigError for a list that there is not, a file that cannot be read, and a template without the token.
+    Raises: ConfigError for an unknown list, a file that cannot be read, and a template without the token.
     """
     living = is_living(class_word)
     if wanted == "auto":
@@ -161,7 +161,7 @@ def choose_prompts(
 
 
 def is_living(class_word: str | None) -> bool:
-    """Whether a class breathes, by its last word: a "corgi dog" does, a "dog toy" does not."""
+    """Whether a class is a living thing, by its last word: a "corgi dog" is, a "dog toy" is not."""
     words = (class_word or "").lower().split()
     return bool(words) and words[-1] in _LIVING
 
@@ -174,7 +174,7 @@ def spread(items: Sequence[str], limit: int | None) -> tuple[str, ...]:
 
 
 def without_token(prompt: str, token: str) -> str:
-    """The prompt as one would say it of any of the class: without the token, and with the article that then fits."""
+    """The prompt for any of the class: without the token, and with the article that then fits."""
     return re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", plain_text(prompt, token))
 
 

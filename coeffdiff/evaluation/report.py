@@ -1,9 +1,8 @@
-"""Pages that hold everything: photos, pictures, scores, curves and heat maps, each in a single HTML file."""
+"""Reports as single HTML files: photos, pictures, scores, curves and heat maps."""
 
 from __future__ import annotations
 
 import base64
-import io
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,21 @@ from coeffdiff.training.curves import draw_curves
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.grids import fitted
+from coeffdiff.utils.jpeg import jpeg_bytes
+
+# Cost of an adapter -> title of its column
+COSTS = {
+    "parameters": "trained numbers",
+    "adapter_bytes": "adapter, bytes",
+    "seconds_a_step": "s/step",
+    "peak_gib": "peak GiB",
+    "mean_abs_alpha": "mean |alpha|",
+}
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """What a page shows of a run. data: as in evaluation.json; thumbnails, photos: JPEG; run: its folder, if known."""
+    """A run on a page. data: as in evaluation.json; thumbnails, photos: JPEG; run: its folder, if known."""
 
     data: dict[str, Any]
     thumbnails: Mapping[str, bytes]
@@ -36,11 +45,12 @@ class RunPage:
 
 
 def write_report(results: Mapping[str, Any], pages: Sequence[RunPage], file: Path) -> None:
-    """Write the page. Every text that came from a person or a file is escaped; nothing is loaded from elsewhere."""
+    """Write the page. Every text from the user or a file is escaped; nothing is loaded from elsewhere."""
     file.write_text(render_report(results, pages), encoding="utf-8")
 
 
 def render_report(results: Mapping[str, Any], pages: Sequence[RunPage]) -> str:
+    """The page as HTML."""
     return _filled(
         "report.html.j2",
         results=results,
@@ -59,7 +69,7 @@ def write_comparison(
     """report.html and comparison.png of a comparison.
 
     Args:
-        results: what paired.summarize() made of the cells.
+        results: of statistics.summarize().
         photos: subject -> folder.  strips: (subject, arm) -> a picture of each prompt in a row, where they are kept.
     """
     plot = folder / "comparison.png"
@@ -92,15 +102,6 @@ def write_comparison(
         unfinished.write_text(page, encoding="utf-8")
 
 
-COSTS = {
-    "parameters": "trained numbers",
-    "adapter_bytes": "adapter, bytes",
-    "seconds_a_step": "s/step",
-    "peak_gib": "peak GiB",
-    "mean_abs_alpha": "mean |alpha|",
-}
-
-
 def _filled(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("coeffdiff.evaluation", "templates"),
@@ -119,7 +120,7 @@ def _columns(scores: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def _run(page: RunPage) -> dict[str, Any]:
-    """A run as the template wants it."""
+    """A run as the template takes it."""
     curves = _curves(page.run) if page.run else None
     return {
         **page.data,
@@ -166,17 +167,15 @@ def _curves(run: RunFolder) -> bytes | None:
 
 def _heat_maps(adapter: Path) -> list[bytes]:
     """All alphas of an adapter in one picture, or none if it has no alpha."""
-    found = inspect_adapter(adapter)
-    if not found.deviations:
+    inspection = inspect_adapter(adapter)
+    if not inspection.deviations:
         return []
-    deviations = {layer: deviation.numpy() for layer, deviation in found.deviations.items()}
-    return [_as_jpeg(draw_heat_maps(deviations, f"alpha of {found.header.token}"))]
+    deviations = {layer: deviation.numpy() for layer, deviation in inspection.deviations.items()}
+    return [_as_jpeg(draw_heat_maps(deviations, f"alpha of {inspection.header.token}"))]
 
 
 def _as_jpeg(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.convert("RGB").save(content, "JPEG", quality=88)
-    return content.getvalue()
+    return jpeg_bytes(image, quality=88)
 
 
 def _uri(jpeg: bytes) -> str:

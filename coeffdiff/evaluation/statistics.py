@@ -1,6 +1,6 @@
-"""What cells say together: means, paired differences with intervals, curves, costs. Plain data in, plain data out.
+"""Statistics of cells: means, paired differences with intervals, curves, costs. Plain data in, plain data out.
 
-A subject is what varies, so it is what is drawn again: seeds of a subject are averaged first, then the mean over
+Subjects are what varies, so they are resampled: seeds of a subject are averaged first, then the mean over
 subjects, or over the subjects' differences to the reference arm, gets its 95 % interval from 10,000 bootstrap samples
 of subjects. The plain percentiles of ten values hold the truth nine times in ten, not 95 in a hundred; so they are
 moved out by as much as makes the interval of normal values Student's (expanded percentiles; Hesterberg, What Teachers
@@ -9,8 +9,6 @@ Should Know About the Bootstrap, The American Statistician 2015, section 3.3).
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 import statistics
@@ -26,12 +24,10 @@ Cell = Mapping[str, Any]
 RESAMPLES = 10_000
 FEWEST = 6  # subjects for a verdict: by chance all of fewer are of one sign too often (2 / 2**6 is 3 %)
 PLACES_KEPT = 0.95  # an adapter that forgets where its subject should be is not the best of its kind
+# An arm at one of the rates that it was tried at: "lora 1e-3"
+_TRY = re.compile(r"(\S+) (\d[\d.]*(?:e[+-]?\d+)?)")
 
-_TRY = re.compile(
-    r"(\S+) (\d[\d.]*(?:e[+-]?\d+)?)"
-)  # an arm at one of the rates it was tried at: "lora 1e-3"
-
-# name -> what a column is called, and which way is better
+# Score -> title of its column, and which direction is better
 SCORES = {
     "dino": ("DINO", "↑"),
     "dino_masked": ("DINO, photos masked", "↑"),
@@ -49,25 +45,25 @@ SCORES = {
 def summarize(
     cells: Sequence[Cell], ends: Mapping[str, tuple[int, float]], reference: str, missing: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Everything that a comparison's page, table and plot are made of.
+    """The results that a comparison's page, table and plot show.
 
     Args:
         cells: as in their files; several points (steps, scale) of an adapter are several cells.
-        ends: of all arms that were planned, in their order: the steps and the scale that an arm is judged at.
-        missing: names of cells that are not there yet.
+        ends: of all planned arms, in order: the steps and the scale at which an arm is judged.
+        missing: names of cells that do not exist yet.
     Returns: reference, missing, failed, and
         arms: for each arm with cells at its end their number and that of subjects, steps and scale, means and intervals
             of the scores, and costs;
         paired: for each other arm the subjects and seeds it has in common with the reference, and for each score the
-            mean difference, its interval, on how many subjects it is better, and in a word what that says;
+            mean difference, its interval, on how many subjects it is better, and a verdict;
         curves: for each arm the mean scores at every point, where there are several;
         best: where arms are tries of one (`lora 1e-3`, `lora 3e-3`), which of them has, at which step and scale, the
-            best score to choose by (see watch.selection_score), of those that keep 95 % of the places, if any do.
+            best selection score (see training.judge.selection_score), of those that keep 95 % of the places, if any do.
     """
     whole = [cell for cell in cells if not cell.get("failed")]
     of = {arm: [cell for cell in whole if cell["arm"] == arm] for arm in ends}
     final = {arm: [cell for cell in of[arm] if (cell["steps"], cell["scale"]) == ends[arm]] for arm in ends}
-    final = {arm: found for arm, found in final.items() if found}
+    final = {arm: arm_cells for arm, arm_cells in final.items() if arm_cells}
     curves = {arm: curve for arm in ends if (curve := _curve(of[arm]))}
     return {
         "reference": reference,
@@ -78,11 +74,12 @@ def summarize(
             if cell.get("failed")
         ],
         "arms": {
-            arm: _arm(found) | {"steps": ends[arm][0], "scale": ends[arm][1]} for arm, found in final.items()
+            arm: _arm(arm_cells) | {"steps": ends[arm][0], "scale": ends[arm][1]}
+            for arm, arm_cells in final.items()
         },
         "paired": {
-            arm: paired(found, final[reference])
-            for arm, found in final.items()
+            arm: paired(arm_cells, final[reference])
+            for arm, arm_cells in final.items()
             if arm != reference and reference in final
         },
         "curves": {arm: curve for arm, curve in curves.items() if len(curve) > 1},
@@ -166,11 +163,11 @@ def _arm(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _by_subject(cells: Sequence[Cell], name: str) -> list[float]:
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     for cell in cells:
         if name in cell["scores"]:
-            found.setdefault(cell["subject"], []).append(cell["scores"][name])
-    return [statistics.fmean(values) for values in found.values()]
+            values_of.setdefault(cell["subject"], []).append(cell["scores"][name])
+    return [statistics.fmean(values) for values in values_of.values()]
 
 
 def _curve(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -178,7 +175,7 @@ def _curve(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     points: dict[tuple[int, float], dict[tuple[str, int], Cell]] = {}
     for cell in cells:
         points.setdefault((cell["steps"], cell["scale"]), {})[cell["subject"], cell["seed"]] = cell
-    everywhere = set.intersection(*(set(found) for found in points.values())) if points else set()
+    everywhere = set.intersection(*(set(cells_at) for cells_at in points.values())) if points else set()
     return [
         {
             "steps": steps,
@@ -187,16 +184,16 @@ def _curve(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "scores": {
                 name: statistics.fmean(values)
                 for name in SCORES
-                if (values := _by_subject([found[one] for one in everywhere], name))
+                if (values := _by_subject([cells_at[one] for one in everywhere], name))
             },
         }
-        for (steps, scale), found in sorted(points.items())
+        for (steps, scale), cells_at in sorted(points.items())
         if everywhere
     ]
 
 
 def _best(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """The best point of the tries of an arm; only tries with as many whole cells as the fullest take part."""
+    """The best point of the tries of an arm, among the tries that have the most complete cells."""
     tries: dict[str, list[dict[str, Any]]] = {}
     for arm, curve in curves.items():
         points = [{"arm": arm, **point, "choice": selection_score(point["scores"])} for point in curve]
@@ -213,7 +210,7 @@ def _best(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
 
 
 def _made(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """On what the cells were computed, each way once, with how many cells."""
+    """Device, precision, model and versions that cells were computed with, each combination with its cells."""
     ways: dict[str, dict[str, Any]] = {}
     for cell in cells:
         made = {name: value for name, value in cell["made"].items() if name != "date"}
@@ -221,50 +218,3 @@ def _made(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         way["cells"] += 1
         way["dates"] = sorted({*way["dates"], cell["made"]["date"]})
     return list(ways.values())
-
-
-def table_of(cells: Sequence[Cell]) -> str:
-    """CSV, a row for each cell: what it is, then its scores and costs; what a cell has not is left empty."""
-    facts = ("subject", "class_word", "arm", "seed", "steps", "scale")
-    scores = [name for name in SCORES if any(name in cell["scores"] for cell in cells)]
-    costs = list(dict.fromkeys(name for cell in cells for name in cell.get("cost", {})))
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow([*facts, *scores, *costs, "failed"])
-    for cell in cells:
-        values = [cell["scores"].get(name, "") for name in scores]
-        values += [cell.get("cost", {}).get(name, "") for name in costs]
-        writer.writerow([*(cell[name] for name in facts), *values, cell.get("failed", "")])
-    return content.getvalue()
-
-
-def as_text(results: Mapping[str, Any]) -> str:
-    """For the terminal: an arm a line with its means, then the differences to the reference with their intervals."""
-    arms = results["arms"]
-    names = [name for name in SCORES if any(name in arm["scores"] for arm in arms.values())]
-    width = max([12, *map(len, arms)])
-
-    def line(label: str, values: Sequence[str], cells: str) -> str:
-        shown = (value.rjust(max(7, len(SCORES[name][0]))) for name, value in zip(names, values, strict=True))
-        return "  ".join([label.ljust(width), cells.rjust(8), *shown])
-
-    lines = [line("arm", [SCORES[name][0] for name in names], "subjects")]
-    for arm, found in arms.items():
-        means = [f"{found['scores'][n]['mean']:.3f}" if n in found["scores"] else "" for n in names]
-        lines.append(line(arm, means, str(found["subjects"])))
-    for arm, found in results["paired"].items():
-        lines += ["", f"{arm} - {results['reference']}, {found['subjects']} subjects, {found['pairs']} pairs"]
-        for name, score in found["scores"].items():
-            between = "" if score["low"] is None else f"[{score['low']:+.3f}, {score['high']:+.3f}]"
-            lines.append(
-                f"  {SCORES[name][0]:<22} {score['difference']:+.3f} {between:<18} "
-                f"better on {score['better_on']} of {score['of']}: {score['says']}"
-            )
-    for family, point in results["best"].items():
-        lines.append(
-            f"best of {family}: {point['arm']} after {point['steps']} steps at scale {point['scale']:g}"
-        )
-    lines += [f"failed: {sentence}" for sentence in results["failed"]]
-    if results["missing"]:
-        lines.append(f"{len(results['missing'])} cells are missing, the first: {results['missing'][0]}")
-    return "\n".join(lines)

@@ -1,9 +1,7 @@
-"""An adapter on a diffusers pipeline: loaded as a whole, seen to be applied, taken off, saved."""
+"""Adapters of diffusers pipelines: checked, loaded as a whole, saved."""
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
-from coeffdiff.hosts.guard import unwatch, unwrapped, verify, watch
-from coeffdiff.hosts.learned_token import TokenPart, add_token, remove_token, switch_token, verify_token
-from coeffdiff.hosts.lora import load_lora, remove_lora, save_lora, set_lora_scale
+from coeffdiff.hosts.applied_adapter import Adapter, adapters_on
+from coeffdiff.hosts.guard import unwatch, unwrapped, watch
+from coeffdiff.hosts.learned_token import TokenPart, add_token, remove_token
+from coeffdiff.hosts.lora import load_lora, remove_lora, save_lora
 from coeffdiff.hosts.lora_file import check_lora
-from coeffdiff.hosts.lora_guard import check_removable, check_settable
-from coeffdiff.hosts.pipeline_guard import enter, leave, verify_home
-from coeffdiff.hosts.unet import attention_layers, coefficients_of, eject, inject, set_scale
+from coeffdiff.hosts.pipeline_guard import enter, leave
+from coeffdiff.hosts.unet import attention_layers, coefficients_of, eject, inject
 from coeffdiff.method.adapter_file import (
     alphas_of,
     pack_coefficients,
@@ -39,88 +37,6 @@ from coeffdiff.method.adapter_paths import (
 )
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.utils.atomic import atomic_write
-
-
-class Adapter:
-    """An adapter that has been applied to a pipeline: switch it with set_scale, take it off with remove."""
-
-    def __init__(self, pipe: Any, name: str, path: Path, header: AdapterHeader) -> None:
-        self.header, self.path, self.name = header, path, name
-        self._scale = 1.0
-        self._unet = unwrapped(pipe.unet)
-        self._home: Any = weakref.ref(pipe) if hasattr(pipe, "__weakref__") else None
-        self._pipe = (
-            pipe if header.vectors else None
-        )  # a token lives there; a copy of the UNet need not copy it
-
-    @property
-    def scale(self) -> float:
-        """What set_scale set. Raises: InjectionError if something else has parted alpha, LoRA and token since."""
-        if self._present():
-            self.verify()
-        return self._scale
-
-    def set_scale(self, scale: float) -> None:
-        """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded).
-
-        A learned token has no scale: it is read as it was learned, at 0 as the ordinary word that it was before.
-        A LoRA that something else has switched off or rescaled is then on again, beside those that are.
-        Raises: InjectionError if a part is gone, or the LoRA is fused into the weights. Nothing has changed then.
-        """
-        if not math.isfinite(scale):
-            raise AdapterError(f"The scale of {self.path} must be a finite number, not {scale}.")
-        self._check_loaded()
-        verify_home(self._home and self._home(), self._unet)
-        if self.header.lora:
-            check_settable(self._unet, self.name, scale)
-        set_scale(self._unet, scale, self.name)
-        if self.header.lora:
-            set_lora_scale(self._unet, self.name, scale)
-        if self.header.vectors:
-            switch_token(self._pipe, self.name, on=scale != 0)
-        self._scale = scale
-
-    def remove(self) -> None:
-        """Take alpha, LoRA and token off; UNet, text encoders and pipeline have their original parts again.
-
-        Raises: InjectionError if the LoRA is fused into the weights. Nothing has changed then.
-        """
-        self._check_loaded()
-        if self.header.lora:
-            check_removable(self._unet, self.name)
-        eject(self._unet, self.name)
-        if self.header.lora:
-            remove_lora(self._unet, self.name)
-        if self.header.vectors:
-            unwatch(self._unet, f"token {self.name}")
-            remove_token(self._pipe, self.name)
-        del _loaded(self._unet)[self.name]
-        if not _loaded(self._unet):
-            leave(self._home and self._home(), self._unet)
-
-    def verify(self) -> None:
-        """Raises: InjectionError if a part is no longer what set_scale made it.
-
-        Displaced alpha (attention slicing, an IP-Adapter...), LoRA that is off, rescaled or unloaded, a token that the
-        pipeline would not read. The same is compared before each forward of the UNet.
-        """
-        self._check_loaded()
-        verify(self._unet)
-
-    def verify_text(self, pipe: Any) -> None:
-        """Raises: InjectionError if this pipeline, which is to encode prompts, would not read the learned token."""
-        if self.header.vectors and self._scale:
-            verify_token(pipe, self.name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_home": None}  # a copy's pipeline is not this one
-
-    def _present(self) -> bool:
-        return _loaded(self._unet).get(self.name) is self
-
-    def _check_loaded(self) -> None:
-        if not self._present():
-            raise AdapterError(f"{self.path} has been removed from this pipeline; load it again.")
 
 
 def load_adapter(
@@ -145,7 +61,7 @@ def load_adapter(
     unet = unwrapped(pipe.unet)
     check_architecture(unet, header, folder)
     lora = read_lora(folder, header, partial(_check_lora, unet, header, folder))
-    others = _loaded(unet)
+    others = adapters_on(unet)
     for other in others.values():
         check_apart((folder, header), (other.path, other.header))
     taken = {*others, *getattr(unet, "peft_config", {})}
@@ -188,7 +104,7 @@ def _check_lora(
 
 
 def check_apart(one: tuple[Path, AdapterHeader], other: tuple[Path, AdapterHeader]) -> None:
-    """Raises: AdapterError unless these two may be loaded beside each other: the same one twice, or of one word."""
+    """Raises: AdapterError if two adapters cannot be loaded together: one given twice, or two of one token."""
     (folder, header), (path, before) = one, other
     shared = [token for token in header.tokens if token.lower() in map(str.lower, before.tokens)]
     of_one_run = same_run(folder, path)
@@ -212,7 +128,7 @@ def check_apart(one: tuple[Path, AdapterHeader], other: tuple[Path, AdapterHeade
 
 def loaded_adapters(pipe: Any) -> list[Adapter]:
     """The adapters that load_adapter put on this pipeline, in order."""
-    return list(_loaded(unwrapped(pipe.unet)).values())
+    return list(adapters_on(unwrapped(pipe.unet)).values())
 
 
 def save_adapter(
@@ -223,7 +139,7 @@ def save_adapter(
     name: str = "default",
     rows: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the adapter folder under a temporary name beside it, then rename: it is there whole or not at all.
+    """Write the adapter folder, atomically.
 
     extras: further files by name, such as the model card and its pictures.
     rows: of the learned token, if the header has one.
@@ -240,7 +156,7 @@ def write_adapter(
     name: str = "default",
     rows: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """save_adapter for a folder that is not there yet and appears later, as a part of another."""
+    """save_adapter without the atomic write, into a new folder that is a part of another atomic write."""
     folder.mkdir()
     alphas = alphas_of(coefficients_of(unet, name))
     (folder / COEFF_FILE).write_bytes(pack_coefficients(alphas, header))
@@ -263,20 +179,13 @@ def fill_alphas(layers: dict[str, Coefficients], alphas: dict[str, Tensor]) -> N
 
 
 def check_architecture(unet: nn.Module, header: AdapterHeader, folder: Path) -> None:
-    """Raise AdapterMismatch unless the UNet (weights or none) has the header's layers with as many heads."""
+    """Raises: AdapterMismatch unless the UNet, with weights or without, has the header's layers with as many heads."""
     layers = attention_layers(unet)
     for name, heads in header.heads.items():
-        found = layers[name].heads if name in layers else None
-        if found != heads:
-            there = f"this UNet has {found} heads there" if found else "this UNet has no such layer"
+        own = layers[name].heads if name in layers else None
+        if own != heads:
+            there = f"this UNet has {own} heads there" if own else "this UNet has no such layer"
             raise AdapterMismatch(
                 f"{folder} has {heads} x {heads} coefficients for {name}, but {there}. The adapter was trained on "
                 f"{header.base_model}; use that, or a fine-tune of it, as the model."
             )
-
-
-def _loaded(unet: Any) -> dict[str, Adapter]:
-    if not hasattr(unet, "_coeffdiff_adapters"):
-        unet._coeffdiff_adapters = {}
-    registry: dict[str, Adapter] = unet._coeffdiff_adapters
-    return registry

@@ -1,4 +1,4 @@
-"""A learned token: new rows beside both text encoders' embedding matrices, and tokenizers that lead to them.
+"""A learned token on a pipeline: new rows behind both text encoders' embedding matrices, read by its tokenizers.
 
 The encoders' own matrices are never written to, nor what the pipeline's tokenizers read with (which cannot un-add a
 token): the rows live in a module around the matrix, the word in a copy of the tokenizer's backend, and removal puts the
@@ -8,22 +8,18 @@ Letters: N vectors of the token, D width of an encoder.
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, normalizers
 from torch import Tensor, nn
 
-from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError, InjectionError
+from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
 from coeffdiff.hosts.guard import gate, ungate
+from coeffdiff.hosts.token_vocabulary import original, read_with, refuse_saving
 from coeffdiff.method.adapter_header import PARTS
 
 _POOLS_AT_HIGHEST = 2  # as eos_token_id: "the highest id of a text is its end", which an added id would be
-# Each vector is an added token of one private character, which no text contains and no word pattern matches.
-_FIRST_PRIVATE = 0xF0000
 
 
 class ExtendedEmbedding(nn.Module):
@@ -45,30 +41,30 @@ class ExtendedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings [..., D] in the matrix's dtype."""
-        found = self.base(ids.masked_fill(ids >= min(self.first.values(), default=2**31), 0))
+        embedded = self.base(ids.masked_fill(ids >= min(self.first.values(), default=2**31), 0))
         for name, first in self.first.items():
             rows = self.learned[name]
             own = (ids >= first) & (ids < first + rows.num_embeddings)
-            learned = rows((ids - first).clamp(0, rows.num_embeddings - 1)).to(found.dtype)
-            found = torch.where(own[..., None], learned, found)
-        return found
+            learned = rows((ids - first).clamp(0, rows.num_embeddings - 1)).to(embedded.dtype)
+            embedded = torch.where(own[..., None], learned, embedded)
+        return embedded
 
     def __getattr__(self, name: str) -> Any:
         # diffusers' load_textual_inversion and transformers' resize_token_embeddings ask for it, to replace it
         if name == "weight":
-            raise NoMatrix(
+            raise EmbeddingInUse(
                 "This text encoder holds a learned token, so its embeddings cannot be resized or written to, as "
                 "load_textual_inversion does. Load textual inversions first and the adapter after them."
             )
         return super().__getattr__(name)
 
 
-class NoMatrix(InjectionError, AttributeError):  # noqa: N818
+class EmbeddingInUse(InjectionError, AttributeError):  # noqa: N818
     """An AttributeError as well, so that hasattr answers no."""
 
 
 class TokenPart:
-    """A learned token for the guard: the pipeline that it was loaded on still reads it, wherever it has encoders."""
+    """A learned token for the guard: whether the pipeline that it was loaded on still reads it."""
 
     on = False  # a token has no scale
 
@@ -130,7 +126,7 @@ def add_token(
         embedding.tokens[name] = token
         parameters[key] = embedding.learned[name].weight
     try:
-        _renew(pipe)
+        _update(pipe)
         verify_token(pipe, name)
     except InjectionError:
         remove_token(pipe, name)
@@ -141,21 +137,21 @@ def add_token(
 
 
 def remove_token(pipe: Any, name: str = "default") -> None:
-    """Take one learned token off; after the last one the encoders and the pipeline have their own parts back."""
+    """Take one learned token off; after the last one encoders and tokenizers are as they were."""
     for embedding in _extended(pipe):
         if name in embedding.tokens:
             del embedding.learned[name], embedding.tokens[name]
         embedding.off.discard(name)
-    _renew(pipe)
+    _update(pipe)
 
 
 def switch_token(pipe: Any, name: str, on: bool) -> None:
-    """Off: texts are read as if the token had never been learned, and its rows are kept."""
+    """Switch a token on or off. Off, texts are read as if it had never been learned; its rows are kept."""
     changed = [embedding for embedding in _extended(pipe) if (name in embedding.off) == on]
     for embedding in changed:
         (embedding.off.discard if on else embedding.off.add)(name)
     if changed:
-        _renew(pipe)
+        _update(pipe)
 
 
 def verify_token(pipe: Any, name: str = "default") -> None:
@@ -176,112 +172,18 @@ def verify_token(pipe: Any, name: str = "default") -> None:
             )
 
 
-def initial_rows(pipe: Any, text: str, vectors: int) -> dict[str, Tensor]:
-    """Rows [N, D] float32 for both encoders from the embeddings of a text, such as the class word.
-
-    Its tokens are shared out in order: two vectors of "stuffed animal" begin as its two words; where several tokens
-    fall to one vector, it is their mean with the mean of their norms, as a bare mean would be too short.
-    """
-    rows = {}
-    for key, (encoder_name, tokenizer_name) in PARTS.items():
-        embedding = getattr(pipe, encoder_name).get_input_embeddings()
-        matrix = (embedding.base if isinstance(embedding, ExtendedEmbedding) else embedding).weight
-        ids = original(getattr(pipe, tokenizer_name))(text, add_special_tokens=False).input_ids
-        if not ids:
-            raise ConfigError(f"{text!r} holds no token that a learned token could begin as.")
-        words = matrix.detach()[torch.tensor(ids, device=matrix.device)].float().cpu()
-        groups = [
-            words[i * len(ids) // vectors : max(i * len(ids) // vectors + 1, (i + 1) * len(ids) // vectors)]
-            for i in range(vectors)
-        ]
-        means = torch.stack([group.mean(0) for group in groups])
-        lengths = torch.stack([group.norm(dim=1).mean() for group in groups])
-        rows[key] = means * (lengths / means.norm(dim=1).clamp_min(1e-12))[:, None]
-    return rows
-
-
-@torch.no_grad()
-def pull_norms(rows: Iterable[tuple[Tensor, Tensor]], strength: float) -> None:
-    """Draw the length of each row [D] back towards what it was at first, on a logarithmic scale.
-
-    rows: pairs of current rows [N, D], changed in place, and their first norms [N]. strength 0: not at all; 1: the
-    length never changes. Long rows drown their neighbours in a prompt; diffusers' scripts pull by 0.1 after a step.
-    """
-    for current, first in rows:
-        current.mul_((first / current.norm(dim=1).clamp_min(1e-12)).pow(strength)[:, None])
-
-
-def with_tokens(tokenizer: Any, tokens: Iterable[tuple[str, int]]) -> Any:
-    """A copy of a CLIP tokenizer that reads each word as so many new tokens, whose ids follow on its own.
-
-    tokens: word and number of vectors, in the order of their ids.
-    """
-    extended = copy.deepcopy(tokenizer)
-    backend = extended.backend_tokenizer
-    normalizer = backend.normalizer or normalizers.Sequence([])
-    rules, names, at = [], [], _FIRST_PRIVATE
-    for token, vectors in tokens:
-        own = [chr(at + i) for i in range(vectors)]
-        word = re.escape(normalizer.normalize_str(token))
-        rules.append((word, "".join(own)))
-        names += own
-        at += vectors
-    # The longest first: "my sks" before "sks".
-    rules.sort(key=lambda rule: -len(rule[0]))
-    replacing = [normalizers.Replace(Regex(rf"(?<!\w){word}(?!\w)"), own) for word, own in rules]
-    # As the last step, where the text is in lower case and has single blanks.
-    backend.normalizer = normalizers.Sequence([normalizer, *replacing])
-    extended.add_tokens([AddedToken(name, normalized=True) for name in names])
-    extended._coeffdiff_original = tokenizer
-    return extended
-
-
-def read_with(tokenizer: Any, tokens: Iterable[tuple[str, int]]) -> None:
-    """Let this very tokenizer read each word as so many new tokens; without any it reads as it did at first."""
-    plain = original(tokenizer)
-    if tokens := list(tokens):
-        if plain is tokenizer:
-            plain = copy.copy(tokenizer)
-        tokenizer._tokenizer = with_tokens(plain, tokens)._tokenizer
-        tokenizer._coeffdiff_original = plain
-        gate(tokenizer, "save_pretrained", _refuse_saving)
-    elif plain is not tokenizer:
-        tokenizer._tokenizer = plain._tokenizer
-        del tokenizer._coeffdiff_original
-        ungate(tokenizer, "save_pretrained")
-
-
-def _refuse_saving(*_: Any, **__: Any) -> None:
-    raise AdapterError(
-        "save_pretrained would write a text encoder or tokenizer with a learned token in it, which is not read back. "
-        "remove() the adapter, save, and keep its folder beside the model."
-    )
-
-
-def announce_tokens(pipe: Any, tokens: Mapping[str, int]) -> None:
-    """Let the tokenizers of a pipeline without text encoders count learned tokens (word -> vectors) as they are."""
-    for _, name in PARTS.values():
-        if tokens and getattr(pipe, name, None) is not None:
-            setattr(pipe, name, with_tokens(getattr(pipe, name), tokens.items()))
-
-
-def original(tokenizer: Any) -> Any:
-    """The tokenizer without learned tokens."""
-    return getattr(tokenizer, "_coeffdiff_original", tokenizer)
-
-
 def _parts(pipe: Any) -> list[tuple[str, Any, Any]]:
     """Key, text encoder and tokenizer of both, None where the pipeline lacks one."""
     return [(key, getattr(pipe, e, None), getattr(pipe, t, None)) for key, (e, t) in PARTS.items()]
 
 
 def _extended(pipe: Any) -> list[ExtendedEmbedding]:
-    found = [encoder.get_input_embeddings() for _, encoder, _ in _parts(pipe) if encoder is not None]
-    return [embedding for embedding in found if isinstance(embedding, ExtendedEmbedding)]
+    embeddings = [encoder.get_input_embeddings() for _, encoder, _ in _parts(pipe) if encoder is not None]
+    return [embedding for embedding in embeddings if isinstance(embedding, ExtendedEmbedding)]
 
 
-def _renew(pipe: Any) -> None:
-    """Tokenizers, ids and pooling for the tokens that are there and on; the originals where there are none."""
+def _update(pipe: Any) -> None:
+    """Set tokenizers, ids and pooling for the tokens that are loaded and on; the originals where there are none."""
     for _, encoder, tokenizer in _parts(pipe):
         embedding = encoder.get_input_embeddings() if encoder is not None else None
         if not isinstance(embedding, ExtendedEmbedding):
@@ -303,7 +205,7 @@ def _renew(pipe: Any) -> None:
         elif not on and embedding.pooled_at is not None:
             pooling.eos_token_id, embedding.pooled_at = embedding.pooled_at, None
         if embedding.tokens:
-            gate(encoder, "save_pretrained", _refuse_saving)
+            gate(encoder, "save_pretrained", refuse_saving)
         else:
             encoder.set_input_embeddings(embedding.base)
             ungate(encoder, "save_pretrained")

@@ -158,8 +158,7 @@ def remove_lora(unet: nn.Module, name: str) -> None:
     if rounded:
         warnings.warn(
             "The weights are not bit for bit what they were before the adapter: fuse_lora and unfuse_lora round, "
-            "and so does a narrower dtype. Load "
-            "the model anew if that matters.",
+            "and so does a narrower dtype. Load the model again if that matters.",
             BaseWeightsChanged,
             stacklevel=3,
         )

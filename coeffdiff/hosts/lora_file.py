@@ -1,4 +1,4 @@
-"""LoRA's file in diffusers' stock layout."""
+"""The LoRA file in diffusers' stock layout: written, taken apart, checked against a UNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What LoRA left on a UNet, and whether it is still there and whole."""
+"""LoRA for the guard: whether its layers on a UNet are still there, on, and of its scale."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ class LoraPart:
     """A LoRA for the guard: its PEFT layers are there and on, unmerged or fused by fuse_lora, and of its scale."""
 
     def __init__(self, unet: Any, name: str, label: str) -> None:
-        found = {
+        layers = {
             key: module
             for key, module in unet.named_modules()
             if isinstance(module, BaseTunerLayer) and name in getattr(module, "scaling", {})
         }
         self.name, self.label = name, label
-        self.layers: list[tuple[str, Any]] = list(found.items())
-        self.places: list[Place] = places(unet, found)
+        self.layers: list[tuple[str, Any]] = list(layers.items())
+        self.places: list[Place] = places(unet, layers)
         self.scale = 1.0
-        self.scaling = [layer.scaling[name] for layer in found.values()]  # what PEFT has at this scale
+        self.scaling = [layer.scaling[name] for layer in layers.values()]  # what PEFT has at this scale
         self.quiet = False  # inside lora_off
         self.fused = False  # by fuse_lora, at this scale
-        self.samples = [_sample(layer) for layer in found.values()]
+        self.samples = [_sample(layer) for layer in layers.values()]
 
     @property
     def on(self) -> bool:
         return self.scale != 0 and not self.quiet
 
     def settle(self, scale: float) -> None:
-        """Take what is there now for what has to be there."""
+        """Take the present state as the right one."""
         self.scale, self.fused = scale, False
         self.scaling = [layer.scaling[self.name] for _, layer in self.layers]
 
@@ -153,7 +153,7 @@ def _sample(layer: Any) -> Tensor | None:
 
 
 def lora_part(unet: nn.Module, name: str) -> LoraPart | None:
-    """What the guard knows of one LoRA of ours."""
+    """The guard's part for one LoRA of ours."""
     part = parts_of(unet).get(f"lora {name}")
     return part if isinstance(part, LoraPart) else None
 
@@ -194,7 +194,7 @@ def check_loading(
 
 
 def check_settable(unet: nn.Module, name: str, scale: float) -> None:
-    """Whether the LoRA can be given this scale. Raises: InjectionError if it is gone, or fused at another."""
+    """Raises: InjectionError if the LoRA cannot get this scale: it is gone, or fused at another."""
     part = lora_part(unet, name)
     if part is None:
         return
@@ -208,7 +208,7 @@ def check_settable(unet: nn.Module, name: str, scale: float) -> None:
 
 
 def check_removable(unet: nn.Module, name: str) -> None:
-    """Whether the base weights can be had back. Raises: InjectionError if the LoRA has become a part of them."""
+    """Raises: InjectionError if the LoRA has become a part of the base weights, which removal could not restore."""
     part = lora_part(unet, name)
     if part is None:
         return
@@ -220,5 +220,5 @@ def check_removable(unet: nn.Module, name: str) -> None:
     if part.missing() and (part.merged() or part.weights_changed()):
         raise InjectionError(
             f"The LoRA of {part.label} was fused into the weights and unloaded, so that nothing can take it out again. "
-            "Load the model anew."
+            "Load the model again."
         )

@@ -1,7 +1,7 @@
-"""The pipeline and UNet that adapters were loaded on: what these would do to adapters without a word is asked first.
+"""Gates on the pipeline and UNet of loaded adapters: calls that would silently break an adapter are checked first.
 
-Gated are a pipeline's call (through check_inputs, which each of diffusers' calls begins with) and what would save, fuse
-or swap weights. What is merely changed, the guard finds at the next forward.
+Gated are a pipeline's call (through check_inputs, with which each of diffusers' calls begins) and what would save, fuse
+or swap weights. Other changes the guard finds at the next forward.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def enter(pipe: Any) -> None:
 
 
 def leave(pipe: Any, unet: nn.Module) -> None:
-    """After the last adapter: the methods of before. A pipeline that is not known here is left at its next call."""
+    """After the last adapter: restore the methods. A pipeline that is not at hand is restored at its next call."""
     ungate(unet, "save_pretrained", "fuse_lora", "load_lora_adapter")
     free_state(unet)
     if getattr(pipe, "_coeffdiff_unet", None) is unet:
@@ -44,7 +44,7 @@ def verify_home(pipe: Any, unet: nn.Module) -> None:
         return
     raise InjectionError(
         f"This pipeline has another UNet than the one that {_names(unet)} was loaded on, so the adapter would do "
-        "nothing. Load it again on this one, or put the other back; a pipeline made anew of pipe.components does "
+        "nothing. Load it again on this one, or put the other back; a new pipeline from pipe.components does "
         "without it."
     )
 

@@ -16,22 +16,18 @@ from coeffdiff.errors import ModelError, ShapeError
 from coeffdiff.models.finding import encoder_folder
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, shipped
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.text import first_line
 
-DINO = "facebook/dino-vits16"  # the encoders of DreamBooth's table
-
-
+# The encoders of DreamBooth's table
+DINO = "facebook/dino-vits16"
 CLIP = "openai/clip-vit-base-patch32"
-
-
+NEUTRAL = (128, 128, 128)  # grey in place of a background that does not count
 _VISION_TRANSFORMERS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")  # class token first
-
-
-NEUTRAL = (128, 128, 128)  # what stands for a background that is not looked at
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A vision transformer and how it wants its pictures."""
+    """A vision transformer and its image processor."""
 
     name: str
     network: Any
@@ -40,7 +36,7 @@ class Encoder:
     @torch.no_grad()
     def features(self, pictures: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
         """Unit-length features [N, D] of RGB pictures of any size: the class token of the last layer."""
-        return _in_batches(self, pictures, batch_size, lambda found: found.last_hidden_state[:, 0])
+        return _in_batches(self, pictures, batch_size, lambda output: output.last_hidden_state[:, 0])
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class ClipEncoder:
     @torch.no_grad()
     def features(self, pictures: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
         """Unit-length projected features [N, D] of RGB pictures of any size."""
-        return _in_batches(self, pictures, batch_size, lambda found: found.pooler_output)
+        return _in_batches(self, pictures, batch_size, lambda output: output.pooler_output)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -63,45 +59,30 @@ class ClipEncoder:
         if not texts:
             return torch.zeros(0, self.network.config.projection_dim)
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        found = self.network.get_text_features(
+        output = self.network.get_text_features(
             input_ids=tokens.input_ids.to(self.network.device),
             attention_mask=tokens.attention_mask.to(self.network.device),
         )
-        return F.normalize(found.pooler_output.float(), dim=-1).cpu()
+        return F.normalize(output.pooler_output.float(), dim=-1).cpu()
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """What is at hand; a score whose encoder is None is left out."""
+    """The encoders that scores are made with; the scores of a missing one are left out."""
 
     dino: Encoder | None = None
     clip: ClipEncoder | None = None
 
     def names(self) -> dict[str, str]:
-        """Of those that are there, for reports."""
+        """Names of the encoders that are there, for reports."""
         present = {"dino": self.dino, "clip": self.clip}
         return {kind: encoder.name for kind, encoder in present.items() if encoder}
-
-
-def _in_batches(
-    encoder: Encoder | ClipEncoder, pictures: Sequence[Image.Image], batch_size: int, pick: Any
-) -> Tensor:
-    network = encoder.network
-    look = network.get_image_features if isinstance(encoder, ClipEncoder) else network
-    parts = []
-    for begin in range(0, len(pictures), batch_size):
-        lot = [picture.convert("RGB") for picture in pictures[begin : begin + batch_size]]
-        pixels = encoder.processor(lot, return_tensors="pt").pixel_values
-        parts.append(pick(look(pixel_values=pixels.to(network.device))))
-    if not parts:
-        raise ShapeError(f"{encoder.name} was given no picture.")
-    return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
 
 def load_dino(name: str = DINO, device: str | torch.device = "cpu") -> Encoder:
     """A vision transformer by hub id or folder (DINO, DINOv2, DINOv3, any ViT), or "pocket-dino".
 
-    Raises: ModelError if there is none, it is of another kind, or it cannot be had offline.
+    Raises: ModelError if there is none, it is of another kind, or it is not available offline.
     """
     folder = _folder(name, POCKET_DINO)
     with quiet_libraries():
@@ -123,7 +104,7 @@ def load_dino(name: str = DINO, device: str | torch.device = "cpu") -> Encoder:
 def load_clip(name: str = CLIP, device: str | torch.device = "cpu") -> ClipEncoder:
     """A CLIP by hub id or folder, or "pocket-clip".
 
-    Raises: ModelError if there is none, it is of another kind, or it cannot be had offline.
+    Raises: ModelError if there is none, it is of another kind, or it is not available offline.
     """
     folder = _folder(name, POCKET_CLIP)
     with quiet_libraries():
@@ -149,13 +130,29 @@ def encoders_for(
 ) -> Encoders:
     """DINO and CLIP to judge the pictures of a model with: pocket's own for pocket, DreamBooth's for any other.
 
-    dino, clip: other encoders by name. Raises: ModelError if one cannot be had.
+    dino, clip: other encoders by name. Raises: ModelError if one is not available.
     """
     own = model_name == POCKET
     return Encoders(
         load_dino(dino or (POCKET_DINO if own else DINO), device),
         load_clip(clip or (POCKET_CLIP if own else CLIP), device),
     )
+
+
+def _in_batches(
+    encoder: Encoder | ClipEncoder, pictures: Sequence[Image.Image], batch_size: int, pick: Any
+) -> Tensor:
+    """Unit-length features [N, D]. pick: the part of the network's output that is used."""
+    network = encoder.network
+    encode = network.get_image_features if isinstance(encoder, ClipEncoder) else network
+    parts = []
+    for begin in range(0, len(pictures), batch_size):
+        batch = [picture.convert("RGB") for picture in pictures[begin : begin + batch_size]]
+        pixels = encoder.processor(batch, return_tensors="pt").pixel_values
+        parts.append(pick(encode(pixel_values=pixels.to(network.device))))
+    if not parts:
+        raise ShapeError(f"{encoder.name} was given no picture.")
+    return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
 
 def _folder(name: str, own: str) -> Path:
@@ -166,14 +163,13 @@ def _folder(name: str, own: str) -> Path:
 
 
 def _loaded(kind: Any, folder: Path, **extra: Any) -> Any:
-    """The network in float32. Raises: ValueError if the files lack some of its weights, which transformers fills up."""
-    network, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **extra)
-    lacking = sorted(found["missing_keys"])
+    """The network in float32. Raises: ValueError if the files lack weights, which transformers fills with noise."""
+    network, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **extra)
+    lacking = sorted(report["missing_keys"])
     if lacking:
         raise ValueError(f"its weights lack {lacking[0]} and {len(lacking) - 1} others")
     return network
 
 
 def _unusable(name: str, error: Exception) -> ModelError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ModelError(f"The encoder {name} cannot be loaded: {first.rstrip('.')}.")
+    return ModelError(f"The encoder {name} cannot be loaded: {first_line(error)}.")

@@ -1,4 +1,4 @@
-"""Scores of features: cosines, diversity, drift."""
+"""Scores from features of pictures and texts: cosines, diversity, drift."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mean_paired_cosine(features: Tensor, partners: Tensor) -> float:
 def mean_cosine_among(features: Tensor) -> float:
     """Mean of the cosines of the N * (N - 1) / 2 distinct pairs of unit-length features [N, D].
 
-    Of photos it is what DreamBooth's table calls real images: as near as pictures of one subject are to each other.
+    Of photos this is the row "real images" in DreamBooth's table: how near pictures of one subject are to each other.
     Raises: ShapeError for fewer than two.
     """
     count = len(features)
@@ -57,8 +57,8 @@ def diversity(groups: Sequence[Tensor]) -> float | None:
 def drift(adapted: Tensor, base: Tensor) -> float:
     """1 - the mean cosine of the adapter's and the base model's pictures, [N, D] both, row by row.
 
-    Row i of both is of the same prompt, seed and settings, and the prompts do not hold the token: whatever moves was
-    not asked for. 0 if the adapter leaves them alone. Our own score; DINO features.
+    Row i of both is of the same prompt, seed and settings, and the prompts do not hold the token: every change is
+    unwanted. 0 if the adapter changes nothing. Our own score; DINO features.
     Raises: ShapeError if they are not as many.
     """
     return 1.0 - mean_paired_cosine(adapted, base)

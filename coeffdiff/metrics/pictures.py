@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 from coeffdiff.metrics.encoders import NEUTRAL, ClipEncoder, Encoder, Encoders
 from coeffdiff.metrics.features import mean_paired_cosine, mean_pairwise_cosine
 
+FIDELITY = {"dino": "dino", "clip": "clip_i"}  # encoder -> its score of subject fidelity
+
 
 @dataclass(frozen=True)
 class References:
-    """The photos as the encoders see them: [M, D] by encoder, and [K, D] of the K with masks, background away."""
+    """Features of the photos by encoder: whole [M, D], and masked [K, D] of the K with masks, background grey."""
 
     whole: dict[str, Tensor]
     masked: dict[str, Tensor]
@@ -38,7 +40,7 @@ def references_of(
 
 
 def joined(parts: Sequence[References]) -> References:
-    """Photos that were encoded one by one, in order, as if at once: 200 of 20 megapixels are 12 GB when open."""
+    """References of photos that were encoded one by one, in order: 200 open ones of 20 megapixels are 12 GB."""
     masked = [part.masked for part in parts if part.masked]
     return References(
         {kind: torch.cat([part.whole[kind] for part in parts]) for kind in parts[0].whole},
@@ -59,26 +61,39 @@ def score_pictures(
         references: of the subject's photos.
         texts: what each picture was asked to show, N in all, without the token: see plain_text.
         picture_masks: white where the subject is, one per picture; rarely known.
-    Returns: what the encoders at hand allow of
+    Returns: those that there is an encoder for of
         dino, clip_i: mean cosine of all pairs of a picture and a photo;
         dino_masked, clip_i_masked, if photos have masks: the same with the photos' background made grey, and the
             pictures' background too if picture_masks are given. Otherwise the pictures are compared whole, so that
             a background which resembles the photos' no longer counts, but an own background still costs;
         clip_t: mean cosine of picture and text.
     """
-    scores: dict[str, float] = {}
-    names = {"dino": "dino", "clip": "clip_i"}
-    for kind, encoder in _present(encoders).items():
-        features = encoder.features(pictures)
-        scores[names[kind]] = mean_pairwise_cosine(features, references.whole[kind])
+    present = _present(encoders)
+    features = {kind: encoder.features(pictures) for kind, encoder in present.items()}
+    cut = features
+    if picture_masks is not None and references.masked:
+        pairs = zip(pictures, picture_masks, strict=True)
+        plain = [without_background(picture, mask) for picture, mask in pairs]
+        cut = {kind: present[kind].features(plain) for kind in references.masked if kind in present}
+    scores = fidelity(features, references, cut)
+    if encoders.clip is not None:
+        scores["clip_t"] = mean_paired_cosine(features["clip"], encoders.clip.text_features(texts))
+    return scores
+
+
+def fidelity(
+    features: Mapping[str, Tensor], references: References, cut: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """Scores of subject fidelity from features [N, D] by encoder: see score_pictures.
+
+    cut: of the pictures without their background, to be compared with the masked photos; None: the same features.
+    """
+    cut = features if cut is None else cut
+    scores = {}
+    for kind, own in features.items():
+        scores[FIDELITY[kind]] = mean_pairwise_cosine(own, references.whole[kind])
         if kind in references.masked:
-            cut = features
-            if picture_masks is not None:
-                pairs = zip(pictures, picture_masks, strict=True)
-                cut = encoder.features([without_background(picture, mask) for picture, mask in pairs])
-            scores[f"{names[kind]}_masked"] = mean_pairwise_cosine(cut, references.masked[kind])
-        if isinstance(encoder, ClipEncoder):
-            scores["clip_t"] = mean_paired_cosine(features, encoder.text_features(texts))
+            scores[f"{FIDELITY[kind]}_masked"] = mean_pairwise_cosine(cut[kind], references.masked[kind])
     return scores
 
 
@@ -92,7 +107,7 @@ def without_background(picture: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def plain_text(prompt: str, token: str) -> str:
-    """The prompt without the token: CLIP knows the word otherwise or not at all, and either would spoil CLIP-T."""
+    """The prompt without the token: CLIP knows it as another word or not at all, which would spoil CLIP-T."""
     return " ".join(re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", " ", prompt, flags=re.IGNORECASE).split())
 
 

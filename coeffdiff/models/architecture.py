@@ -5,31 +5,28 @@ from __future__ import annotations
 import functools
 import json
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from coeffdiff.errors import ModelError
 from coeffdiff.models.checking import header_of, prediction_type_in, read_json
-from coeffdiff.models.files import joined_path, place_of, weights_of
-from coeffdiff.models.hub_errors import reason_of
+from coeffdiff.models.files import joined_path, source_of, weights_of
+from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.models.source import NETWORKS, Backbone
 from coeffdiff.utils.console import quiet_libraries
-
-if TYPE_CHECKING:
-    import torch
 
 
 def config_of(backbone: Backbone, network: str) -> dict[str, Any]:
     """A network's config, as its file says it."""
-    source, subfolder = place_of(backbone, network)
+    source, subfolder = source_of(backbone, network)
     return read_json(source, joined_path(subfolder, "config.json"))
 
 
 def scheduler_config(backbone: Backbone) -> dict[str, Any]:
-    """The scheduler's config, with what a single file says of itself."""
+    """The scheduler's config, with what a single file states in its header."""
     config = read_json(backbone.source, "scheduler/scheduler_config.json")
-    return config | (what_it_predicts(header_of(backbone.file)) if backbone.file is not None else {})
+    return config | (_stated_prediction(header_of(backbone.file)) if backbone.file is not None else {})
 
 
 def prediction_type(pipe: Any) -> Literal["epsilon", "v_prediction"]:
@@ -44,27 +41,17 @@ def unet_config(backbone: Backbone) -> dict[str, Any]:
 
 def unet_on_meta(backbone: Backbone) -> Any:
     """The UNet's shapes without its weights, from its config alone, to count and to check against."""
-    with reason_of(f"{backbone.name}: its UNet's config"):
+    with loading_errors(f"{backbone.name}: its UNet's config"):
         return _shapes(unet_config(backbone))
-
-
-def _shapes(config: dict[str, Any]) -> Any:
-    with quiet_libraries():
-        import torch
-        from diffusers import UNet2DConditionModel
-
-        with torch.device("meta"):
-            return UNet2DConditionModel.from_config(config)
 
 
 def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
     """text_encoder, text_encoder_2, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
-    with quiet_libraries(), reason_of(f"{backbone.name}: the config of its {network}"):
+    with quiet_libraries(), loading_errors(f"{backbone.name}: the config of its {network}"):
         import diffusers
-        import torch
         import transformers
 
-        source, subfolder = place_of(backbone, network)
+        source, subfolder = source_of(backbone, network)
         config = read_json(source, joined_path(subfolder, "config.json"))
         name = NETWORKS[network][0]
         with torch.device("meta"):
@@ -72,17 +59,15 @@ def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any
                 built = getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
             else:
                 built = getattr(diffusers, name).from_config(config)
-        return torch.nn.Module.to(built, dtype_named(backbone, network, dtype)).eval()
+        return torch.nn.Module.to(built, network_dtype(backbone, network, dtype)).eval()
 
 
 def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
     """The networks whose weights load_pipeline would download first."""
-    import torch
-
     names = [name for name in NETWORKS if not backbone.in_file(name)]
     chosen = {name: weights_of(backbone, name, half=dtype != torch.float32)[1] for name in names}
     return [
-        name for name, files in chosen.items() if not place_of(backbone, name)[0].here().issuperset(files)
+        name for name, files in chosen.items() if not source_of(backbone, name)[0].here().issuperset(files)
     ]
 
 
@@ -94,13 +79,8 @@ def bucket_step(backbone: Backbone, resolution: int) -> int:
 
 def unet_parameters(backbone: Backbone) -> int:
     """How many numbers the UNet holds; no weights are read. SDXL: 2,567,463,684."""
-    with reason_of(f"{backbone.name}: its UNet's config"):
+    with loading_errors(f"{backbone.name}: its UNet's config"):
         return _numbers(json.dumps(unet_config(backbone)))
-
-
-@functools.cache  # a comparison asks for every cell
-def _numbers(config: str) -> int:
-    return sum(weight.numel() for weight in _shapes(json.loads(config)).parameters())
 
 
 def vae_factor(backbone: Backbone) -> int:
@@ -115,7 +95,8 @@ def native_resolution(backbone: Backbone) -> int:
 
 
 def vae_config_of(backbone: Backbone) -> dict[str, Any]:
-    source, subfolder = place_of(backbone, "vae")
+    """The config of the VAE that is used. Raises: ModelError if it is damaged."""
+    source, subfolder = source_of(backbone, "vae")
     config = read_json(source, joined_path(subfolder, "config.json"))
     if not isinstance(config.get("block_out_channels"), list):
         raise ModelError(f"The VAE config of {source.name} names no block_out_channels, so it is damaged.")
@@ -128,16 +109,15 @@ def vae_config_of(backbone: Backbone) -> dict[str, Any]:
     return config
 
 
-def dtype_named(backbone: Backbone, network: str, dtype: torch.dtype) -> torch.dtype:
-    import torch
-
+def network_dtype(backbone: Backbone, network: str, dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, but float32 for a VAE whose config has force_upcast."""
     if network == "vae" and vae_config_of(backbone).get("force_upcast", True):
         return torch.float32
     return dtype
 
 
-def what_it_predicts(header: dict[str, Any]) -> dict[str, Any]:
-    """Scheduler settings that a single file states by itself; the configs it borrows are another model's.
+def _stated_prediction(header: dict[str, Any]) -> dict[str, Any]:
+    """Scheduler settings that a single file states in its header; the configs that it borrows are another model's.
 
     v-prediction models carry an empty tensor called v_pred, those with zero terminal SNR also one called ztsnr;
     training tools write modelspec.prediction_type.
@@ -145,7 +125,21 @@ def what_it_predicts(header: dict[str, Any]) -> dict[str, Any]:
     metadata = header.get("__metadata__") or {}
     if "v_pred" not in header and metadata.get("modelspec.prediction_type") not in ("v", "v_prediction"):
         return {}
-    found: dict[str, Any] = {"prediction_type": "v_prediction"}
+    stated: dict[str, Any] = {"prediction_type": "v_prediction"}
     if "ztsnr" in header:
-        found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return found
+        stated |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return stated
+
+
+def _shapes(config: dict[str, Any]) -> Any:
+    """A UNet of this config on the meta device."""
+    with quiet_libraries():
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(config)
+
+
+@functools.cache  # a comparison asks for every cell
+def _numbers(config: str) -> int:
+    return sum(weight.numel() for weight in _shapes(json.loads(config)).parameters())

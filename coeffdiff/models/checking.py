@@ -1,4 +1,4 @@
-"""Whether what was found is an SDXL model: its configs, and the header of a single file."""
+"""Checks that a model is SDXL: of its configs, and of the header of a single file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from coeffdiff.models.source import CONFIG_FILES, FILE_PREFIXES, INDEX, NETWORKS
 
 
 def check_configs(source: Source) -> None:
-    """That a folder is an SDXL pipeline that we can train. Raises: ModelError, naming what it is instead."""
+    """Raises: ModelError unless a folder is an SDXL pipeline that can be trained, naming what it is instead."""
     files = source.here()
     if INDEX not in files:
         raise ModelError(f"{source.name} {_what_else(source)}")
@@ -32,10 +32,10 @@ def check_configs(source: Source) -> None:
         raise ModelError(f"{source.name} is a {kind}, not SDXL; pass --model with an SDXL model.")
     for network, (expected, _, _) in NETWORKS.items():
         entry = index.get(network)
-        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if found != expected:
+        own = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if own != expected:
             raise ModelError(
-                f"{source.name} has {'no' if found is None else f'a {found} as'} {network}, where SDXL's base has a "
+                f"{source.name} has {'no' if own is None else f'a {own} as'} {network}, where SDXL's base has a "
                 f"{expected}; it may be a refiner or another derivative, so pass --model with a base model."
             )
     for file in CONFIG_FILES:
@@ -64,7 +64,7 @@ def check_configs(source: Source) -> None:
 
 
 def _what_else(source: Source) -> str:
-    """What a folder without model_index.json is, and what to do."""
+    """What a folder without model_index.json is, and what to do: the end of a sentence."""
     files = source.here()
     if files.intersection(
         (
@@ -81,17 +81,17 @@ def _what_else(source: Source) -> str:
 
 
 def refuse_quantized(path: Path) -> None:
-    """Of a folder's files, which the libraries read, and would drop the scales of."""
+    """Raises: ModelError for a quantized file of a folder: the libraries read those, and would drop their scales."""
     header = header_of(path)
-    found = unreadable(header)
-    if not found and is_scaled(header):
-        found = "is scaled fp8, which is read from single files only; pass the model in float16, bfloat16 or float32"
-    if found:
-        raise ModelError(f"{path} {found}.")
+    reason = unreadable(header)
+    if not reason and is_scaled(header):
+        reason = "is scaled fp8, which is read from single files only; pass the model in float16, bfloat16 or float32"
+    if reason:
+        raise ModelError(f"{path} {reason}.")
 
 
 def check_single_file(path: Path, model: ModelSettings) -> bool:
-    """Whether it is a UNet alone, and not a whole SDXL checkpoint in the original layout, from its header alone.
+    """Whether a file is a UNet alone, and not a whole SDXL checkpoint in the original layout; from its header.
 
     Raises: ModelError if it is neither, or a UNet alone without model.config, which has the other networks.
     """
@@ -159,6 +159,7 @@ def header_of(path: Path) -> dict[str, Any]:
 
 
 def read_json(source: Source, file: str) -> dict[str, Any]:
+    """A config of a model. Raises: ModelError if it is missing or damaged."""
     path = source.folder / file
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -172,6 +173,10 @@ def read_json(source: Source, file: str) -> dict[str, Any]:
 
 
 def prediction_type_in(scheduler: str, config: Any, name: str) -> Literal["epsilon", "v_prediction"]:
+    """What a scheduler's config says that the UNet predicts. Raises: ModelError for anything else.
+
+    scheduler: name of its class. name: of the model.
+    """
     kind = config.get("prediction_type", "epsilon")
     if scheduler.startswith("EDM"):  # Playground 2.5: its UNet is preconditioned in another way
         raise ModelError(f"{name} was trained in the EDM formulation ({scheduler}), which is not supported.")

@@ -1,35 +1,20 @@
-"""Which of a model's files are read: variants, shards, places on the hub."""
+"""Which of a model's files are read: variants, shards, downloads."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coeffdiff.errors import ModelError
 from coeffdiff.models.checking import header_of
-from coeffdiff.models.hub_errors import hub_error_sentence
+from coeffdiff.models.hub_errors import hub_access_errors
 from coeffdiff.models.source import FILE_PREFIXES, IN_FILE, NETWORKS, Backbone, Source
 
 if TYPE_CHECKING:
     import torch
-
-
-def fingerprint_of(network: Any) -> str:
-    """A hash of what decides what a network computes: its weights, their dtype and, of diffusers' networks, the config
-    (that of transformers' grows with its version)."""
-    import torch
-
-    digest = hashlib.blake2b(digest_size=16)
-    config = network.config if isinstance(network.config, dict) else {}
-    digest.update(repr(sorted((k, v) for k, v in config.items() if not k.startswith("_"))).encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[tuple[Path, str]]:
@@ -37,7 +22,7 @@ def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[t
     names of its tensors have in there; nothing where some would have to be downloaded first."""
     import torch
 
-    source, _ = place_of(backbone, network)
+    source, _ = source_of(backbone, network)
     if backbone.file and backbone.in_file(network):
         return [(backbone.file, prefix_in_file(backbone, network))]
     _, files = weights_of(backbone, network, half=dtype != torch.float32)
@@ -46,7 +31,7 @@ def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[t
 
 
 def prefix_in_file(backbone: Backbone, network: str) -> str:
-    """What the names of a network's tensors begin with in the single file; of a UNet alone nothing or the usual."""
+    """The prefix of a network's tensors in the single file; a UNet alone may have none."""
     prefix = FILE_PREFIXES[IN_FILE[network]]
     assert backbone.file is not None
     usual = any(name.startswith(prefix) for name in header_of(backbone.file))
@@ -58,11 +43,12 @@ def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
     import torch
 
     own = [name for name in NETWORKS if not backbone.in_file(name) and not (name == "vae" and backbone.vae)]
-    found = {weights_of(backbone, name, half=dtype != torch.float32)[0] for name in own}
-    return found.pop() if len(found) == 1 else "auto" if found else None
+    variants = {weights_of(backbone, name, half=dtype != torch.float32)[0] for name in own}
+    return variants.pop() if len(variants) == 1 else "auto" if variants else None
 
 
 def joined_path(subfolder: str, file: str) -> str:
+    """The path of a file in a subfolder, which may be empty."""
     return f"{subfolder}/{file}" if subfolder else file
 
 
@@ -83,22 +69,23 @@ def files_of(files: Collection[str], subfolder: str, stem: str, variant: str | N
     shards = re.compile(
         re.escape(joined_path(subfolder, stem + middle)) + r"-(\d{5})-of-(\d{5})\.safetensors"
     )
-    found = sorted(file for file in files if shards.fullmatch(file))
-    if index not in files or not found or len(found) != int(shards.fullmatch(found[0])[2]):  # type: ignore[index]
+    parts = sorted(file for file in files if shards.fullmatch(file))
+    if index not in files or not parts or len(parts) != int(shards.fullmatch(parts[0])[2]):  # type: ignore[index]
         return []
-    return [index, *found]
+    return [index, *parts]
 
 
-def place_of(backbone: Backbone, network: str) -> tuple[Source, str]:
+def source_of(backbone: Backbone, network: str) -> tuple[Source, str]:
+    """Where a network's files come from, and their subfolder there."""
     return backbone.vae if network == "vae" and backbone.vae else (backbone.source, network)
 
 
 def weights_of(backbone: Backbone, network: str, *, half: bool) -> tuple[str | None, list[str]]:
-    """The variant and the files of one network. What is on this machine wins over what would be downloaded.
+    """The variant and the files of one network. Files on this machine are preferred to downloads.
 
-    Raises: ModelError, naming what is there instead.
+    Raises: ModelError, naming the variants that are there instead.
     """
-    source, subfolder = place_of(backbone, network)
+    source, subfolder = source_of(backbone, network)
     if backbone.unet_alone and source is backbone.source:
         try:
             return weights_of(replace(backbone, file=None, unet_alone=False), network, half=half)
@@ -112,9 +99,9 @@ def weights_of(backbone: Backbone, network: str, *, half: bool) -> tuple[str | N
     everything = source.here() | source.remote
     for files in (source.here(), everything):
         for variant in choices:
-            found = files_of(files, subfolder, stem, variant)
-            if found:
-                return variant, found
+            chosen = files_of(files, subfolder, stem, variant)
+            if chosen:
+                return variant, chosen
     label = joined_path(subfolder, stem)
     # Also shards of which some are missing: they are then named by the error as the variant they belong to.
     others = {
@@ -141,11 +128,11 @@ def weights_of(backbone: Backbone, network: str, *, half: bool) -> tuple[str | N
 
 
 def fetch_file(source: Source, files: Collection[str]) -> None:
-    """Download what of these files is not in the cache, with the hub's own progress bars."""
+    """Download those of these files that the cache lacks, with the hub's own progress bars."""
     if source.repo is None or source.here().issuperset(files):
         return
     from huggingface_hub import snapshot_download
 
-    with hub_error_sentence(source.repo):
+    with hub_access_errors(source.repo):
         # The commit that the configs are from.
         snapshot_download(source.repo, revision=source.folder.name, allow_patterns=sorted(files))

@@ -1,4 +1,4 @@
-"""An SDXL model from a hub id, a folder or a single file, found and checked before weights are read."""
+"""Find an SDXL model from a hub id, a folder or a single file, and check it before weights are read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from coeffdiff.config.schema import ModelSettings
 from coeffdiff.errors import ModelError
 from coeffdiff.models.architecture import vae_config_of
 from coeffdiff.models.checking import check_configs, check_single_file, read_json, refuse_quantized
-from coeffdiff.models.files import files_of, joined_path, place_of, variant_choices, weights_of
-from coeffdiff.models.hub_errors import HUB_SECONDS, hub_error_sentence, within_seconds
+from coeffdiff.models.files import files_of, joined_path, source_of, variant_choices, weights_of
+from coeffdiff.models.hub_errors import HUB_SECONDS, hub_access_errors, within_seconds
 from coeffdiff.models.source import (
     CONFIG_FILES,
     ENCODER_WEIGHTS,
@@ -31,9 +31,9 @@ from coeffdiff.pocket import POCKET, shipped
 def find_backbone(model: ModelSettings) -> Backbone:
     """Resolve the settings' model and check what can be checked without reading weights.
 
-    The network is asked only for a hub id that the cache cannot serve, and answers or is given up within seconds.
+    The hub is asked only for an id that the cache cannot serve, and given up after some seconds.
 
-    Raises: ModelError, if there is no such model, it is not SDXL, it is damaged, or it cannot be had offline.
+    Raises: ModelError, if there is no such model, it is not SDXL, it is damaged, or it is not available offline.
     """
     path = Path(model.name).expanduser()
     if model.name == POCKET:  # a folder of that name in the working directory is ./pocket
@@ -50,7 +50,9 @@ def find_backbone(model: ModelSettings) -> Backbone:
     else:
         repo = _hub_id(model.name)
         variant = model.variant or None
-        source = _from_hub(repo, [INDEX], SMALL_FILES, lambda found: _is_here(found, variant, not model.vae))
+        source = _from_hub(
+            repo, [INDEX], SMALL_FILES, lambda cached: _is_here(cached, variant, not model.vae)
+        )
         backbone = Backbone(repo, "hub", source, variant)
     check_configs(backbone.source)
     if model.vae:
@@ -64,7 +66,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
     for network in NETWORKS:
         if not backbone.in_file(network):
             _, files = weights_of(backbone, network, half=True)
-            source, _ = place_of(backbone, network)
+            source, _ = source_of(backbone, network)
             for file in sorted(source.here().intersection(files)):
                 if file.endswith(".safetensors"):
                     refuse_quantized(source.folder / file)
@@ -100,7 +102,7 @@ def _from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable
             source = Source(repo, folder, repo)
             if is_here(source):
                 return source
-    with hub_error_sentence(repo):
+    with hub_access_errors(repo):
         info = within_seconds(HUB_SECONDS, lambda: HfApi().model_info(repo, timeout=HUB_SECONDS / 2))
     remote = frozenset(file.rfilename for file in info.siblings or ())
     if not remote.intersection(markers):
@@ -108,36 +110,36 @@ def _from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable
             f"{repo} on the hub has no {' or '.join(markers)}, so it is not in diffusers' layout; if it holds a "
             "single .safetensors file of an SDXL model, download that and pass its path."
         )
-    with hub_error_sentence(repo):
+    with hub_access_errors(repo):
         # Without a revision, so that the cache also learns what "main" is, and can serve it offline.
         folder = Path(snapshot_download(repo, allow_patterns=small))
     return Source(repo, folder, repo, remote)
 
 
 def encoder_folder(name: str) -> Path:
-    """Where a model in transformers' layout lies: a folder, or the hub's cache, which is filled if it has to be.
+    """The folder of a model in transformers' layout: one here, or the hub's cache, downloaded first if necessary.
 
-    Asked for once, so that transformers itself never turns to the network, where it would try for a minute.
+    So transformers itself never turns to the network, where it would try for a minute.
 
-    Raises: ModelError, within seconds, if it cannot be had.
+    Raises: ModelError, within seconds, if it is nowhere.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"{name} is neither a folder here nor a hub id of the form owner/name.")
-    found = _from_hub(
+    source = _from_hub(
         name, ["config.json"], ["*.json", "*.txt"], lambda s: not s.here().isdisjoint(ENCODER_WEIGHTS)
     )
-    if found.remote:
-        weights = next((file for file in ENCODER_WEIGHTS if file in found.remote), None)
+    if source.remote:
+        weights = next((file for file in ENCODER_WEIGHTS if file in source.remote), None)
         if weights is None:
             raise ModelError(f"{name} on the hub has no {' or '.join(ENCODER_WEIGHTS)}.")
         from huggingface_hub import snapshot_download
 
-        with hub_error_sentence(name):
+        with hub_access_errors(name):
             snapshot_download(name, allow_patterns=["*.json", "*.txt", weights])
-    return found.folder
+    return source.folder
 
 
 def _is_here(source: Source, variant: str | None, with_vae: bool) -> bool:
@@ -153,7 +155,7 @@ def _is_here(source: Source, variant: str | None, with_vae: bool) -> bool:
 
 
 def _configs_for(file: Path, config: str | None) -> Source:
-    """Local configs and tokenizers for a single file: model.config, or the cached SDXL base. Never the network."""
+    """Configs and tokenizers for a single file: model.config, or the cached SDXL base. Nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     name = config or SDXL_BASE
@@ -191,8 +193,8 @@ def _find_vae(name: str) -> tuple[Source, str]:
             _hub_id(name),
             ["config.json", "vae/config.json"],
             ["config.json", "vae/*.json"],
-            lambda found: any(
-                files_of(found.here(), subfolder, stem, choice)
+            lambda cached: any(
+                files_of(cached.here(), subfolder, stem, choice)
                 for subfolder in ("", "vae")
                 for choice in (None, "fp16")
             ),

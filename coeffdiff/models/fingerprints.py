@@ -1,7 +1,10 @@
-"""Which weights a base model's files hold, told from a sample of them: a second for SDXL's 7 GB, nothing is loaded.
+"""Fingerprints of weights: of a base model's files from a sample of them, of a loaded network from all of it.
 
-    fingerprints(base, dtype)    {"unet": "rounded/exact", ..., "scheduler": "beta_end=0.012, ..."}
-    changed(before, now)         the networks that differ
+    fingerprints(base, dtype)     {"unet": "rounded/exact", ..., "scheduler": "beta_end=0.012, ..."}
+    changed(before, now)          the networks that differ
+    network_fingerprint(network)  of a network in memory
+
+The files' take a second for SDXL's 7 GB, and nothing is loaded.
 
 Of every tensor 64 values count, at four places, and tensors of up to 256 values wholly. Whatever trains or merges a
 model changes nearly every value, so that is enough to tell two models apart; a file in which somebody has changed a
@@ -25,12 +28,10 @@ from coeffdiff.models.checking import header_of
 from coeffdiff.models.files import weight_files
 from coeffdiff.models.source import NETWORKS, Backbone
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.hashing import hash_tensors
 
-_RUNS, _RUN, _SMALL = (
-    4,
-    16,
-    256,
-)  # places in a tensor, values at each; a tensor of so many values is read whole
+_RUNS, _RUN = 4, 16  # places in a tensor, values that are read at each
+_SMALL = 256  # a tensor of up to so many values is read whole
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -59,7 +60,7 @@ def fingerprints(base: Backbone, dtype: torch.dtype) -> dict[str, str]:
     values. Networks whose files would have to be downloaded first are left out.
     Raises: ModelError for files that are damaged.
     """
-    found = {"scheduler": _schedule(scheduler_config(base))}
+    result = {"scheduler": _schedule(scheduler_config(base))}
     for network in NETWORKS:
         rounded, exact = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
         files = weight_files(base, network, dtype)
@@ -72,8 +73,8 @@ def fingerprints(base: Backbone, dtype: torch.dtype) -> dict[str, str]:
             for tensor in tensors:
                 digest.update(tensor[place])
         layout = _OTHER_LAYOUT if network == "text_encoder_2" and files[0][1] else ""
-        found[network] = f"{layout}{rounded.hexdigest()}/{exact.hexdigest()}"
-    return found
+        result[network] = f"{layout}{rounded.hexdigest()}/{exact.hexdigest()}"
+    return result
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str], *, exactly: bool = True) -> list[str]:
@@ -85,6 +86,16 @@ def changed(before: Mapping[str, str], now: Mapping[str, str], *, exactly: bool 
         return one == other if exactly else one.partition("/")[0] == other.partition("/")[0]
 
     return [name for name in LABELS if name in before and name in now and not same(before[name], now[name])]
+
+
+def network_fingerprint(network: Any) -> str:
+    """A hash of what decides what a network computes: its weights, their dtype and, of diffusers' networks, the config
+    (that of transformers' grows with its version)."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = network.config if isinstance(network.config, dict) else {}
+    digest.update(repr(sorted((k, v) for k, v in config.items() if not k.startswith("_"))).encode())
+    hash_tensors(digest, network.state_dict().items())
+    return digest.hexdigest()
 
 
 def _samples(file: Path, prefix: str) -> Iterator[tuple[bytes, bytes]]:

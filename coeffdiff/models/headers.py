@@ -16,8 +16,8 @@ import torch
 from coeffdiff.errors import ModelError
 from coeffdiff.models.architecture import config_of, network_on_meta
 from coeffdiff.models.checking import header_of
-from coeffdiff.models.files import place_of, prefix_in_file, weight_files
-from coeffdiff.models.hub_errors import reason_of
+from coeffdiff.models.files import prefix_in_file, source_of, weight_files
+from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.models.loading import names_in_file
 from coeffdiff.models.not_sdxl import UNET, other_task
 from coeffdiff.models.source import NETWORKS, Backbone
@@ -27,12 +27,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def refuse_unfit(base: Backbone, dtype: torch.dtype) -> None:
-    """Of all networks whose files load_pipeline(dtype=dtype) would take and that are on this machine.
+    """Check the files that load_pipeline(dtype=dtype) would take, as far as they are on this machine.
 
     Raises: ModelError, naming a tensor that is missing, of another shape, or without a place.
     """
     for network in NETWORKS:
-        source, _ = place_of(base, network)
+        source, _ = source_of(base, network)
         in_file = base.in_file(network)
         whose = f"{base.file} with the configs of {base.source.name}" if in_file else source.name
         what = f"The {network} of {whose}"
@@ -40,7 +40,7 @@ def refuse_unfit(base: Backbone, dtype: torch.dtype) -> None:
         if not files:
             continue
         needed = network_on_meta(base, network, dtype)
-        with reason_of(what):
+        with loading_errors(what):
             held = _in_single_file(base, network, needed) if in_file else _in_folder(files, needed)
         _compare(what, network, held, _shapes(needed), "; another model.config may fit" if in_file else "")
         if in_file and network == "unet" and len(names := names_in_file(base, network)) != len(held):
@@ -102,7 +102,7 @@ def _in_folder(files: list[Path], needed: Any) -> Shapes:
 
 
 def _listed(files: list[Path]) -> list[Path]:
-    """Of several files those that their index names, which are those that the libraries read."""
+    """Of several files those that their index names, which the libraries read."""
     if len(files) == 1:
         return files
     stem, _, variant = files[0].name.partition("-0")[0].partition(".")
@@ -125,7 +125,7 @@ def _open(path: Path) -> None:
 
 
 def _in_single_file(base: Backbone, network: str, needed: Any) -> Shapes:
-    """Under the names and in the shapes that diffusers makes of them."""
+    """The shapes in the single file, under the names that diffusers converts them to."""
     with quiet_libraries():
         from diffusers.loaders import single_file_utils as convert
 
@@ -138,18 +138,18 @@ def _in_single_file(base: Backbone, network: str, needed: Any) -> Shapes:
     config = config_of(base, network)
     try:
         if network == "vae":
-            found = convert.convert_ldm_vae_checkpoint(tensors, config)
+            converted = convert.convert_ldm_vae_checkpoint(tensors, config)
         elif network == "text_encoder":
-            found = convert.convert_ldm_clip_checkpoint(tensors)
+            converted = convert.convert_ldm_clip_checkpoint(tensors)
         elif network == "text_encoder_2":
-            found = convert.convert_open_clip_checkpoint(needed, tensors, prefix=prefix)
+            converted = convert.convert_open_clip_checkpoint(needed, tensors, prefix=prefix)
         elif "conv_in.weight" in tensors:  # a UNet alone as diffusers names it
-            found = tensors
+            converted = tensors
         else:
-            found = convert.convert_ldm_unet_checkpoint(tensors, config)
+            converted = convert.convert_ldm_unet_checkpoint(tensors, config)
     except KeyError as error:
         raise ModelError(
             f"The {network} of {base.file} lacks tensors that its config needs, such as {error.args[0]}; another "
             "model.config may fit."
         ) from error
-    return _without_wrapper({name: tuple(tensor.shape) for name, tensor in found.items()})
+    return _without_wrapper({name: tuple(tensor.shape) for name, tensor in converted.items()})

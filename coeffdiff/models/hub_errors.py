@@ -1,4 +1,4 @@
-"""What huggingface_hub's errors mean, in one sentence each."""
+"""Errors of the hub and of loading libraries, in one sentence each."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from coeffdiff.utils.oom import is_out_of_memory
 
 T = TypeVar("T")
 
-
 # The longest wait for a first answer. Looking a name up has no time limit of its own where packets are dropped.
 HUB_SECONDS = 10.0
-
-
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 @contextlib.contextmanager
-def reason_of(what: str) -> Iterator[None]:
-    """One sentence for whatever a library raises over files that are not what it expected."""
+def loading_errors(what: str) -> Iterator[None]:
+    """One sentence for any error of a library inside. what: the subject of the sentence. Raises: ModelError."""
     try:
         yield
     except ModelError:
@@ -36,15 +33,9 @@ def reason_of(what: str) -> Iterator[None]:
         raise ModelError(f"{what} cannot be loaded: {_first_sentence(error)}.") from error
 
 
-def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    short = re.split(r"\. |: \n|\n", text)[0].rstrip(".:")
-    return short if len(short) <= 300 else short[:297] + "..."
-
-
 @contextlib.contextmanager
-def hub_error_sentence(repo: str) -> Iterator[None]:
-    """One sentence for whatever keeps a repository of the hub from us."""
+def hub_access_errors(repo: str) -> Iterator[None]:
+    """One sentence for any error of access to a repository of the hub inside. Raises: ModelError."""
     from huggingface_hub import constants, errors
 
     try:
@@ -78,7 +69,7 @@ def hub_error_sentence(repo: str) -> Iterator[None]:
 
 
 def within_seconds(seconds: float, call: Callable[[], T]) -> T:
-    """call()'s result. Raises: TimeoutError after so many seconds, and leaves the call to die with the process."""
+    """call()'s result. Raises: TimeoutError after so many seconds; the call's thread then ends with the process."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -96,3 +87,9 @@ def within_seconds(seconds: float, call: Callable[[], T]) -> T:
     if not succeeded:
         raise result
     return result
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    short = re.split(r"\. |: \n|\n", text)[0].rstrip(".:")
+    return short if len(short) <= 300 else short[:297] + "..."

@@ -1,4 +1,4 @@
-"""The pipeline of a model that was found, in one shape whatever it came from."""
+"""Load the pipeline of a model that was found, whatever layout it has."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from coeffdiff.errors import ModelError
-from coeffdiff.models.architecture import dtype_named, native_resolution, scheduler_config, vae_factor
+from coeffdiff.models.architecture import native_resolution, network_dtype, scheduler_config, vae_factor
 from coeffdiff.models.checking import header_of, read_json
-from coeffdiff.models.files import fetch_file, place_of, prefix_in_file, weights_of
-from coeffdiff.models.hub_errors import reason_of
+from coeffdiff.models.files import fetch_file, prefix_in_file, source_of, weights_of
+from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.models.not_sdxl import CONTROL_KEYS
 from coeffdiff.models.scaled_fp8 import is_beside, is_scaled
 from coeffdiff.models.scaled_fp8 import read as read_scaled
@@ -33,7 +33,7 @@ def load_pipeline(
     Args:
         parts: only these networks are loaded and the others are None, so that training can encode first and load
             the UNet when the text encoders have left memory. Tokenizers and scheduler always come along.
-    Raises: ModelError, in one sentence, for whatever is wrong with the files, the cache or the network.
+    Raises: ModelError, in one sentence, for anything wrong with the files, the cache or the network.
     """
     wanted = set(parts) if parts is not None else {"text", "vae", "unet"}
     names = [name for name, (_, _, part) in NETWORKS.items() if part in wanted]
@@ -46,7 +46,7 @@ def load_pipeline(
     chosen = {name: weights_of(backbone, name, half=dtype != torch.float32) for name in from_folder}
     needed: dict[Source, set[str]] = {}
     for name, (_, files) in chosen.items():
-        needed.setdefault(place_of(backbone, name)[0], set()).update(files)
+        needed.setdefault(source_of(backbone, name)[0], set()).update(files)
     for source, together in needed.items():
         fetch_file(source, together)
 
@@ -55,14 +55,16 @@ def load_pipeline(
 
         networks: dict[str, Any] = dict.fromkeys(NETWORKS)
         for name, (variant, files) in chosen.items():
-            networks[name] = _load_network(backbone, name, variant, files, dtype_named(backbone, name, dtype))
+            networks[name] = _load_network(
+                backbone, name, variant, files, network_dtype(backbone, name, dtype)
+            )
         for name in from_file:
-            networks[name] = _load_from_single_file(backbone, name, dtype_named(backbone, name, dtype))
+            networks[name] = _load_from_single_file(backbone, name, network_dtype(backbone, name, dtype))
         for network in networks.values():
             if network is not None:
                 _own_memory(network)
                 network.requires_grad_(False).eval()
-        with reason_of(f"{backbone.name}: its tokenizers or scheduler"):
+        with loading_errors(f"{backbone.name}: its tokenizers or scheduler"):
             pipe = diffusers.StableDiffusionXLPipeline(
                 **networks,
                 **_load_tokenizers(backbone.source),
@@ -85,14 +87,14 @@ def _load_network(
     import diffusers
     import transformers
 
-    source, subfolder = place_of(backbone, network)
+    source, subfolder = source_of(backbone, network)
     for file in files:
         if file.endswith(".safetensors"):
             header_of(source.folder / file)
     name = NETWORKS[network][0]
     kind = getattr(transformers if name.startswith("CLIP") else diffusers, name)
     what = f"The {network} of {source.name}"
-    with reason_of(what):
+    with loading_errors(what):
         loaded, report = kind.from_pretrained(
             str(source.folder / subfolder),
             variant=variant,
@@ -104,7 +106,7 @@ def _load_network(
     # Of several files diffusers looks for what is missing in their index, and leaves it without memory.
     unfilled = {name for name, weight in loaded.named_parameters() if weight.is_meta}
     missing = sorted(unfilled.union(report["missing_keys"]))
-    if missing:  # the library fills them with noise and goes on
+    if missing:  # the library would fill them with noise
         raise ModelError(f"{what} lacks {len(missing)} tensors that its config needs, such as {missing[0]}.")
     extra = sorted(report["unexpected_keys"])
     # Then the config is of a smaller model, and the rest would be dropped without a word. Text encoders and VAEs may
@@ -128,7 +130,7 @@ def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype)
     file = _tensors_in_file(backbone, network, dtype) or str(backbone.file)
     filled = False
     # diffusers leaves what the file did not fill without memory, and then stumbles over it.
-    with reason_of(what), contextlib.suppress(NotImplementedError):
+    with loading_errors(what), contextlib.suppress(NotImplementedError):
         if network == "vae":
             loaded = AutoencoderKL.from_single_file(file, subfolder=network, dtype=dtype, **options)
         elif network == "unet":
@@ -167,8 +169,8 @@ def names_in_file(backbone: Backbone, network: str, *, scales: bool = False) -> 
 
 
 def _tensors_in_file(backbone: Backbone, network: str, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
-    """What diffusers could not read by itself: scaled tensors, and a UNet alone, under the names of a whole checkpoint
-    (or under diffusers' where it has those). None: it reads the file."""
+    """Tensors that diffusers cannot read by itself, scaled ones or a UNet alone, under the names of a whole checkpoint
+    (or under diffusers' where it has those). None: diffusers reads the file."""
     assert backbone.file is not None
     if not backbone.unet_alone and not is_scaled(names_in_file(backbone, network, scales=True)):
         return None

@@ -1,4 +1,4 @@
-"""A base model's noise schedule: whether it is one, and what is odd about it. The loss is training/objective.py's."""
+"""Checks of a base model's noise schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coeffdiff.errors import ModelError
 
 
 def check_schedule(scheduler: Any, name: str) -> None:
-    """Raises: ModelError if a scheduler adds no noise that could be: the loss would be NaN.
+    """Raises: ModelError for betas outside 0 to 1, with which the loss would be NaN.
 
     scheduler: of the loss, a DDPMScheduler. name: of the model, for the sentence.
     """
@@ -34,7 +34,7 @@ def has_zero_terminal_snr(scheduler: Any) -> bool:
 
 
 def schedule_findings(scheduler: Any) -> list[str]:
-    """What a person may want to know of the schedule and did not choose, a sentence each."""
+    """A sentence for each oddity of the schedule that the user did not choose."""
     if not has_zero_terminal_snr(scheduler) or scheduler.config.prediction_type != "epsilon":
         return []
     return [

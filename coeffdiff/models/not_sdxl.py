@@ -1,4 +1,4 @@
-"""What a file is that is no SDXL checkpoint, and what to do, from its first bytes or what its header names.
+"""Files that are no SDXL checkpoint: what they are and what to do, from their first bytes or their header.
 
     foreign_bytes(path)    formats that are not safetensors, whatever the name says
     foreign_model(header)  other models, parts of models, and SDXL models with another task
@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 UNET = "model.diffusion_model."
-CONTROL_KEYS = frozenset(
-    ("__metadata__", "v_pred", "ztsnr", "scaled_fp8")
-)  # no weights, beside those of a UNet
+CONTROL_KEYS = frozenset(("__metadata__", "v_pred", "ztsnr", "scaled_fp8"))  # beside a UNet's weights
 PICKLE = (
     "is a pickle, which can run any code when it is opened, so it is not read; pass the .safetensors file of the same "
     "model, or convert it"
@@ -105,7 +103,7 @@ _OF_OTHERS: Signatures = (
 
 
 def foreign_bytes(path: Path) -> str | None:
-    """Raises: OSError."""
+    """The rest of a sentence if a file is in another format. Raises: OSError."""
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(b"GGUF") or path.suffix.lower() == ".gguf":
@@ -119,7 +117,7 @@ def foreign_bytes(path: Path) -> str | None:
 
 
 def foreign_model(header: Mapping[str, Any]) -> str | None:
-    """header: of a safetensors file, as it stands in the file."""
+    """The rest of a sentence if a file is another model. header: of a safetensors file, as it stands there."""
     names = [name.removeprefix(UNET) for name in header if name not in CONTROL_KEYS]
     whole = all(any(name.startswith(prefix) for name in header) for prefix in _WHOLE)
     for fits, sentence in _OF_ANY if whole else _OF_ANY + _OF_OTHERS:
@@ -153,7 +151,7 @@ def is_unet_alone(header: Mapping[str, Any]) -> bool:
 
 
 def other_task(taken: Any, given: Any) -> str | None:
-    """Of a UNet that takes and gives so many channels; SDXL's base takes 4 and gives 4."""
+    """The task of a UNet with so many input and output channels; None for SDXL's base, which has 4 and 4."""
     if (taken, given) == (4, 4):
         return None
     kinds = {"9 to 4": "an inpainting model", "8 to 4": "an instruct-pix2pix model, which edits pictures"}

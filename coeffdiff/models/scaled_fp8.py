@@ -30,7 +30,7 @@ _ADVICE = "pass the same model in float16, bfloat16 or float32"
 
 
 def is_beside(name: str) -> bool:
-    """Whether a tensor belongs to other tensors' scaling and is none of a network's own."""
+    """Whether a tensor scales others, and is no weight of a network."""
     return name == "scaled_fp8" or name.endswith(_BESIDE)
 
 
@@ -70,7 +70,7 @@ def read(file: Path, names: Collection[str], dtype: torch.dtype) -> dict[str, to
     """The tensors of these names, those with a scale in dtype and scaled, the rest as the file has them."""
     from safetensors import safe_open
 
-    found = {}
+    tensors = {}
     with safe_open(file, framework="pt") as opened:
         scales = {_scaled_by(name): name for name in opened.keys() if name.endswith(SCALE)}  # noqa: SIM118
         for name in names:
@@ -79,8 +79,8 @@ def read(file: Path, names: Collection[str], dtype: torch.dtype) -> dict[str, to
                 scale = opened.get_tensor(scales[name]).float()
                 scale = scale.reshape(()) if scale.numel() == 1 else scale
                 tensor = (tensor.float() * scale).to(dtype)
-            found[name] = tensor
-    return found
+            tensors[name] = tensor
+    return tensors
 
 
 def _scaled_by(scale: str) -> str:

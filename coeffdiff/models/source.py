@@ -1,4 +1,4 @@
-"""Where the parts of an SDXL model lie, and what such a model is made of."""
+"""The parts of an SDXL model, their file names, and where a model's files lie."""
 
 from __future__ import annotations
 
@@ -9,24 +9,15 @@ from typing import Literal
 
 Part = Literal["text", "vae", "unet"]
 
-
 INDEX = "model_index.json"
-
-
 NETWORKS: dict[str, tuple[str, str, Part]] = {  # folder -> class, stem of the weights' file names, part
     "text_encoder": ("CLIPTextModel", "model", "text"),
     "text_encoder_2": ("CLIPTextModelWithProjection", "model", "text"),
     "vae": ("AutoencoderKL", "diffusion_pytorch_model", "vae"),
     "unet": ("UNet2DConditionModel", "diffusion_pytorch_model", "unet"),
 }
-
-
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-
-
 CONFIG_FILES = (*(f"{name}/config.json" for name in NETWORKS), "scheduler/scheduler_config.json")
-
-
 SMALL_FILES = [  # all that is no weights, and little more than a megabyte
     INDEX,
     *(
@@ -35,8 +26,6 @@ SMALL_FILES = [  # all that is no weights, and little more than a megabyte
         for ending in ("json", "txt")
     ),
 ]
-
-
 # The four networks in a single file, by the prefixes of their tensors' names.
 FILE_PREFIXES = {
     "UNet": "model.diffusion_model.",
@@ -44,22 +33,14 @@ FILE_PREFIXES = {
     "first text encoder": "conditioner.embedders.0.transformer.",
     "second text encoder": "conditioner.embedders.1.model.",
 }
-
-
 IN_FILE = {
     "unet": "UNet",
     "vae": "VAE",
     "text_encoder": "first text encoder",
     "text_encoder_2": "second text encoder",
 }
-
-
 ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers unpickles tensors alone
-
-
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -74,15 +55,15 @@ class Source:
 
     def here(self) -> set[str]:
         """Files on this machine, as paths with / relative to the folder, two levels deep."""
-        found = (*self.folder.glob("*"), *self.folder.glob("*/*"))
-        return {path.relative_to(self.folder).as_posix() for path in found if path.is_file()}
+        paths = (*self.folder.glob("*"), *self.folder.glob("*/*"))
+        return {path.relative_to(self.folder).as_posix() for path in paths if path.is_file()}
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where a base model comes from: resolved and checked, configs at hand, no weights loaded yet.
+    """Where a base model comes from: resolved and checked, its configs read, no weights loaded yet.
 
-    name: what to write down: hub id, or absolute path.
+    name: hub id, or absolute path, as adapters and recipes name it.
     source: the pipeline's files; for a single file, of its configs and tokenizers only.
     variant: as in the settings ("auto", a variant, or None for files without one).
     vae: another VAE's files and the folder in them ("" or "vae"), if there is one.

@@ -1,4 +1,4 @@
-"""Is a word fit to be a subject's token: how both tokenizers split it, and whether it already means something."""
+"""Whether a word suits as a subject's token: how both tokenizers split it, and whether it already has a meaning."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def token_findings(
 ) -> list[str]:
     """A sentence for each thing to know about a token before a run; the first says how it is read.
 
-    What is said of meaning comes from the vocabulary and a list of known cases, not from the text encoders: how far
+    What it says on meaning comes from the vocabulary and a list of known cases, not from the text encoders: how far
     a word moves the pooled text says nothing about whether it has a meaning. On pocket, put before "mug", "red"
     (0.96, as a cosine to the text without it) lies between the nonsense words "ohwx" (0.97) and "blorp" (0.91).
 
@@ -69,9 +69,9 @@ def token_findings(
             )
         return lines
     one = all(reading == readings[0] for reading in readings)
-    said = [_reading(token, pieces, entries) for pieces, entries in (readings[:1] if one else readings)]
-    which = [""] if one else [f" by text encoder {number}" for number in range(1, len(said) + 1)]
-    return [f"{token} is read{by} as {text}" for by, text in zip(which, said, strict=True)] + lines
+    texts = [_reading(token, pieces, entries) for pieces, entries in (readings[:1] if one else readings)]
+    which = [""] if one else [f" by text encoder {number}" for number in range(1, len(texts) + 1)]
+    return [f"{token} is read{by} as {text}" for by, text in zip(which, texts, strict=True)] + lines
 
 
 def caption_findings(captions: Mapping[str, Sequence[str]], token: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A whole SDXL-architecture model, small enough to ship, and the world that it knows."""
+"""pocket: a model of SDXL's architecture, small enough to ship, and the world that it knows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def shipped(name: str) -> Path:
-    """The folder of a model that the package brings along, in the layout of its kind's library.
+    """The folder of a model in this package, in the layout of its library.
 
-    Raises: ModelError if this copy of the package was made without it.
+    Raises: ModelError if this copy of the package lacks it.
     """
     folder = WEIGHTS / name
     if not folder.is_dir():

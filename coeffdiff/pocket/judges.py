@@ -1,8 +1,8 @@
-"""The judges: small classifiers that look at a picture and say what it shows. They take no part in any training.
+"""The judges: small classifiers of what a picture shows. They take no part in any training.
 
 They are trained on renders and on renders that went through the VAE, so that they judge the picture and not its
-codec, and may judge only what they get right on renders they have never seen. What they get right after a round trip
-tells how much the codec leaves to be seen.
+codec, and may judge only what they get right on renders they have never seen. Their accuracy after a round trip
+measures what the codec keeps.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from coeffdiff.errors import ModelError, TrainingError
 from coeffdiff.pocket.world import COLOURS, KINDS, PATTERNS, SETTINGS
 from coeffdiff.pocket.world.scene import Scene
 
+# Question -> its possible answers
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "kind": tuple(KINDS),
     "setting": SETTINGS,
     "colour": tuple(COLOURS),
     "pattern": tuple(PATTERNS),
 }
-"""What is asked of a picture, and the answers there are."""
-
 TRUSTED = 0.97  # share of held-out pictures that a judge must get right
 
 
@@ -61,8 +60,8 @@ class Judges(nn.Module):
     def see(self, question: str, pictures: Sequence[Image.Image]) -> list[str]:
         """The likeliest answer to one question for each picture, of 128 x 128 pixels."""
         values = [torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) for picture in pictures]
-        found = self.answers(torch.stack(values).float() / 127.5 - 1.0)[question].tolist()
-        return [QUESTIONS[question][index] for index in found]
+        answers = self.answers(torch.stack(values).float() / 127.5 - 1.0)[question].tolist()
+        return [QUESTIONS[question][index] for index in answers]
 
 
 def truth(scenes: Sequence[Scene]) -> dict[str, Tensor]:
@@ -74,18 +73,19 @@ def truth(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 def judging_losses(guesses: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cross entropy for each question."""
     return {name: F.cross_entropy(guesses[name].float(), right[name]) for name in QUESTIONS}
 
 
 def load_judges(folder: Path) -> Judges:
-    """From their fp16 file, in float32."""
+    """The judges in a folder, from fp16 to float32."""
     judges = Judges()
     judges.load_state_dict(load_file(folder / "model.safetensors"))
     return judges.requires_grad_(False).eval()
 
 
 def trusted_judges(weights: Path) -> Judges:
-    """The judges of a weights folder, if the record beside them says that they may judge.
+    """The judges of a weights folder, if the record beside them shows that they are accurate enough.
 
     Raises: ModelError if there are none; TrainingError if they are right on too few held-out pictures.
     """

@@ -1,4 +1,4 @@
-"""SDXL's architecture with random weights, in any of the sizes: no download, nothing trained here."""
+"""Models of SDXL's architecture with random weights, in any of the sizes, without a download."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import quiet_libraries
 from coeffdiff.utils.seeding import generator_for
 
-with quiet_libraries():  # already the import says what is not installed
+with quiet_libraries():  # the import itself prints notes on missing packages
     from diffusers import (
         AutoencoderKL,
         StableDiffusionXLPipeline,
@@ -88,7 +88,7 @@ def save_random(
 ) -> Path:
     """Write build_pipeline(...) as a diffusers folder, tokenizers included, and return its path.
 
-    The folder appears under its name only when it is complete. variant ("fp16") goes into the weights' file names.
+    The write is atomic. variant ("fp16") goes into the weights' file names.
 
     Raises: ConfigError if the folder exists or cannot be written.
     """

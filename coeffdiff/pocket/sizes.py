@@ -9,7 +9,7 @@ from typing import Any, Literal
 from coeffdiff.errors import ConfigError
 from coeffdiff.utils.console import quiet_libraries
 
-with quiet_libraries():  # already the import says what is not installed
+with quiet_libraries():  # the import itself prints notes on missing packages
     from diffusers import (
         EulerDiscreteScheduler,
     )
@@ -17,11 +17,22 @@ with quiet_libraries():  # already the import says what is not installed
 
 PredictionType = Literal["epsilon", "v_prediction"]
 MAX_TOKENS = 77  # begin and end included, in every CLIP
+# As in SDXL's scheduler_config.json; the prediction type is added.
+_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "interpolation_type": "linear",
+    "use_karras_sigmas": False,
+}
 
 
 @dataclass(frozen=True)
 class Size:
-    """Keyword arguments of the four networks; what is not named has the library's default, as in SDXL."""
+    """Keyword arguments of the four networks; all others have the library's default, as in SDXL."""
 
     unet: dict[str, Any]
     vae: dict[str, Any]
@@ -162,19 +173,6 @@ SIZES: dict[str, Size] = {
 }
 
 
-# As in SDXL's scheduler_config.json; the prediction type is added.
-_SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-    "interpolation_type": "linear",
-    "use_karras_sigmas": False,
-}
-
-
 def size_named(name: str) -> Size:
     """Raises: ConfigError for a name that is not in SIZES."""
     try:
@@ -195,12 +193,12 @@ def vae_config(size: str) -> dict[str, Any]:
 
 def text_configs(size: str) -> tuple[CLIPTextConfig, CLIPTextConfig]:
     """The two text encoders' configs. Raises: ConfigError for an unknown size."""
-    found = size_named(size)
-    return CLIPTextConfig(**found.text), CLIPTextConfig(**found.text_2)
+    configs = size_named(size)
+    return CLIPTextConfig(**configs.text), CLIPTextConfig(**configs.text_2)
 
 
 def euler_scheduler(prediction_type: PredictionType = "epsilon") -> EulerDiscreteScheduler:
-    """SDXL's own. Raises: ConfigError for an unknown prediction type."""
+    """SDXL's own scheduler. Raises: ConfigError for an unknown prediction type."""
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ConfigError(f"The prediction type {prediction_type!r} is neither epsilon nor v_prediction.")
     return EulerDiscreteScheduler(**_SCHEDULER, prediction_type=prediction_type)

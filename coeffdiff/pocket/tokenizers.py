@@ -12,7 +12,7 @@ from tokenizers.trainers import BpeTrainer
 
 from coeffdiff.utils.console import quiet_libraries
 
-with quiet_libraries():  # already the import says what is not installed
+with quiet_libraries():  # the import itself prints notes on missing packages
     from transformers import CLIPTokenizer
 
 from coeffdiff.pocket.sizes import MAX_TOKENS

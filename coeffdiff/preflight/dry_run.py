@@ -1,4 +1,4 @@
-"""The parts of a run without numbers: the real networks on the meta device."""
+"""Parts of a run on the meta device: the real networks without numbers, and what passes through them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from coeffdiff.utils.console import quiet_libraries
 
 @dataclass(frozen=True)
 class Learned:
-    """What is trained on a UNet: settings.method in plain values. rank None: no LoRA; targets None: no alpha."""
+    """The trained parts on a UNet. rank None: no LoRA; targets None: no alpha; the rest as in settings.method."""
 
     rank: int | None
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -35,7 +35,7 @@ class Learned:
 
 
 def make_learnable(unet: Any, learned: Learned) -> list[nn.Parameter]:
-    """Put what is learned on a UNet on meta, as training does: the rest frozen, what learns in float32."""
+    """Put the trained parts on a UNet on meta, as training does: in float32, everything else frozen."""
     unet.requires_grad_(False)
     parameters: list[nn.Parameter] = []
     if learned.rank is not None:
@@ -69,14 +69,14 @@ def train_step(
     held: int = 0,
     through_text: bool = False,
 ) -> Ledger:
-    """Forward and backward of one micro-batch, gradients of earlier ones at hand; the optimizer's step is left out.
+    """Forward and backward of one micro-batch, the gradients of earlier ones in memory, without the optimizer's step.
 
     Args:
         unet: on meta, from make_learnable. parameters: what learns on it.
         rows, columns: of the latents.
         narrow: what autocast computes in; None: without autocast.
         held: bytes that something else holds all the while, such as the optimizer's states.
-        through_text: whether the backward goes on into what the text was made of.
+        through_text: whether the backward continues into the text embeddings.
     """
     if checkpointing:
         # A function mode is off during backward, so what is run again there needs its own
@@ -117,9 +117,9 @@ def real_step(
     checkpointing: bool = False,
     through_text: bool = False,
 ) -> tuple[Callable[[], None], list[nn.Parameter]]:
-    """What train_step only counts, to be run: forward and backward on weights that mean nothing, and what learns.
+    """The step that train_step only counts, to be run: forward and backward on weights without meaning.
 
-    config: of the UNet. Where only the text learns, that is what comes back.
+    config: of the UNet. Returns: the step, and the parameters that it trains; the text where only that learns.
     """
     with quiet_libraries(), torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config).to(dtype)

@@ -1,4 +1,4 @@
-"""Operations on the meta device, and a ledger of the memory and work they would take."""
+"""A ledger of the memory and work of operations, which run on the meta device."""
 
 from __future__ import annotations
 
@@ -18,21 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+import coeffdiff.method.attention  # noqa: F401  (registers the operators below)
 from coeffdiff.method.chunked import chunk_bytes, chunk_shape
 from coeffdiff.utils.console import quiet_libraries
 
 TOKENS = 77  # of a text, in every SDXL
-
-
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
 _MIXED = torch.ops.coeffdiff.mixed_attention.default
-
-
 _MIXED_BACKWARD = torch.ops.coeffdiff.mixed_attention_backward.default
 
 
@@ -160,7 +153,7 @@ def flops_of(operator: Any, args: Any, kwargs: Any, result: Any) -> int:
             2 * batch * heads * queries * k.shape[2] * width,
             2 * batch * heads**2 * queries * k.shape[2],
         )
-        # Forward: scores, values, mixing. Backward: maps and mixing anew; gradients of v, maps, q, k; of coeff, maps
+        # Forward: scores, values, mixing. Backward: maps and mixing again; gradients of v, maps, q, k; of coeff, maps
         return 2 * product + mixing if operator is _MIXED else 5 * product + 3 * mixing
     if operator.overloadpacket in (FLASH, FLASH_BACKWARD):
         q, k = args[:2] if operator.overloadpacket is FLASH else args[1:3]

@@ -1,4 +1,4 @@
-"""What is free on this machine: memory of the device, RAM, disk."""
+"""Free memory and disk of this machine."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from pathlib import Path
 
 import torch
 
-from coeffdiff.config.schema import Settings
-from coeffdiff.data.latent_cache import cache_folder
 from coeffdiff.preflight.report import Free
 
 
-def what_is_free(settings: Settings, device: torch.device) -> Free:
-    """Memory and disk that this run may take here."""
+def free_resources(device: torch.device, output: Path, cache: Path) -> Free:
+    """Memory and disk that a run may take here. output, cache: folders that it writes to, there or not yet."""
     ram = free_ram()
     memory = ram + process_bytes()
     if device.type == "cuda":
         memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
-    output = Path("runs") if settings.output == "auto" else Path(settings.output)
-    return Free(memory, ram, _free_disk(output), _free_disk(cache_folder(settings.photos)))
+    return Free(memory, ram, _free_disk(output), _free_disk(cache))
 
 
 def process_bytes() -> int:
@@ -40,8 +37,8 @@ def free_ram() -> int:
 def _group_limits(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> list[int]:
-    """What the control groups (of version 1 or 2) above this process have left, in bytes; containers limit so."""
-    found = []
+    """Bytes that the control groups (version 1 or 2) above this process have left: the limits of containers."""
+    left = []
     with suppress(OSError):
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -56,12 +53,12 @@ def _group_limits(
                 if group == top.parent:
                     break
                 with suppress(OSError, ValueError):  # "max": no limit
-                    found.append(max(0, int((group / limit).read_text()) - _in_use(group, used)))
-    return found
+                    left.append(max(0, int((group / limit).read_text()) - _in_use(group, used)))
+    return left
 
 
 def _in_use(group: Path, used: str) -> int:
-    """Without the pages of files that the system would give back."""
+    """Bytes that a group uses, without the pages of files that the system would give back."""
     statistics = dict(
         line.split() for line in (group / "memory.stat").read_text().splitlines() if " " in line
     )
@@ -70,7 +67,7 @@ def _in_use(group: Path, used: str) -> int:
 
 
 def _free_disk(path: Path) -> int:
-    """Of the disk where a path is or will be; without limit if that cannot be told."""
+    """Of the disk where a path is or will be; without limit if that is unknown."""
     path = path.expanduser().absolute()
     for existing in (path, *path.parents):
         with suppress(OSError):

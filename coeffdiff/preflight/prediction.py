@@ -1,4 +1,4 @@
-"""What a training run will take: memory, time and disk."""
+"""Predict what a training run takes: memory, time and disk."""
 
 from __future__ import annotations
 
@@ -10,43 +10,14 @@ import torch
 
 from coeffdiff.config.schema import Settings
 from coeffdiff.data.photos import Photo
-from coeffdiff.data.templates import captions_for
-from coeffdiff.models.architecture import missing_networks, network_on_meta, vae_factor
-from coeffdiff.preflight.costs import (
-    GPU_WORKSPACE,
-    HEAP_FACTOR,
-    HEAP_SCRATCH,
-    LIBRARIES_BYTES,
-    TRIED_BYTES,
-    adapters_kept,
-    buckets,
-    checkpoints_kept,
-    count_numbers,
-    learned,
-    optimizer_bytes,
-    overhead_per_call,
-    pictures_of,
-    text_activations,
-)
-from coeffdiff.preflight.dry_run import (
-    bytes_of,
-    decode_picture,
-    denoise_step,
-    encode_photo,
-    make_learnable,
-    real_step,
-    train_step,
-)
-from coeffdiff.preflight.ledger import TOKENS, Ledger
-from coeffdiff.preflight.stopwatch import Stopwatch
+from coeffdiff.models.architecture import missing_networks
+from coeffdiff.preflight.costs import GPU_WORKSPACE, HEAP_FACTOR, HEAP_SCRATCH, LIBRARIES_BYTES
+from coeffdiff.preflight.ledger import Ledger
+from coeffdiff.preflight.run_ledgers import RunLedgers, run_ledgers
+from coeffdiff.preflight.run_time import run_seconds
+from coeffdiff.preflight.workload import Workload, workload_of
 
-_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-_NETWORKS = ("text_encoder", "text_encoder_2", "vae", "unet")
-
-
-_TOKEN_BUT_NO_NAME = "token"  # captions differ in number, not in cost, by what the token is
+TRIED_BYTES = 2**30  # what a step may hold to be run once or twice where it is only to be predicted
 
 
 @dataclass(frozen=True)
@@ -93,161 +64,60 @@ def predict(
         process_bytes: what this process holds now, libraries included; only a CPU's peak contains it.
         budget_seconds: for measuring how fast operations are here; 0: no time is predicted.
     """
-    run = _Run(settings, base, photos, device)
-    phases, ram = run.memory(process_bytes)
+    work = workload_of(settings, base, photos)
+    ledgers = run_ledgers(work, base, device)
+    phases, ram = _memory(ledgers, process_bytes, on_gpu=device.type == "cuda")
     seconds: dict[str, float] = {}
     seconds_a_step = 0.0
     if budget_seconds:
-        own = phases["training"] - (process_bytes if run.kind == "cpu" else 0)
-        seconds, seconds_a_step = run.time(budget_seconds, may_be_tried=own < TRIED_BYTES)
-    return Prediction(device.type, run.trained, phases, ram, seconds, seconds_a_step, run.disk())
-
-
-class _Run:
-    """A run as it will be: its networks without numbers, and ledgers of what passes through them."""
-
-    def __init__(self, settings: Settings, base: Any, photos: Sequence[Photo], device: torch.device) -> None:
-        training, dtype = settings.training, _DTYPES[settings.training.precision]
-        self.settings, self.base, self.photos, self.device, self.dtype = settings, base, photos, device, dtype
-        self.kind = "cuda" if device.type == "cuda" else "cpu"
-        self.narrow = None if training.precision == "no" else dtype
-        networks = {name: network_on_meta(base, name, dtype) for name in _NETWORKS}
-        self.encoders, self.unet = [networks[name] for name in _NETWORKS[:2]], networks["unet"]
-        self.weights = {name: bytes_of(network) for name, network in networks.items()}
-        self.text = self.weights["text_encoder"] + self.weights["text_encoder_2"]
-
-        factor, self.sizes = vae_factor(base), buckets(settings, base, photos)
-        self.width, self.height = max(self.sizes, key=lambda size: size[0] * size[1])
-        self.rows, self.columns = self.height // factor, self.width // factor
-        side, batch = int(training.resolution) // factor, int(training.batch_size)
-        self.seen = 2 * batch if settings.prior.weight else batch  # each with a row of its class
-
-        parameters = make_learnable(self.unet, learned(settings))
-        self.held = bytes_of(self.unet)  # with what is learned
-        self.trained = sum(parameter.numel() for parameter in parameters)
-        self.states = optimizer_bytes(settings, parameters)
-        self.in_step = self.states  # what a step finds besides the UNet
-        if settings.learns_token:
-            rows_learned = settings.method.token.vectors * sum(e.config.hidden_size for e in self.encoders)
-            self.trained += rows_learned
-            self.states += 8 * rows_learned
-            self.in_step += 8 * rows_learned + sum(
-                bytes_of(e) + text_activations(e, self.seen, self.narrow) for e in self.encoders
-            )
-
-        def denoised(batch: int, rows: int, columns: int) -> Ledger:
-            return denoise_step(self.unet, batch=batch, rows=rows, columns=columns, device=self.kind)
-
-        self.step = train_step(
-            self.unet, parameters, device=self.kind, held=self.in_step, **self.step_settings
+        own = phases["training"] - (process_bytes if device.type != "cuda" else 0)
+        may_try_step = own < TRIED_BYTES
+        seconds, seconds_a_step = run_seconds(
+            work, ledgers, device, budget_seconds, may_try_step=may_try_step
         )
-        taught = bool(settings.prior.weight) and settings.prior.images is None
-        self.teaching = denoised(batch, self.rows, self.columns) if taught else None
-        self.encoding = encode_photo(networks["vae"], rows=self.rows, columns=self.columns, device=self.kind)
-        self.drawing = self.decoding = None
-        if settings.validation.prompts:
-            self.drawing = denoised(2 if settings.validation.guidance > 1 else 1, side, side)
-            self.decoding = decode_picture(networks["vae"], rows=side, columns=side, device=self.kind)
-
-    @property
-    def step_settings(self) -> dict[str, Any]:
-        """Of a training step, for train_step and real_step."""
-        return {
-            "batch": self.seen,
-            "rows": self.rows,
-            "columns": self.columns,
-            "narrow": self.narrow,
-            "checkpointing": bool(self.settings.training.gradient_checkpointing),
-            "through_text": self.settings.learns_token,
-        }
-
-    def memory(self, process_bytes: int) -> tuple[dict[str, int], int]:
-        """Prediction.phases and ram_bytes."""
-        on_gpu, vae = self.kind == "cuda", self.weights["vae"]
-
-        def most(resident: int, ledger: Ledger | None = None, own: int = 0) -> int:
-            """Resident weights and, on top of those that a ledger counted itself (own), what passed through them."""
-            passing = ledger.peak_bytes - own if ledger else 0
-            if on_gpu:
-                return resident + passing + (GPU_WORKSPACE if passing else 0)
-            scratch = ledger.scratch_bytes if ledger else 0
-            heap = round(HEAP_FACTOR * passing + HEAP_SCRATCH * scratch)
-            return process_bytes + LIBRARIES_BYTES + resident + heap
-
-        phases = {
-            "encoding": max(most(self.text if on_gpu else self.text + vae), most(vae, self.encoding, vae)),
-            "training": most(self.held + self.in_step, self.step, self.held + self.in_step),
-        }
-        if self.drawing and self.decoding:
-            phases["training"] += 0 if on_gpu else vae  # it waits for the pictures
-            resident = self.held + self.states + vae
-            phases["pictures"] = max(
-                most(resident, self.drawing, self.held), most(resident, self.decoding, vae)
-            )
-        if on_gpu:  # every network is read into the machine's memory before it moves
-            return phases, process_bytes + max(self.text + vae, self.weights["unet"] + vae)
-        return phases, max(phases.values())
-
-    def time(self, budget_seconds: float, *, may_be_tried: bool) -> tuple[dict[str, float], float]:
-        """Prediction.seconds and seconds_a_step."""
-        settings, training, validation = self.settings, self.settings.training, self.settings.validation
-        watch = Stopwatch(self.device, budget_seconds)
-        watch.seconds_per_call = overhead_per_call(self.device, learned(settings))
-        # Operators were timed one after the other, each with its weights in a cache. In a step they come from memory:
-        # forward, backward, and as often again as something is computed again
-        cold = self.weights["unet"] * watch.seconds_to_fetch()
-        micro = watch.seconds(self.step) + (2 + bool(training.gradient_checkpointing)) * cold
-        if may_be_tried and 5 * micro < budget_seconds:
-            run, _ = real_step(
-                self.unet.config,
-                learned(settings),
-                device=self.device,
-                dtype=self.dtype,
-                **self.step_settings,
-            )
-            micro = watch.best(run, 3 * micro)
-        micro += watch.seconds(self.teaching) + cold if self.teaching else 0.0
-        # AdamW and clipping pass over all that is learned some twenty times; their calls are in the overhead
-        a_step = int(training.accumulate) * micro + 20 * 4 * self.trained / watch.bytes_per_second
-        text_flops = 2 * TOKENS * sum(count_numbers(encoder) for encoder in self.encoders)
-        if settings.learns_token:  # forward, and back through what is frozen
-            a_step += int(training.accumulate) * 2 * self.seen * text_flops / watch.flops_per_second
-
-        captions = {
-            text
-            for photo in self.photos
-            for text in captions_for(photo, settings.subject.templates, _TOKEN_BUT_NO_NAME, None)
-        }
-        texts = len(captions) + 2 * len(validation.prompts)
-        views = [size for size in self.sizes for _ in range(int(settings.photos.augmentations))]
-        # A photo's work grows with its pixels
-        area = sum(w * h for w, h in views) / (self.width * self.height)
-        seconds = {
-            "loading": LOADING_SECONDS + sum(self.weights.values()) / LOADING_BYTES_A_SECOND,
-            "encoding": area * watch.seconds(self.encoding) + texts * text_flops / watch.flops_per_second,
-            "training": int(training.steps) * a_step,
-        }
-        if self.drawing and self.decoding:
-            one = validation.steps * watch.seconds(self.drawing) + watch.seconds(self.decoding)
-            seconds["pictures"] = pictures_of(settings) * one
-        return seconds, a_step
-
-    def disk(self) -> dict[str, int]:
-        """Prediction.disk."""
-        settings, weights = self.settings, 4 * self.trained
-        views = len(self.sizes) * int(settings.photos.augmentations)
-        kept = checkpoints_kept(settings) + 1  # one more while it is written
-        picture = 2 * 3 * int(settings.training.resolution) ** 2  # alone, and in the grid
-        missing = missing_networks(self.base, self.dtype)
-        return {
-            "cache": views * (8 * 4 * self.rows * self.columns + 500),
-            # What is learned twice: to go on from, and as an adapter
-            "checkpoints": kept * (2 * weights + self.states),
-            "adapter": (1 + adapters_kept(settings)) * (weights + 2**16),
-            "pictures": pictures_of(settings) * picture,
-            "download": sum(self.weights[name] for name in missing),
-        }
+    disk = _disk(work, ledgers, missing_networks(base, work.dtype))
+    return Prediction(device.type, ledgers.trained, phases, ram, seconds, seconds_a_step, disk)
 
 
-# Building four networks and reading their weights, which lie in the system's cache or on a fast disk.
-LOADING_SECONDS, LOADING_BYTES_A_SECOND = 1.0, 1e9
+def _memory(ledgers: RunLedgers, process_bytes: int, *, on_gpu: bool) -> tuple[dict[str, int], int]:
+    """Prediction.phases and ram_bytes."""
+    text, vae = ledgers.text_bytes, ledgers.weights["vae"]
+
+    def most(resident: int, ledger: Ledger | None = None, own: int = 0) -> int:
+        """Resident weights and, on top of those that a ledger counted itself (own), what passed through them."""
+        passing = ledger.peak_bytes - own if ledger else 0
+        if on_gpu:
+            return resident + passing + (GPU_WORKSPACE if passing else 0)
+        scratch = ledger.scratch_bytes if ledger else 0
+        heap = round(HEAP_FACTOR * passing + HEAP_SCRATCH * scratch)
+        return process_bytes + LIBRARIES_BYTES + resident + heap
+
+    in_step = ledgers.unet_bytes + ledgers.beside_unet
+    phases = {
+        "encoding": max(most(text if on_gpu else text + vae), most(vae, ledgers.encoding, vae)),
+        "training": most(in_step, ledgers.step, in_step),
+    }
+    if ledgers.drawing and ledgers.decoding:
+        phases["training"] += 0 if on_gpu else vae  # it waits for the pictures
+        resident = ledgers.unet_bytes + ledgers.states + vae
+        phases["pictures"] = max(
+            most(resident, ledgers.drawing, ledgers.unet_bytes), most(resident, ledgers.decoding, vae)
+        )
+    if on_gpu:  # every network is read into the machine's memory before it moves
+        return phases, process_bytes + max(text + vae, ledgers.weights["unet"] + vae)
+    return phases, max(phases.values())
+
+
+def _disk(work: Workload, ledgers: RunLedgers, missing: Sequence[str]) -> dict[str, int]:
+    """Prediction.disk. missing: names of networks that have to be downloaded."""
+    weights, views = 4 * ledgers.trained, len(work.sizes) * work.augmentations
+    kept = work.checkpoints + 1  # one more while it is written
+    picture = 2 * 3 * work.resolution**2  # alone, and in the grid
+    return {
+        "cache": views * (8 * 4 * work.latent_rows * work.latent_columns + 500),
+        # What is learned twice: to go on from, and as an adapter
+        "checkpoints": kept * (2 * weights + ledgers.states),
+        "adapter": (1 + work.adapters) * (weights + 2**16),
+        "pictures": work.pictures * picture,
+        "download": sum(ledgers.weights[name] for name in missing),
+    }

@@ -29,7 +29,7 @@ def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.d
     rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     device, batch = torch.device(device), min(options.batch_size, pictures)
     vae_dtype = torch.float32 if needs_upcast(pipe.vae) else pipe.vae.dtype
-    unet, vae = _outline(unwrapped(pipe.unet), pipe.unet.dtype), _outline(pipe.vae, vae_dtype)
+    unet, vae = _on_meta(unwrapped(pipe.unet), pipe.unet.dtype), _on_meta(pipe.vae, vae_dtype)
     on = {"rows": rows, "columns": columns, "device": "cuda" if device.type == "cuda" else "cpu"}
     drawing = denoise_step(unet, batch=batch * (2 if options.guidance > 1 else 1), **on)
     decoding = decode_picture(vae, **on)
@@ -41,7 +41,7 @@ def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.d
     return calls * (watch.seconds(drawing) + cold) + pictures * other.seconds(decoding)
 
 
-def _outline(network: Any, dtype: torch.dtype) -> Any:
+def _on_meta(network: Any, dtype: torch.dtype) -> Any:
     """A network of the same architecture without numbers."""
     with torch.device("meta"), quiet_libraries():
         return type(network).from_config(network.config).to(dtype)

@@ -1,4 +1,4 @@
-"""Settings that a run would regret: warm-up, rates, what the base model predicts."""
+"""Findings on settings: warm-up, learning rates, the base model's noise schedule."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.schema import MethodSettings, TrainingSettings
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.noise_schedule import schedule_findings
 from coeffdiff.preflight.report import Finding
 
+_HIGHEST_RATE = 0.5  # above it nothing ever learned; ours and others' lie between 1e-5 and 3e-2
 
-def warmup_findings(settings: Settings) -> list[Finding]:
-    """A warm-up that takes the whole run, so that the learning rate that was asked for is never used."""
-    training = settings.training
+
+def warmup_findings(training: TrainingSettings) -> list[Finding]:
+    """A hint if the warm-up takes the whole run, so that the full learning rate is never used."""
     warmup, steps = training.warmup_steps, int(training.steps)
     if warmup < steps:
         return []
@@ -27,21 +28,22 @@ def warmup_findings(settings: Settings) -> list[Finding]:
     return [Finding("hint", "schedule", sentence)]
 
 
-_USUAL_RATES = 0.5  # above it nothing was ever seen to learn; ours and others' lie between 1e-5 and 3e-2
-
-
-def model_findings(settings: Settings, base: Any) -> list[Finding]:
-    """What will keep this model from learning: its noise schedule, and rates far beyond any that are usual."""
+def model_findings(base: Any) -> list[Finding]:
+    """Hints on the noise schedule of the model. base: from find_backbone."""
     scheduler = load_pipeline(base, dtype=torch.float32, parts=()).scheduler
     loss_scheduler = DDPMScheduler.from_config(scheduler.config)
-    findings = [Finding("hint", "model", sentence) for sentence in schedule_findings(loss_scheduler)]
-    method = settings.method
+    return [Finding("hint", "model", sentence) for sentence in schedule_findings(loss_scheduler)]
+
+
+def rate_findings(method: MethodSettings, *, learns_token: bool) -> list[Finding]:
+    """Learning rates far above all usual ones, of what is trained."""
+    findings = []
     sections = (("coeff", method.coeff), ("lora", method.lora), ("token", method.token))
     # "auto", where nothing was resolved, is never too high
     rates = {name: section.learning_rate for name, section in sections if section.learning_rate != "auto"}
     for name, rate in ((name, float(rate)) for name, rate in rates.items()):
-        trained = settings.learns_token if name == "token" else name in method.kind
-        if trained and rate > _USUAL_RATES:
+        trained = learns_token if name == "token" else name in method.kind
+        if trained and rate > _HIGHEST_RATE:
             sentence = (
                 f"method.{name}.learning_rate {rate:g} is far above the usual 1e-5 to 3e-2: the loss "
                 "will hardly stay finite"

@@ -15,11 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from coeffdiff.preflight.ledger import FLASH, FLASH_BACKWARD, Ledger, Operation, TensorLike
 
+# Per second, where nothing could be measured: a slow processor's
+_UNKNOWN_FLOPS, _UNKNOWN_BYTES = 2e10, 5e9
+
 
 class Stopwatch:
-    """How long the operations of ledgers take on a device: each kind is run there once with tensors of its own.
+    """How long the operations of ledgers take on a device: each kind is run there with tensors of its own.
 
-    What the budget does not reach is taken at the speed of what it did: flops where there are any, else bytes.
+    Operations beyond the budget are estimated at the speed of the measured ones: by flops if they have any, else bytes.
     """
 
     def __init__(self, device: torch.device, budget_seconds: float) -> None:
@@ -45,8 +48,8 @@ class Stopwatch:
                 self._measure(operation)
         total = ledger.calls * self.seconds_per_call
         for operation, count in counted.items():
-            found = self.known.get(operation)
-            total += count * (self._guess(operation) if found is None else found)
+            measured = self.known.get(operation)
+            total += count * (self._guess(operation) if measured is None else measured)
         return total
 
     @property
@@ -116,10 +119,6 @@ class Stopwatch:
         return min(time.perf_counter() - began, time.process_time() - worked)
 
 
-# Where nothing could be measured: a slow processor's
-_UNKNOWN_FLOPS, _UNKNOWN_BYTES = 2e10, 5e9
-
-
 @dataclass(frozen=True)
 class _Cost:
     flops: int
@@ -132,8 +131,8 @@ class _Cost:
 
 def _touched(operation: Operation) -> int | None:
     """Bytes of an operation's inputs; None where it has none, and only makes room."""
-    found = [leaf for leaf in tree_leaves(operation.arguments) if isinstance(leaf, TensorLike)]
-    return sum(math.prod(t.shape) * t.dtype.itemsize for t in found) if found else None
+    inputs = [leaf for leaf in tree_leaves(operation.arguments) if isinstance(leaf, TensorLike)]
+    return sum(math.prod(t.shape) * t.dtype.itemsize for t in inputs) if inputs else None
 
 
 def _cost(operation: Operation, ledger: Ledger) -> _Cost:

@@ -1,4 +1,4 @@
-"""Captions and tokens before a run."""
+"""Findings on captions and the token."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from coeffdiff.config.fields import PLACEHOLDER
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.schema import SubjectSettings
 from coeffdiff.data.class_captions import class_captions
 from coeffdiff.data.photos import PhotoSet
 from coeffdiff.data.templates import fill
-from coeffdiff.hosts.learned_token import announce_tokens
+from coeffdiff.hosts.token_vocabulary import announce_tokens
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.subject_token import caption_findings, holds, token_findings
 from coeffdiff.preflight.report import MOST_LISTED, Finding, PhotoCheck
@@ -20,10 +20,23 @@ from coeffdiff.sampling.prompts import length_warnings
 
 
 def text_findings(
-    settings: Settings, looked: Sequence[PhotoCheck], base: Any, class_pictures: PhotoSet | None = None
+    checks: Sequence[PhotoCheck],
+    subject: SubjectSettings,
+    base: Any,
+    *,
+    token_vectors: int = 0,
+    prior_weight: float = 0.0,
+    prompts: Sequence[str] = (),
+    class_pictures: PhotoSet | None = None,
 ) -> list[Finding]:
-    """What is odd about token, class word and captions. The one place where such findings are added."""
-    subject = settings.subject
+    """What is odd about token, class word and captions. The one place where such findings are added.
+
+    Args:
+        checks: of all photos. base: from find_backbone.
+        token_vectors: embeddings of a learned token; 0: the token is not learned.
+        prior_weight: with any, the captions of the class are read too.
+        prompts: of the validation pictures, with their placeholders.
+    """
     findings = []
     if not subject.token:
         sentence = "there is no --token yet, so captions are shown with <V> in its place"
@@ -34,41 +47,33 @@ def text_findings(
             "measured a subject fidelity (DINO) of 0.744 with the right class noun, 0.303 without"
         )
         findings.append(Finding("hint", "class word", sentence))
-    outline = load_pipeline(base, dtype=torch.float32, parts=())  # tokenizers and scheduler alone
+    pipe = load_pipeline(base, dtype=torch.float32, parts=())  # tokenizers and scheduler alone
     if subject.token:
         token = subject.token
-        for sentence in token_findings(outline, token, subject.class_word, learned=settings.learns_token):
+        for sentence in token_findings(pipe, token, subject.class_word, learned=token_vectors > 0):
             findings.append(Finding("note", "token", sentence))
-        named = {photo.name: photo.captions for photo in looked}
+        named = {photo.name: photo.captions for photo in checks}
         for sentence in caption_findings(named, token):
             findings.append(Finding("hint", "captions", sentence))
-        if settings.learns_token and not any(
-            holds(text, token) for texts in named.values() for text in texts
-        ):
+        if token_vectors and not any(holds(text, token) for texts in named.values() for text in texts):
             sentence = (
                 f"none holds the token {token}, so there is nothing to learn it from; training refuses this"
             )
             findings.append(Finding("problem", "captions", sentence))
-    findings += _length_findings(settings, looked, outline, class_pictures)
-    return findings
+        if token_vectors:
+            announce_tokens(pipe, {token: token_vectors})
+    captions = [photo.captions for photo in checks]
+    of_class, of_pictures = class_captions(
+        subject, prior_weight if subject.token else 0.0, captions, class_pictures
+    )
+    filled = [fill(prompt, subject.token or PLACEHOLDER, subject.class_word) for prompt in prompts]
+    texts = [text for some in (*captions, of_class.values(), *of_pictures, filled) for text in some]
+    return [*findings, *_length_findings(texts, pipe)]
 
 
-def _length_findings(
-    settings: Settings, looked: Sequence[PhotoCheck], outline: Any, class_pictures: PhotoSet | None
-) -> list[Finding]:
-    """A hint for each text of the run that the model does not read to its end: captions and validation prompts."""
-    token = settings.subject.token or PLACEHOLDER
-    if settings.learns_token and settings.subject.token:
-        announce_tokens(outline, {token: settings.method.token.vectors})
-    captions = [photo.captions for photo in looked]
-    of_class: dict[str, str] = {}
-    of_pictures: list[tuple[str, ...]] = []
-    if settings.prior.weight and settings.subject.token:
-        of_class, of_pictures = class_captions(settings, captions, class_pictures)
-    word = settings.subject.class_word
-    prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
-    texts = [text for some in (*captions, of_class.values(), *of_pictures, prompts) for text in some]
-    warned = [line for text in dict.fromkeys(texts) for line in length_warnings(text, outline)]
+def _length_findings(texts: Sequence[str], pipe: Any) -> list[Finding]:
+    """A hint for each text that the model does not read to its end. pipe: its tokenizers."""
+    warned = [line for text in dict.fromkeys(texts) for line in length_warnings(text, pipe)]
     findings = [Finding("hint", "captions", line.removesuffix(".")) for line in warned[:MOST_LISTED]]
     if len(warned) > MOST_LISTED:
         findings.append(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError
+from coeffdiff.utils.text import has_surrogates
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
@@ -74,7 +75,7 @@ class Options:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ConfigError(f"guidance must be a finite number from 0 on, not {self.guidance}.")
-        if any("\ud800" <= c <= "\udfff" for c in self.negative_prompt):
+        if has_surrogates(self.negative_prompt):
             raise ConfigError("The negative prompt is not valid text; it must be UTF-8.")
         for name in ("width", "height"):
             _check_side(name, getattr(self, name) or 8, 8)  # 8: diffusers asks for it, whatever the VAE

@@ -18,11 +18,12 @@ from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.models.subject_token import holds
 from coeffdiff.sampling.options import Encoded, Options
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.text import has_surrogates
 
 
 def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
     """The prompt with the adapters' one token in place of <V>. Raises: ConfigError unless one adapter is meant."""
-    if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
+    if has_surrogates(prompt):
         raise ConfigError(f"The prompt {ascii(prompt)[:80]} is not valid text; it must be UTF-8.")
     if PLACEHOLDER not in prompt:
         return prompt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from coeffdiff.training.step_log import read_log
 from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.plotting import new_figure
 from coeffdiff.utils.text_drawing import GRID, INK, SOFT
 
 CURVES = "curves.png"
@@ -31,10 +31,6 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
     kept: the step whose adapter is the best so far, marked by a dotted line.
     Raises: OSError if the file cannot be written.
     """
-    # Its font cache, built on the first import, is no news to the person.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     lines = list(read_log(log))
@@ -45,8 +41,9 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
     panels = [name for name, there in (("loss", losses), ("alpha", alphas), ("scores", scores)) if there]
     if not panels:
         return
-    figure = Figure(figsize=(7.2, 0.7 + 2.1 * len(panels)), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(
+        figsize=(7.2, 0.7 + 2.1 * len(panels)), dpi=110, layout="constrained", facecolor="white"
+    )
     axes = dict(zip(panels, figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], strict=True))
     if losses:
         steps, values = zip(*losses, strict=True)

@@ -47,7 +47,9 @@ def encode(plan: Plan) -> Inputs:
     settings, state = plan.settings, plan.state
     token, word = str(settings.subject.token), settings.subject.class_word
     captions = [captions_for(photo, settings.subject.templates, token, word) for photo in plan.photos.photos]
-    of_class, of_pictures = class_captions(settings, captions, plan.class_pictures)
+    of_class, of_pictures = class_captions(
+        settings.subject, settings.prior.weight, captions, plan.class_pictures
+    )
     trained = [text for texts in (*captions, of_class.values(), *of_pictures) for text in texts]
     prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
     pipe = load_pipeline(plan.base, dtype=plan.dtype, parts={"text", "vae"})

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from coeffdiff.errors import ConfigError
+from coeffdiff.utils.text import first_line
 
 _INSTEAD = "Use training.optimizer=adamw: adapters are small, and its moments with them"
 
@@ -39,9 +40,9 @@ def check_optimizer(name: str, device: torch.device) -> None:
         make_optimizer(name, [{"params": [trial], "lr": 0.5}]).step()
         moved = bool((trial < 1).all())
     except Exception as error:  # a missing library, kernel or operator: each raises its own kind
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ConfigError(
-            f"bitsandbytes {bitsandbytes.__version__} cannot take a step on {device.type}: {reason}. {_INSTEAD}."
+            f"bitsandbytes {bitsandbytes.__version__} cannot take a step on {device.type}: {first_line(error)}. "
+            f"{_INSTEAD}."
         ) from None
     if not moved:
         raise ConfigError(

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.data.batches import share_of
-from coeffdiff.data.photos import NO_PHOTOS, PhotoSet, read_photos, with_offers
+from coeffdiff.data.photos import NO_PHOTOS, PhotoSet, offered_values, read_photos
 from coeffdiff.errors import ConfigError
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.fingerprints import fingerprints
@@ -91,7 +91,7 @@ def make_plan(
     until_the_end: takes what lasts as long as the run, such as the lock of a run that is resumed.
     Raises: CoeffDiffError in one sentence for whatever keeps the run from beginning.
     """
-    settings = with_offers(settings)
+    settings = with_values(settings, offered_values(settings.subject))
     if settings.subject.images is None or settings.subject.token is None:
         missing = "--images" if settings.subject.images is None else "--token"
         raise ConfigError(f"Training needs {missing}; for instance: train --images photos/ --token sks.")

@@ -42,7 +42,7 @@ def _check_texts(settings: Settings, photos: PhotoSet, class_pictures: PhotoSet 
     subject = settings.subject
     token, word = subject.token or PLACEHOLDER, subject.class_word
     captions = [captions_for(photo, subject.templates, token, word) for photo in photos.photos]
-    class_captions(settings, captions, class_pictures)
+    class_captions(subject, settings.prior.weight, captions, class_pictures)
     for prompt in settings.validation.prompts:
         fill(prompt, token, word)
     if subject.token and settings.learns_token:

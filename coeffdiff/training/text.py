@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from coeffdiff.config.schema import Settings
 from coeffdiff.data.batches import Batch
 from coeffdiff.errors import AdapterError, ConfigError
-from coeffdiff.hosts.learned_token import add_token, initial_rows, pull_norms
+from coeffdiff.hosts.learned_token import add_token
+from coeffdiff.hosts.token_rows import initial_rows, pull_norms
 from coeffdiff.models.subject_token import holds
 from coeffdiff.sampling.options import Encoded
 from coeffdiff.sampling.prompts import encode_prompts

@@ -19,6 +19,7 @@ from coeffdiff.config.schema import Settings
 from coeffdiff.errors import ConfigError
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.text import first_line
 
 
 def check_watching(settings: Settings) -> None:
@@ -90,8 +91,7 @@ def start_trackers(accelerator: Accelerator, settings: Settings, run: RunFolder,
     try:
         accelerator.init_trackers(settings.tracking.project)
     except Exception as error:  # each service has its own exceptions
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ConfigError(f"The trackers cannot be started: {first}.") from error
+        raise ConfigError(f"The trackers cannot be started: {first_line(error)}.") from error
 
 
 def _wandb_id(run: RunFolder) -> str:

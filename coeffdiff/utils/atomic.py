@@ -1,4 +1,4 @@
-"""Files and folders written atomically: whole or not at all."""
+"""Atomic writes of files and folders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def atomic_write(final: Path, *, durable: bool = False) -> Iterator[Path]:
             final.rename(replaced)
             try:
                 temporary.rename(final)
-            except BaseException:  # on Windows a program that has a file of it open is enough
+            except BaseException:  # on Windows, if a program has one of its files open
                 replaced.rename(final)
                 raise
             shutil.rmtree(replaced, ignore_errors=True)
@@ -66,9 +66,9 @@ def in_utf8(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, *, older_than: float = 0.0) -> None:
-    """Remove what killed writers left in a folder. A folder that was set aside and never replaced comes back.
+    """Remove what killed writers left in a folder. A folder that was set aside and never replaced is restored.
 
-    older_than: seconds; what is younger may belong to a writer that is at work.
+    older_than: seconds; younger files may belong to a writer at work.
     """
     for path in folder.glob(".*"):
         match = _TEMPORARY.fullmatch(path.name)

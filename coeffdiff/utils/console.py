@@ -1,5 +1,6 @@
-"""All that is printed: what a person is told while something runs, on standard error and once, and the answers, on
-standard output. Neither ends in an error where a terminal or pipe lacks a letter: it is written out, as \\u732b."""
+"""All that is printed: messages while something runs on standard error, by one process; results on standard output.
+
+Where a terminal or pipe lacks a letter, it is written out, as \\u732b."""
 
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 QUIET_SECONDS = 10.0  # where no bar can be drawn, at most one line in this time
+_JOINERS = "\u200c\u200d"  # shape letters and emoji, move nothing
+_ACTS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, surrogates, line separators
+
+_muted = False
 
 
 class Bar(Protocol):
@@ -22,7 +27,7 @@ class Bar(Protocol):
 
 
 def is_main_process() -> bool:
-    """Known from the launcher's environment, so that it holds before torch is loaded.
+    """Whether this is the only process or the first of several, by the launcher's variables: torch is not needed.
 
     A rank without a number of processes is left over from something else: this process is alone.
     """
@@ -31,19 +36,15 @@ def is_main_process() -> bool:
 
 
 def hush_bitsandbytes() -> None:
-    """Where it is installed, diffusers imports it, and on some CPUs it then recommends kernels; none is needed."""
+    """Silence bitsandbytes, which diffusers imports where it is installed: on some CPUs it recommends kernels."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-_JOINERS = "\u200c\u200d"  # shape letters and emoji, move nothing
-_ACTS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, surrogates, line separators
 
 
 def visible(text: str) -> str:
     """The text on one line, with all that a terminal would obey or hide written out: \\x1b, \\n, \\u202e.
 
-    The one place where text out of files, names of files and words of strangers are made harmless; everything that
-    this module prints passes it. Markup of any kind is ordinary text here and stays as it is.
+    The one place where names of files and text out of files are made harmless; everything that this module prints
+    passes it. Markup of any kind is ordinary text here and stays as it is.
     """
     if text.isprintable():
         return text
@@ -53,23 +54,20 @@ def visible(text: str) -> str:
     )
 
 
-_hushed = False
-
-
 @contextmanager
 def muted() -> Iterator[None]:
-    """Nothing is said inside, for what is done a hundred times over; bars and complaints stay."""
-    global _hushed
-    before, _hushed = _hushed, True
+    """Suppress info messages inside; bars and errors stay."""
+    global _muted
+    before, _muted = _muted, True
     try:
         yield
     finally:
-        _hushed = before
+        _muted = before
 
 
 def print_info(*lines: str) -> None:
-    """Lines to the person. A line break inside one of them is shown, not obeyed: it may come out of a file's name."""
-    if is_main_process() and not _hushed:
+    """Lines for the user. A line break inside one of them is written out: it may come out of a file's name."""
+    if is_main_process() and not _muted:
         print_error(*lines)
 
 
@@ -94,7 +92,7 @@ def print_result(text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """A result for a person on standard output, in as many lines as it has."""
+    """A result for the user on standard output, in as many lines as it has."""
     for line in text.split("\n"):
         print(visible(line), file=_lenient(sys.stdout), flush=True)
 
@@ -112,7 +110,7 @@ def print_table(table: Any) -> None:
 
 
 def be_lenient() -> None:
-    """For what others print, such as help and usage errors: letters that an output lacks are written out."""
+    """Write out letters that an output lacks, also in what other libraries print, such as help and usage errors."""
     for stream in (sys.stdout, sys.stderr):
         _lenient(stream)
 
@@ -176,7 +174,7 @@ def _lines(title: str, total: float) -> Bar:
 
 
 def duration(seconds: float) -> str:
-    """75 -> '1 min 15 s': as people say it."""
+    """75 -> '1 min 15 s'."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -188,8 +186,8 @@ def duration(seconds: float) -> str:
 def quiet_libraries() -> Iterator[None]:
     """No progress bars and no messages from diffusers and transformers inside; afterwards all is as it was.
 
-    Their notes on loading and saving are about their own defaults, and a person at the command line reads them as
-    faults of the model or of the installation. What goes wrong is raised all the same.
+    Their notes on loading and saving are about their own defaults, and the user reads them as faults of the model or
+    of the installation. Errors are raised all the same.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

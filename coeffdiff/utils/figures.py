@@ -1,4 +1,4 @@
-"""Bands of pictures with titles and text, one figure."""
+"""A figure of several bands of pictures, with titles and text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHEET = (252, 251, 249)  # a figure's paper is a little warmer
 
 @dataclass(frozen=True)
 class Band:
-    """A row of a figure: what it is, more about it in grey behind that, pictures, and a few words over each."""
+    """A row of a figure: a heading, a note in grey behind it, pictures, and a few words over each of them."""
 
     heading: str
     pictures: Sequence[Image.Image]

@@ -10,8 +10,6 @@ from PIL import Image, ImageDraw
 from coeffdiff.utils.text_drawing import draw_text, wrap_text
 
 _GAP = 8  # pixels between everything
-
-
 _PAPER, _EMPTY = (255, 255, 255), (236, 236, 236)
 
 

@@ -1,4 +1,4 @@
-"""What a launcher's variables say, read in one place: whether this process is one of several, and which."""
+"""The variables of launchers, read in one place: whether this process is one of several, and which."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from coeffdiff.errors import LaunchError
 
-# Torch's launchers', and those of MPI that Accelerate looks at
+# Variables of torch's launchers, and those of MPI that Accelerate reads
 _NUMBERS = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # name -> smallest value
 _PLACES = ("MASTER_ADDR", "MASTER_PORT")
 _OF_MPI = ("PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE")
@@ -25,13 +25,13 @@ class Launch:
 
 
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """Raises: LaunchError for variables that no launcher sets so."""
-    found = {name: value for name in _NUMBERS if (value := _number(environ, name)) is not None}
-    size, rank = found.get("WORLD_SIZE"), found.get("RANK")
-    if size is None and (rank or "LOCAL_RANK" in found):
+    """This process's place among those of a launch. Raises: LaunchError for variables that contradict each other."""
+    numbers = {name: value for name in _NUMBERS if (value := _number(environ, name)) is not None}
+    size, rank = numbers.get("WORLD_SIZE"), numbers.get("RANK")
+    if size is None and (rank or "LOCAL_RANK" in numbers):
         _refuse(environ, "WORLD_SIZE is not set, which a launcher does")
-    if size is not None and size > 1 and not {"RANK", "LOCAL_RANK"} <= found.keys():
-        missing = next(name for name in ("RANK", "LOCAL_RANK") if name not in found)
+    if size is not None and size > 1 and not {"RANK", "LOCAL_RANK"} <= numbers.keys():
+        missing = next(name for name in ("RANK", "LOCAL_RANK") if name not in numbers)
         _refuse(environ, f"{missing} is not set, which a launcher does")
     if rank is not None and size is not None and rank >= size:
         _refuse(environ, f"ranks of {size} processes end at {size - 1}")
@@ -45,13 +45,13 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def forget_launch(environ: MutableMapping[str, str] = os.environ) -> None:
-    """For commands that need one process: go on as if there were no launcher, whatever its variables say."""
+    """For commands that need one process: remove a launcher's variables."""
     for name in (*_NUMBERS, *_PLACES, *_OF_MPI):
         environ.pop(name, None)
 
 
 def left_over(environ: Mapping[str, str]) -> str:
-    """What to do if nothing was launched: a clause."""
+    """What to do if nothing was launched here: a clause."""
     names = [name for name in (*_NUMBERS, *_PLACES) if name in environ]
     return _LEFT_OVER.format(names=" ".join(names))
 
@@ -62,11 +62,11 @@ def _advice(environ: Mapping[str, str]) -> str:
 
 def _refuse(environ: Mapping[str, str], what: str) -> None:
     shown = ", ".join(f"{name}={environ[name]}" for name in _NUMBERS if name in environ)
-    raise LaunchError(f"This process is told {shown}, but {what}. {_advice(environ)}")
+    raise LaunchError(f"This process has {shown}, but {what}. {_advice(environ)}")
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:
-    """None: not set; -1 says the same of ranks, as older launchers do."""
+    """The value of a variable; None if it is not set, or a rank of -1, as older launchers set it."""
     text = environ.get(name)
     if text is None or (text.strip() == "-1" and name.endswith("RANK")):
         return None

@@ -1,4 +1,4 @@
-"""A lock file that one process holds."""
+"""Locks on files and folders, held by one process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool | None]:
-    """Hold a folder, or a file that is never replaced, until the block ends or the process does, however it ends, by
-    a lock that leaves nothing of its own.
+    """Lock a folder, or a file that is never replaced, until the block or the process ends; no lock file is left.
 
-    Yields True if this process has it now, False if another one does, None where there are no such locks (Windows,
-    some network disks) or no such path.
+    Yields True if this process has the lock, False if another one has it, None where there are no such locks
+    (Windows, some network disks) or no such path.
     """
     try:
         import fcntl

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from coeffdiff.errors import OutOfMemory
+from coeffdiff.utils.sizes import in_mib_or_gib
 
 # What torch, its CUDA libraries, its CPU allocator, the system and readers of mapped files say.
 # oneDNN's words on a CPU are the last two: it has no others for a buffer that it did not get
@@ -16,16 +17,13 @@ _SHORT = re.compile(
     r"could not create a primitive$|could not create a memory",
     re.IGNORECASE,
 )
-
-
 _ASKED = re.compile(r"tried to allocate ([\d.]+ [KMGT]i?B|\d+ bytes)", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out: the GPU's, or the machine's."""
-    if (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, not loaded for it
+    # By its name: torch is not loaded for this
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -33,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def oom_sentence(error: BaseException, switches: Sequence[str]) -> str:
-    """The sentence. switches: what may still be turned, the mildest first."""
+    """One sentence on how much was asked for and what to do. switches: options not used yet, the mildest first."""
     text = str(error)
     on_gpu = type(error).__name__ == "OutOfMemoryError" or re.search(r"CUDA|CUBLAS|CUDNN|MPS", text)
     asked = _ASKED.search(text)
@@ -49,7 +47,7 @@ def oom_sentence(error: BaseException, switches: Sequence[str]) -> str:
 
 @contextmanager
 def oom_hints(switches: Callable[[], Sequence[str]]) -> Iterator[None]:
-    """Turn a shortage of memory inside the block into OutOfMemory, with the switches that are then left."""
+    """Turn an out-of-memory error inside the block into OutOfMemory, with the options that are not used yet."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
@@ -59,7 +57,7 @@ def oom_hints(switches: Callable[[], Sequence[str]]) -> Iterator[None]:
 
 
 def smaller_side(side: int) -> int:
-    """Three quarters in whole steps of 64 pixels, and the same where that would be tiny."""
+    """Three quarters of a side in whole steps of 64 pixels; the side itself where that would be below 64."""
     smaller = side * 3 // 4 // 64 * 64
     return smaller if smaller >= 64 else side
 
@@ -67,5 +65,4 @@ def smaller_side(side: int) -> int:
 def _readable(amount: str) -> str:
     if not amount.endswith(" bytes"):
         return amount
-    size = float(amount.removesuffix(" bytes"))
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    return in_mib_or_gib(float(amount.removesuffix(" bytes")), 1)

@@ -1,4 +1,4 @@
-"""Paths as a person writes them: ~ is the home folder; variables are not expanded, and that is said."""
+"""Paths as the user writes them: ~ is the home folder; variables are not expanded but refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def expanded(path: Any) -> Any:
     """The path with its ~ expanded, as text; None and "auto" pass.
 
     `./~` is the way to a folder that is called so, and becomes absolute, lest it be expanded the next time.
-    Raises: ValueError for a ~user that there is not, and for what looks like a variable in a path that is not there.
+    Raises: ValueError for an unknown ~user, and for what looks like a variable in a path that does not exist.
     """
     if not isinstance(path, str | Path):
         return path
@@ -34,11 +34,11 @@ def expanded(path: Any) -> Any:
                 ) from None
     elif re.match(r"(\.[/\\])+~", text):
         text = str(Path.cwd() / text)
-    found = _VARIABLE.search(text)
-    if found and not _exists(text[: found.end()] + re.split(r"[/\\]", text[found.end() :])[0]):
+    variable = _VARIABLE.search(text)
+    if variable and not _exists(text[: variable.end()] + re.split(r"[/\\]", text[variable.end() :])[0]):
         raise ValueError(
-            f"it does not exist, and variables of the environment such as {found[0]} are not expanded; write the whole "
-            "path, or begin it with ~/ for your home folder"
+            f"it does not exist, and variables of the environment such as {variable[0]} are not expanded; write the "
+            "whole path, or begin it with ~/ for your home folder"
         )
     return text
 

@@ -18,7 +18,7 @@ _KEY = "coeffdiff"  # the text chunk with the recipe as JSON
 
 
 def save_png(image: Image.Image, file: Path, recipe: Mapping[str, Any] | None = None) -> None:
-    """Write a picture whole or not at all, with its recipe in two text chunks: JSON, and the form of A1111's web UI.
+    """Write a picture atomically, with its recipe in two text chunks: JSON, and the form of A1111's web UI.
 
     Raises: ConfigError if it cannot be written.
     """
@@ -35,22 +35,22 @@ def save_png(image: Image.Image, file: Path, recipe: Mapping[str, Any] | None = 
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
-    """What save_png wrote. Raises: ConfigError if the file is no PNG or carries no recipe of ours."""
+    """The recipe that save_png wrote. Raises: ConfigError if the file is no PNG or carries no recipe of ours."""
     try:
         with Image.open(file, formats=["PNG"]) as image:
             text = image.text.get(_KEY)  # type: ignore[attr-defined]  # PNGs have it
-        found = None if text is None else json.loads(text)
+        recipe = None if text is None else json.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"There is no picture {file}.") from None
     except (OSError, ValueError, SyntaxError, RecursionError) as error:
         raise ConfigError(f"{file} is not a PNG with a readable recipe ({type(error).__name__}).") from None
-    if not isinstance(found, dict):
+    if not isinstance(recipe, dict):
         raise ConfigError(f"{file} carries no recipe of coeffdiff.")
-    return found
+    return recipe
 
 
 def _parameters(recipe: Mapping[str, Any]) -> str:
-    """The recipe for people and for the many tools that read this form; no chunk may hold a zero byte."""
+    """The recipe in the form of A1111's web UI, which many tools read; no chunk may hold a zero byte."""
     settings = {
         "Steps": recipe.get("steps"),
         "Sampler": str(recipe.get("scheduler")).removesuffix("Scheduler"),

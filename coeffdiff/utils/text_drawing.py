@@ -7,7 +7,16 @@ from typing import Any
 
 from PIL import ImageDraw, ImageFont
 
-INK, SOFT, GRID = "#222222", "#706e6a", "#e4e2de"  # of everything that is drawn: words, smaller words, lines
+INK, SOFT, GRID = "#222222", "#706e6a", "#e4e2de"  # colours of text, smaller text and lines, in every drawing
+_SYSTEM_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "segoeui.ttf",
+    "msyh.ttc",
+    "malgun.ttf",
+)
 
 
 def wrap_text(text: str, points: int, width: int, most: int) -> list[str]:
@@ -67,17 +76,6 @@ def font_for(text: str, points: int) -> Any:
         return _font(None, points)
     names = (None, *_SYSTEM_FONTS)
     return _font(max(names, key=lambda name: sum(_has_glyph(name, letter) for letter in letters)), points)
-
-
-_SYSTEM_FONTS = (
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "Arial Unicode.ttf",
-    "segoeui.ttf",
-    "msyh.ttc",
-    "malgun.ttf",
-)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other: chosen before torch is loaded, by what else the machine is doing."""
+"""How OpenMP's threads wait for each other: chosen before torch is loaded, by the load of the machine."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def choose_waiting() -> str:
 
 
 def waiting() -> str:
-    """What choose_waiting chose."""
+    """The choice of choose_waiting, in words."""
     return _chosen
 
 
 def _busy_cores() -> float:
-    """In use just now, this process's own waiting aside."""
+    """How many cores are busy now; this process only waits meanwhile."""
     import psutil
 
     return psutil.cpu_percent(interval=LOOK_SECONDS) / 100 * (psutil.cpu_count() or 1)

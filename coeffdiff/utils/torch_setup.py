@@ -1,5 +1,5 @@
-"""Switches that make the same computation faster on a GPU, and none of its results worse: TF32, channels_last,
-torch.compile, copies that nobody waits for."""
+"""Switches that make the same computation faster on a GPU without worse results: TF32, channels_last, torch.compile,
+non-blocking copies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from coeffdiff.errors import ConfigError
 
 
 def prepare_kernels(device: torch.device, dtype: torch.dtype, *networks: Any) -> None:
-    """What is known to help convolutions and matrices on `device`; nothing on a CPU, whose pictures stay bit-equal.
+    """Faster convolutions and matrix products on a GPU; nothing on a CPU, whose pictures stay bit-equal.
 
     In half precision little is left in float32 (a VAE that needs it, norms): it may be multiplied as TF32, which
-    keeps as many digits as float16. Who asks for float32 gets float32. The mixing of attention maps never runs in
+    keeps as many digits as float16. With dtype float32 there is no TF32. The mixing of attention maps never runs in
     TF32 (see method.attention).
 
     Args:
@@ -35,7 +35,7 @@ def compile_blocks(unet: Any, device: torch.device, *, backend: str = "inductor"
 
     The blocks are nearly all of SDXL's work, and alike: compiling one of each takes seconds, where the UNet as a
     whole takes minutes. The UNet itself stays a plain module, with its own names, hooks and checks. Scales and
-    dropout masks are tensors, so that new ones compile nothing anew.
+    dropout masks are tensors, so that new ones need no new compilation.
 
     Args:
         device: where it will run.
@@ -57,19 +57,19 @@ def compile_blocks(unet: Any, device: torch.device, *, backend: str = "inductor"
 
 
 def copied(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`; a GPU gets it in its own time, while the CPU goes on."""
+    """`tensor` on `device`, copied to a GPU without blocking the CPU."""
     if torch.device(device).type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def has_bf16() -> bool:
-    """Whether this GPU computes in bfloat16 by itself. Older ones (T4, V100) imitate it, slower than float32."""
+    """Whether this GPU has bfloat16 in hardware. Older ones (T4, V100) imitate it, slower than float32."""
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def half_precision(device_type: str) -> Literal["bf16", "fp16"]:
-    """The 16 bits that a device computes in by itself."""
+    """The 16-bit type that a device has in hardware."""
     return "fp16" if device_type == "cuda" and not has_bf16() else "bf16"
 
 

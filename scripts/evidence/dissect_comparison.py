@@ -84,16 +84,16 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
     with progress("adapters", len(jobs)) as bar:
         for number, job in enumerate(jobs):
             bar(number, job.label)
-            job.sitter.write_photos()
+            job.subject.write_photos()
             adapter = RunFolder(studio.work_folder(job) / "run").adapter
             for part in (*PARTS, PHOTOS):
-                lacks = not job.sitter.made_up if part == PHOTOS else not adapter.is_dir()
+                lacks = not job.subject.made_up if part == PHOTOS else not adapter.is_dir()
                 if lacks or (cell_of(studio, job), part) in done:
                     continue
                 scores = (
                     itself(studio, job) if part == PHOTOS else as_parts(studio, job, adapter, *PARTS[part])
                 )
-                facts = {"cell": cell_of(studio, job), "subject": job.sitter.name, "seed": job.seed}
+                facts = {"cell": cell_of(studio, job), "subject": job.subject.name, "seed": job.seed}
                 facts |= {"arm": arm, "part": part, "scores": scores}
                 rows.append(facts | ({"moved": by_place(adapter)} if part == "as trained" else {}))
                 with atomic_write(output) as unfinished:
@@ -123,7 +123,8 @@ def by_place(adapter: Path) -> dict[str, float]:
 
 def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> dict[str, float]:
     """The scores of an adapter with its two parts at strengths of their own."""
-    from coeffdiff.evaluation.comparison_plan import subject_of
+    from coeffdiff.evaluation.comparison_facts import place_scores
+    from coeffdiff.evaluation.comparison_subjects import subject_of
     from coeffdiff.evaluation.scoring import score_adapter
     from coeffdiff.hosts.diffusers import load_adapter
     from coeffdiff.hosts.lora import set_lora_scale
@@ -138,9 +139,9 @@ def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> di
         protocol = replace(job.protocol, drift_pictures=0)
         with tempfile.TemporaryDirectory() as folder:
             pictures = Path(folder) / "pictures"
-            subject = subject_of(job.sitter, studio.plan.token)
+            subject = subject_of(job.subject, studio.plan.token)
             scored = score_adapter(studio.pipe, subject, protocol, studio.encoders, folder=pictures)
-            found = scored.data["scores"] | studio.places(job, pictures)
+            found = scored.data["scores"] | place_scores(studio.base.name, job.protocol, pictures)
     finally:
         adapter.remove()
     return {name: round(found[name], 6) for name in SCORES}
@@ -148,7 +149,7 @@ def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> di
 
 def itself(studio: Any, job: Any) -> dict[str, float]:
     """The scores of the subject's own renders in the places of the prompts, through the VAE."""
-    from coeffdiff.evaluation.comparison_plan import subject_of
+    from coeffdiff.evaluation.comparison_subjects import subject_of
     from coeffdiff.evaluation.scoring import asked_for, see_photos
     from coeffdiff.metrics.pictures import score_pictures
     from coeffdiff.pocket import WEIGHTS
@@ -156,14 +157,14 @@ def itself(studio: Any, job: Any) -> dict[str, float]:
     from coeffdiff.utils.seeding import stable_seed
     from pocket_build.renders import seen_through
 
-    subject = subject_of(job.sitter, studio.plan.token)
+    subject = subject_of(job.subject, studio.plan.token)
     asked = asked_for(
-        replace(job.protocol, drift_pictures=0), studio.plan.token, job.sitter.class_word, known=False
+        replace(job.protocol, drift_pictures=0), studio.plan.token, job.subject.class_word, known=False
     )
     texts = [one.text for one in asked]
     places = [next(place for place in QUESTIONS["setting"] if text.endswith(place)) for text in texts]
     scenes = [
-        job.sitter.made_up.scene(stable_seed("itself", job.sitter.name, n), setting=place)
+        job.subject.made_up.scene(stable_seed("itself", job.subject.name, n), setting=place)
         for n, place in enumerate(places)
     ]
     pictures = seen_through(studio.pipe.vae, scenes)

@@ -1,4 +1,4 @@
-"""What an arm cannot reach: lower bounds of its error."""
+"""Lower bounds of an arm's error, whatever its weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ def error_of(out: Tensor, o: Tensor) -> Tensor:
 
 
 def lower_bounds(problem: Problem) -> dict[str, float]:
-    """What error each arm cannot get below, whatever its weights; 0 where nothing is known."""
+    """The error that no weights of an arm can get below; 0 where nothing is known."""
     x, o, weights = problem.x, problem.o, problem.weights
     polygon = reachable_polygon(x, weights)
     nearest = torch.stack([_nearest_in_polygon(node, polygon) for node in o])
     bounds = {"qk": float(error_of(nearest, o)), "qkv": 0.0, "alpha": 0.0}
     if problem.setting == "caption":
         return bounds
-    basis = weights["o"][
-        :, 0
-    ]  # rows orthonormal: head h writes coordinate h, and errors of coordinates add up
+    # Orthonormal rows: head h writes coordinate h, and errors of coordinates add up
+    basis = weights["o"][:, 0]
     coordinates = o @ basis.T
     along = place_on_line(x)
     if along is not None:

@@ -19,10 +19,10 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """A graph, a target, the layer's weights, and what is known of it before anybody tries.
+    """A graph, a target, the layer's weights, and what is known before any training.
 
     weights: v [H, 2, D], o [H, D, 2] and an alpha [H, H] of zeros; starts: q and k [H, 2, D] to begin from.
-    makers: arm -> weights of an instance of it that makes the target; these arms can reach it.
+    makers: arm -> weights with which it makes the target; these arms can reach it.
     """
 
     setting: str
@@ -51,14 +51,14 @@ def values_instead_of_alpha(weights: Weights) -> Weights:
 
 
 def make_problem(setting: str, target: str, seed: int, restarts: int = 1) -> Problem:
-    """One of the problems that TARGETS describes. Everything comes from its arguments by lot."""
-    lot = generator_for("toy", setting, target, seed)
+    """One of the problems that TARGETS describes, random, and decided by its arguments."""
+    rng = generator_for("toy", setting, target, seed)
 
     def normal(*shape: int, spread: float = 1.0) -> Tensor:
-        return spread * torch.randn(*shape, generator=lot, dtype=torch.float64)
+        return spread * torch.randn(*shape, generator=rng, dtype=torch.float64)
 
     def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=lot))
+        return low + (high - low) * float(torch.rand((), generator=rng))
 
     width = PLANE if setting == "caption" else 1
     turn = uniform(0, 2 * math.pi)
@@ -83,7 +83,7 @@ def make_problem(setting: str, target: str, seed: int, restarts: int = 1) -> Pro
         }
     elif target == "negative":
         signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
-        coeff = signs * (1 + torch.rand(HEADS, HEADS, generator=lot, dtype=torch.float64))
+        coeff = signs * (1 + torch.rand(HEADS, HEADS, generator=rng, dtype=torch.float64))
         makers = {"alpha": weights | maps | {"alpha": coeff - torch.eye(HEADS, dtype=torch.float64)}}
     elif target == "fold":
         line = normal(PLANE)
@@ -115,16 +115,16 @@ def make_problem(setting: str, target: str, seed: int, restarts: int = 1) -> Pro
     if setting == "caption" and "alpha" in makers and "qkv" not in makers:
         makers["qkv"] = values_instead_of_alpha(makers["alpha"])
     if target == "permutation":
-        o = x[torch.randperm(NODES, generator=lot)]
+        o = x[torch.randperm(NODES, generator=rng)]
     else:
         o = layer(x, makers.get("qkv") or makers["alpha"])
     return Problem(setting, target, seed, x, o, weights, starts, makers)
 
 
 def _start(setting: str, target: str, seed: int, restart: int, width: int) -> Weights:
-    """W_q and W_k before tuning: lots of their own, so that a problem does not depend on how often it is tried."""
-    lot = generator_for("toy", setting, target, seed, "start", restart)
-    return {name: torch.randn(HEADS, PLANE, width, generator=lot, dtype=torch.float64) for name in "qk"}
+    """W_q and W_k before tuning, from a generator of their own: a problem does not depend on the number of restarts."""
+    rng = generator_for("toy", setting, target, seed, "start", restart)
+    return {name: torch.randn(HEADS, PLANE, width, generator=rng, dtype=torch.float64) for name in "qk"}
 
 
 def _well_conditioned(normal: Callable[..., Tensor], width: int) -> Tensor:

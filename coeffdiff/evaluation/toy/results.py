@@ -1,4 +1,4 @@
-"""What the toy's trials say: verdicts, a table, a picture."""
+"""Results of the toy's trials: verdicts, a table, a picture."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from coeffdiff.evaluation.toy.bounds import lower_bounds, place_on_line, reachab
 from coeffdiff.evaluation.toy.problem import Problem, layer, values_instead_of_alpha
 from coeffdiff.evaluation.toy.settings import ARMS, NODES, REACHED, SETTINGS, TARGETS, TRAINED
 from coeffdiff.evaluation.toy.tuning import Trial
+from coeffdiff.utils.plotting import new_figure
 
 
 def judge(
@@ -83,7 +84,7 @@ def _largest_difference(problems: Sequence[Problem], trial: Trial) -> float:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Median errors and verdicts as Markdown, a table for each setting, and on what they were measured."""
+    """Median errors and verdicts as Markdown, a table for each setting, and how they were measured."""
     seeds, lines = results["seeds"], []
     cells = {(cell["setting"], cell["target"], cell["arm"]): cell for cell in results["cells"]}
     for setting, what in SETTINGS.items():
@@ -98,7 +99,7 @@ def table(results: Mapping[str, Any]) -> str:
             row = [target]
             for arm in ARMS:
                 cell = cells[setting, target, arm]
-                row.append(f"{cell['median_error']:.3f} {_told(cell, seeds)}")
+                row.append(f"{cell['median_error']:.3f} {_verdicts_as_text(cell, seeds)}")
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
     lines += [
@@ -111,7 +112,7 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _told(cell: Mapping[str, Any], seeds: int) -> str:
+def _verdicts_as_text(cell: Mapping[str, Any], seeds: int) -> str:
     parts = []
     for verdict, count in cell["verdicts"].items():
         low = (
@@ -132,10 +133,8 @@ def draw(
     file: Path,
 ) -> None:
     """A row for each target, a column for each setting and arm; the first seed's graphs at the cell's rate."""
-    from matplotlib.figure import Figure
-
     columns = list(itertools.product(SETTINGS, ARMS))
-    picture = Figure(figsize=(2.35 * len(columns) + 1.0, 2.5 * len(TARGETS) + 1.2), layout="constrained")
+    picture = new_figure(figsize=(2.35 * len(columns) + 1.0, 2.5 * len(TARGETS) + 1.2), layout="constrained")
     axes = picture.subplots(len(TARGETS), len(columns), squeeze=False)
     cells = {(cell["setting"], cell["target"], cell["arm"]): cell for cell in results["cells"]}
     for (row, target), (column, (setting, arm)) in itertools.product(enumerate(TARGETS), enumerate(columns)):

@@ -25,7 +25,7 @@ from coeffdiff.utils.writable import refuse_unwritable
 
 @dataclass(frozen=True)
 class Toy:
-    """What toy() leaves: its files, its results as plain data, and how long it took in seconds."""
+    """The result of toy(): its files, its numbers as plain data, and its seconds."""
 
     folder: Path
     picture: Path
@@ -46,7 +46,7 @@ def toy(
 ) -> Toy:
     """Tune every arm towards every target from the same starts at the same rates; write toy.json and toy.png.
 
-    Raises: ConfigError before anything is computed for numbers that cannot be, or if the folder is not free.
+    Raises: ConfigError before anything is computed, for invalid numbers, or if the folder is not free.
     """
     begun = time.monotonic()
     for name, value in (("seeds", seeds), ("steps", steps), ("restarts", restarts), ("rates", len(rates))):
@@ -62,12 +62,12 @@ def toy(
     trials: dict[tuple[str, str], Trial] = {}
     for done, (setting, arm) in enumerate(itertools.product(SETTINGS, ARMS)):
 
-        def told(part: float, done: int = done, what: str = f"{setting}: {ARMS[arm]}") -> None:
+        def report(part: float, done: int = done, what: str = f"{setting}: {ARMS[arm]}") -> None:
             on_progress(done + part, what)
 
         mine = [problem for problem in problems if problem.setting == setting]
         trials[setting, arm] = tune(
-            mine, arm, steps=steps, rates=rates, polishing=polishing, on_progress=told
+            mine, arm, steps=steps, rates=rates, polishing=polishing, on_progress=report
         )
     results = judge(problems, trials, rates) | {
         "device": f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",

@@ -39,7 +39,7 @@ def tune(
 ) -> Trial:
     """Adam with a cosine to zero on the squared error at every rate, then `polish` at each target's best.
 
-    All problems, rates and restarts at once;     The replicas share no number, so one call is as many single ones.
+    All problems, rates and restarts run at once; they share no number, so the result is that of single calls.
     """
     restarts = len(problems[0].starts)
     starts = [problem.weights | start for problem in problems for start in problem.starts]
@@ -65,17 +65,19 @@ def tune(
         if step % 50 == 0:
             on_progress(step / steps)
     on_progress(1.0)
-    found = {name: tensor.detach() for name, tensor in weights().items()}
+    trained_weights = {name: tensor.detach() for name, tensor in weights().items()}
 
     def sorted_out(t: Tensor) -> Tensor:
         return t.unflatten(0, (len(rates), len(problems), restarts)).transpose(0, 1)  # [P, L, R, ...]
 
-    after_adam = sorted_out(vmap(error_of)(vmap(layer)(x, found), o))
+    after_adam = sorted_out(vmap(error_of)(vmap(layer)(x, trained_weights), o))
     chosen = _best_rates([problem.target for problem in problems], after_adam)
     every = range(len(problems))
-    found = {name: sorted_out(t)[every, chosen].flatten(0, 1) for name, t in found.items()}
+    trained_weights = {
+        name: sorted_out(t)[every, chosen].flatten(0, 1) for name, t in trained_weights.items()
+    }
     x, o = (sorted_out(t)[:, 0].flatten(0, 1) for t in (x, o))
-    polished = polish(x, o, found, arm, polishing)
+    polished = polish(x, o, trained_weights, arm, polishing)
     errors = vmap(error_of)(vmap(layer)(x, polished), o)
 
     def by_problem(t: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The pocket world: which things and places it has, what its scenes look like, and what is said of them.
+"""The pocket world: which things and places it has, what its scenes look like, and their captions.
 
 Everything is deterministic: a scene from its seed, a caption from its scene and seed, a picture from its scene.
 
     scene.py      what a scene is           sample.py     random scenes
-    colours.py    the colours with names    captions.py   what is said of a scene
+    colours.py    the colours with names    captions.py   what captions name of it
     shapes/       the things                places/       ground, backdrop, light
     rendering/    scenes to pictures        subjects/     individuals that no random scene shows
 """

@@ -1,4 +1,4 @@
-"""What is said of a scene: captions, and what a caption says of it."""
+"""Captions of a scene, and the attributes that a caption names."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _thing(lot: random.Random, scene: Scene, colour: bool, pattern: bool) -> str:
+def _thing(rng: random.Random, scene: Scene, colour: bool, pattern: bool) -> str:
     adjectives = [scene.colour] if colour and scene.colour else []
-    # "plain" is what one says when there is nothing to say, so mostly it is left out.
-    if pattern and (scene.pattern != "plain" or lot.random() < 0.4):
-        adjectives.insert(0 if lot.random() < 0.6 else len(adjectives), scene.pattern)
+    # "plain" says little, so mostly it is left out
+    if pattern and (scene.pattern != "plain" or rng.random() < 0.4):
+        adjectives.insert(0 if rng.random() < 0.6 else len(adjectives), scene.pattern)
     return article(" ".join([*adjectives, scene.kind]))
 
 
@@ -56,38 +56,38 @@ def caption(scene: Scene, seed: int | str = 0) -> str:
     About half name everything, the others leave out adjectives, the setting or the object. A subject
     is described by its class and by what it shares with the world, never by its name.
     """
-    lot = random.Random(stable_seed("caption", seed))
-    plan = lot.random()
+    rng = random.Random(stable_seed("caption", seed))
+    plan = rng.random()
     setting = scene.setting
     if plan < 0.50:
-        return lot.choice(_FULL).format(thing=_thing(lot, scene, True, True), setting=setting)
+        return rng.choice(_FULL).format(thing=_thing(rng, scene, True, True), setting=setting)
     if plan < 0.60:
-        return lot.choice(_FULL).format(thing=_thing(lot, scene, True, False), setting=setting)
+        return rng.choice(_FULL).format(thing=_thing(rng, scene, True, False), setting=setting)
     if plan < 0.66:
-        return lot.choice(_FULL).format(thing=_thing(lot, scene, False, True), setting=setting)
+        return rng.choice(_FULL).format(thing=_thing(rng, scene, False, True), setting=setting)
     if plan < 0.80:
-        return lot.choice(_FULL).format(thing=article(scene.kind), setting=setting)
+        return rng.choice(_FULL).format(thing=article(scene.kind), setting=setting)
     if plan < 0.87:
-        return lot.choice(_THING_ONLY).format(thing=_thing(lot, scene, True, True))
+        return rng.choice(_THING_ONLY).format(thing=_thing(rng, scene, True, True))
     if plan < 0.93:
-        return lot.choice(_THING_ONLY).format(thing=article(scene.kind))
-    return lot.choice(_SETTING_ONLY).format(setting=setting)
+        return rng.choice(_THING_ONLY).format(thing=article(scene.kind))
+    return rng.choice(_SETTING_ONLY).format(setting=setting)
 
 
 def mentioned(scene: Scene, text: str) -> dict[str, str]:
-    """What a caption of a scene says of it: the attributes (kind, colour, pattern, setting) that it names.
+    """The attributes of a scene (kind, colour, pattern, setting) that a caption names.
 
     Settings hold words for colours ("on top of a white rug"), which say nothing of the object.
     """
-    said = {}
+    named = {}
     if scene.setting in text:
-        said["setting"] = scene.setting
+        named["setting"] = scene.setting
     words = f" {text.replace(scene.setting, ' ').replace(',', ' ')} "
     for name in ("kind", "colour", "pattern"):
         value = getattr(scene, name)
         if value and f" {value} " in words:
-            said[name] = value
-    return said
+            named[name] = value
+    return named
 
 
 def vocabulary() -> tuple[str, ...]:

@@ -29,6 +29,7 @@ class ColourName:
         )
 
 
+# Every named colour. The gaps in hue (lime, teal, indigo, magenta) are left to subjects
 COLOURS: dict[str, ColourName] = {
     "red": ColourName((354.0, 362.0), (0.82, 0.92), (0.74, 0.86)),
     "orange": ColourName((22.0, 29.0), (0.84, 0.94), (0.92, 0.98)),
@@ -42,16 +43,16 @@ COLOURS: dict[str, ColourName] = {
     "grey": ColourName((0.0, 360.0), (0.00, 0.05), (0.50, 0.62)),
     "black": ColourName((0.0, 360.0), (0.00, 0.08), (0.09, 0.15)),
 }
-"""Every named colour. The gaps in hue (lime, teal, indigo, magenta) are left to subjects."""
 
 
-def draw_colour(lot: random.Random, name: str) -> RGB:
+def draw_colour(rng: random.Random, name: str) -> RGB:
+    """A random colour of that name."""
     box = COLOURS[name]
-    hue = lot.uniform(*box.hue) / 360.0
-    return colorsys.hsv_to_rgb(hue % 1.0, lot.uniform(*box.saturation), lot.uniform(*box.value))
+    hue = rng.uniform(*box.hue) / 360.0
+    return colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(*box.saturation), rng.uniform(*box.value))
 
 
-def second_colour(lot: random.Random, name: str) -> RGB:
+def second_colour(rng: random.Random, name: str) -> RGB:
     """The other colour of stripes, dots and checks: light on dark, dark on white, never another name's hue."""
-    shade = {"white": 0.30, "black": 0.80, "grey": 0.93}.get(name, 0.95) + lot.uniform(-0.03, 0.03)
+    shade = {"white": 0.30, "black": 0.80, "grey": 0.93}.get(name, 0.95) + rng.uniform(-0.03, 0.03)
     return (shade, shade * 0.985, shade * 0.95)

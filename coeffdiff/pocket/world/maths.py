@@ -1,4 +1,4 @@
-"""What painting and shading of the world share: linear light, blends and smooth steps."""
+"""Maths of painting and shading: linear light, blends and smooth steps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def linear(value: float) -> float:
 
 
 def mix(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """a at weight 0, b at weight 1."""
     return a + (b - a) * weight
 
 

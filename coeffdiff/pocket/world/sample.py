@@ -17,7 +17,7 @@ from coeffdiff.utils.seeding import stable_seed
 
 
 def sample_scene(seed: int, **fixed: Any) -> Scene:
-    """One scene of the world by lot.
+    """One random scene of the world.
 
     Every field is drawn from its own seed, so fixing one leaves the others as they were.
 
@@ -31,11 +31,11 @@ def sample_scene(seed: int, **fixed: Any) -> Scene:
     if unknown := sorted(set(fixed) - known):
         raise ConfigError(f"A scene has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
 
-    def lot(name: str) -> random.Random:
+    def rng(name: str) -> random.Random:
         return random.Random(stable_seed("scene", seed, name))
 
     def given(name: str, draw: Any) -> Any:
-        return fixed[name] if name in fixed else draw(lot(name))
+        return fixed[name] if name in fixed else draw(rng(name))
 
     kind = given("kind", lambda r: r.choice(tuple(KINDS)))
     colour = given("colour", lambda r: r.choice(tuple(COLOURS)))
@@ -52,7 +52,7 @@ def sample_scene(seed: int, **fixed: Any) -> Scene:
                 f"The world has no {what} {value!r}; it has {', '.join(str(n) for n in names if n)}."
             )
     place, thing = PLACES[setting], KINDS[kind]
-    r = lot("shape")
+    r = rng("shape")
     shape = {name: _between(r, bounds) for name, bounds in thing.ranges.items()} | dict(
         fixed.get("shape", {})
     )
@@ -102,33 +102,33 @@ def in_ranges(kind: str, shape: Mapping[str, float]) -> bool:
     )
 
 
-def _draw_look(lot: random.Random, kind: str, colour: str) -> Look:
-    warm = lot.uniform(0.90, 0.97)
+def _draw_look(rng: random.Random, kind: str, colour: str) -> Look:
+    warm = rng.uniform(0.90, 0.97)
     accents = KINDS[kind].accents
-    accent = accents[lot.randrange(len(accents))] if accents else draw_colour(lot, lot.choice(tuple(COLOURS)))
-    dark, metal = lot.uniform(0.05, 0.10), lot.uniform(0.62, 0.74)
+    accent = accents[rng.randrange(len(accents))] if accents else draw_colour(rng, rng.choice(tuple(COLOURS)))
+    dark, metal = rng.uniform(0.05, 0.10), rng.uniform(0.62, 0.74)
     return Look(
         colours={
-            "body": draw_colour(lot, colour),
+            "body": draw_colour(rng, colour),
             "accent": accent,
             "pale": (warm, warm * 0.96, warm * 0.88),
             "dark": (dark, dark, dark * 1.1),
             "metal": (metal, metal, metal * 1.03),
-            "glow": (1.0, lot.uniform(0.76, 0.90), lot.uniform(0.35, 0.55)),
+            "glow": (1.0, rng.uniform(0.76, 0.90), rng.uniform(0.35, 0.55)),
         },
-        second=second_colour(lot, colour),
-        width=lot.random(),
-        tilt=lot.random(),
-        phase=lot.random(),
+        second=second_colour(rng, colour),
+        width=rng.random(),
+        tilt=rng.random(),
+        phase=rng.random(),
     )
 
 
-def _draw_position(lot: random.Random, camera: Camera, size: float) -> tuple[float, float]:
+def _draw_position(rng: random.Random, camera: Camera, size: float) -> tuple[float, float]:
     """Off the middle, but with the whole object in the picture."""
     visible = camera.distance * math.tan(math.radians(FIELD_OF_VIEW / 2))
     slack = max(0.0, 0.96 * visible - size)
-    return lot.uniform(-0.75, 0.75) * slack, lot.uniform(-0.6, 0.3) * slack
+    return rng.uniform(-0.75, 0.75) * slack, rng.uniform(-0.6, 0.3) * slack
 
 
-def _between(lot: random.Random, bounds: tuple[float, float]) -> float:
-    return lot.uniform(*bounds)
+def _between(rng: random.Random, bounds: tuple[float, float]) -> float:
+    return rng.uniform(*bounds)

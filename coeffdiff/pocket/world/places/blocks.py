@@ -1,4 +1,4 @@
-"""What several places are painted with: skies, leaves, planks, walls, grass."""
+"""Building blocks of several places: skies, leaves, planks, walls, grass."""
 
 from __future__ import annotations
 

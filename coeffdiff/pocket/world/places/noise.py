@@ -1,4 +1,4 @@
-"""Noise and chance for painters, from tables that are the same on every machine."""
+"""Noise and random numbers for painters, from tables that are the same on every machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a painter of a place is given: for every pixel its ray, where it meets the ground, and the light there.
+"""The view that a painter of a place gets: for every pixel its ray, where it meets the ground, and the light there.
 
 World space: the object stands near the origin on the ground y = 0, the camera is on the +z side, the backdrop
 is towards -z, an object is about 2 across. Colours are linear light, [3, n, h, w].

@@ -1,4 +1,4 @@
-"""Scenes as tensors: a batch of any mix, and the groups of it that share one distance field.
+"""Scenes as tensors: a batch of any mix, and its groups of scenes with one distance field.
 
 Shape letters: N scenes, P points of a group in no order.
 """

@@ -1,4 +1,4 @@
-"""What one group of objects does to the ground: shadow, occlusion, and a reflection in water."""
+"""The effect of one group of objects on the ground: shadow, occlusion, and a reflection in water."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def draw_objects(group: Group, size: int, fine: int, colour: Tensor, cover: Tens
         u, v = (col + 0.5) * (2.0 / grid) - 1.0, 1.0 - (row + 0.5) * (2.0 / grid)
         dirs = torch.stack(ray_directions(frames[which].t().view(3, 3, -1), u, v))
         rays = torch.cat([eye[which].t(), dirs, group.q(which)])
-    # The last rays end at the ground, so that nobody sees the underside of what stands on it.
+    # The last rays end at the ground, so that the underside of an object is never seen.
     floor = (batch.low[members[which], 1] - rays[1]) / rays[4].clamp(max=-1e-4)
     far = torch.where(rays[4] < -1e-4, torch.minimum(far, floor), far)
     at, closest = march(group, rays, at, far, pixel / fine, 0.2, 36)

@@ -117,7 +117,7 @@ def _compose(
         mirror=F.interpolate(mirror[part], size=(full, full), mode="bilinear", align_corners=False) if afloat else None,
     )  # fmt: skip
     # The lens is focused on the object, and wide open: that is how things are photographed.
-    # At the picture's own resolution: nothing finer is left of it anyway.
+    # At the picture's own resolution: the blur leaves nothing finer.
     soft = _blurred(F.avg_pool2d(place.paint(view), fine), BACKDROP_BLUR * (full // fine))
     picture = F.interpolate(soft, size=(full, full), mode="bilinear", align_corners=False)
     own = cover[part]

@@ -1,4 +1,4 @@
-"""Light on surfaces: normals, and what a point sends back along its ray."""
+"""Light on surfaces: normals, and the light that a point sends back along its ray."""
 
 from __future__ import annotations
 

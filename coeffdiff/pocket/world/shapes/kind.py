@@ -1,4 +1,4 @@
-"""What a kind of things is: its field, its proportions, and from where it is seen."""
+"""A kind of things: its distance field, its proportions, and the views in which it is shown."""
 
 from __future__ import annotations
 

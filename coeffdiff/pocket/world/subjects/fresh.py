@@ -17,66 +17,66 @@ from coeffdiff.utils.seeding import stable_seed
 
 
 def fresh_subject(seed: int) -> Subject:
-    """A new individual by lot: unnamed colours, one to three marks, and a proportion beyond its kind's range."""
-    lot = random.Random(stable_seed("subject", seed))
-    kind = lot.choice(tuple(KINDS))
+    """A random individual: unnamed colours, one to three marks, and a proportion beyond its kind's range."""
+    rng = random.Random(stable_seed("subject", seed))
+    kind = rng.choice(tuple(KINDS))
     ranges = KINDS[kind].ranges
-    shape = {name: lot.uniform(low, high) for name, (low, high) in ranges.items()}
-    for name in lot.sample([n for n in ranges if n not in ("hour", "minute")], k=min(2, len(ranges))):
+    shape = {name: rng.uniform(low, high) for name, (low, high) in ranges.items()}
+    for name in rng.sample([n for n in ranges if n not in ("hour", "minute")], k=min(2, len(ranges))):
         low, high = ranges[name]
         # Half a range beyond: odd, but still of its kind.
-        step = (high - low) * lot.uniform(0.35, 0.8)
-        shape[name] = high + step if lot.random() < 0.6 or low - step <= 0.3 * low else low - step
-    palette = lot.sample(tuple(UNNAMED), k=4)
-    hues = [_shifted(lot, UNNAMED[name]) for name in palette]
+        step = (high - low) * rng.uniform(0.35, 0.8)
+        shape[name] = high + step if rng.random() < 0.6 or low - step <= 0.3 * low else low - step
+    palette = rng.sample(tuple(UNNAMED), k=4)
+    hues = [_shifted(rng, UNNAMED[name]) for name in palette]
     top = object_bounds(kind, shape).top
     marks: list[Mark] = []
-    count = lot.randint(1, 3)
+    count = rng.randint(1, 3)
     for attempt in range(12):
         if len(marks) == count:
             break
-        stamp = lot.choice(
+        stamp = rng.choice(
             ("disc", "star", "heart", "ring", "bar", "bolt", "band", "zigzag", "spiral", "half")
         )
-        yaw = lot.choice((-1, 1)) * lot.uniform(0.0, 40.0)
+        yaw = rng.choice((-1, 1)) * rng.uniform(0.0, 40.0)
         colour = hues[1 + attempt % 3]
         if stamp in ("band", "zigzag"):
-            level = top * lot.uniform(0.25, 0.75)
+            level = top * rng.uniform(0.25, 0.75)
             marks.append(Mark(stamp, (0.0, level, 0.0), (1.0, 0.04 if stamp == "band" else 0.08), colour))
         elif stamp == "spiral":
             marks.append(Mark(stamp, (0.0, 0.0, 0.0), (0.45, 0.12), colour))
         elif stamp == "half":
-            at = (0.0, top * lot.uniform(0.3, 0.6), 0.0)
-            yaw, pitch = lot.choice((-90.0, 90.0)), lot.choice((-90.0, 0.0, 0.0, 40.0))
+            at = (0.0, top * rng.uniform(0.3, 0.6), 0.0)
+            yaw, pitch = rng.choice((-90.0, 90.0)), rng.choice((-90.0, 0.0, 0.0, 40.0))
             marks.append(Mark(stamp, at, (0.3, 0.3), colour, yaw=yaw, pitch=pitch))
         else:
             facing = torch.tensor(yaw).deg2rad()
             towards = (float(torch.sin(facing)), float(torch.cos(facing)))
-            point = _surface(kind, shape, top * lot.uniform(0.3, 0.7), lot.uniform(-0.08, 0.08), towards)
+            point = _surface(kind, shape, top * rng.uniform(0.3, 0.7), rng.uniform(-0.08, 0.08), towards)
             if point:
-                size = lot.uniform(0.11, 0.17)
-                marks.append(Mark(stamp, point, (size, size), colour, yaw=yaw, turn=lot.uniform(-25, 25)))
+                size = rng.uniform(0.11, 0.17)
+                marks.append(Mark(stamp, point, (size, size), colour, yaw=yaw, turn=rng.uniform(-25, 25)))
     if not marks:
         marks.append(Mark("half", (0.0, 0.5 * top, 0.0), (0.3, 0.3), hues[1], yaw=90))
-    plain = lot.random() < 0.6
+    plain = rng.random() < 0.6
     return Subject(
         f"fresh_{seed}_{palette[0]}_{kind.replace(' ', '_')}",
         kind,
         shape,
         {"body": hues[0], "accent": hues[3]},
         tuple(marks),
-        pattern="plain" if plain else lot.choice(("striped", "dotted", "checkered", "wooden", "shiny")),
+        pattern="plain" if plain else rng.choice(("striped", "dotted", "checkered", "wooden", "shiny")),
         second=hues[2],
-        width=lot.random(),
-        tilt=lot.random(),
-        phase=lot.random(),
+        width=rng.random(),
+        tilt=rng.random(),
+        phase=rng.random(),
     )
 
 
 def _surface(
     kind: str, shape: Mapping[str, float], height: float, aside: float, towards: tuple[float, float]
 ) -> tuple[float, float, float] | None:
-    """What one meets looking at the object against `towards` (x, z), `height` up and `aside` of its axis."""
+    """The first surface point seen against `towards` (x, z), at `height` and `aside` of the object's axis."""
     q = SimpleNamespace(**{name: torch.tensor([value]) for name, value in shape.items()})
     x0, z0 = towards[1] * aside, -towards[0] * aside
     t = 2.5
@@ -91,12 +91,12 @@ def _surface(
     return None
 
 
-def _shifted(lot: random.Random, rgb: RGB) -> RGB:
+def _shifted(rng: random.Random, rgb: RGB) -> RGB:
     """The colour a little off, so that two fresh subjects rarely share one; still without a name."""
     for _ in range(20):
         hue, saturation, value = colorsys.rgb_to_hsv(*rgb)
-        hue = (hue + lot.uniform(-0.012, 0.012)) % 1.0
-        saturation, value = saturation * lot.uniform(0.92, 1.04), value * lot.uniform(0.93, 1.05)
+        hue = (hue + rng.uniform(-0.012, 0.012)) % 1.0
+        saturation, value = saturation * rng.uniform(0.92, 1.04), value * rng.uniform(0.93, 1.05)
         other = colorsys.hsv_to_rgb(hue, min(saturation, 1.0), min(value, 1.0))
         if not any(name.holds(other, margin=0.02) for name in COLOURS.values()):
             return other

@@ -7,7 +7,6 @@ from coeffdiff.pocket.world.subjects.subject import INK, PALE, UNNAMED, Subject
 
 _C = UNNAMED
 
-
 DEV: tuple[Subject, ...] = (
     Subject(
         "grey_sloth_plushie",

@@ -16,23 +16,23 @@ from coeffdiff.pocket.world.shapes import KINDS
 from coeffdiff.pocket.world.subjects.subject import Subject
 from coeffdiff.utils.seeding import stable_seed
 
+# Settings in which all subjects can be seen well
 PHOTO_SETTINGS = tuple(s for s in SETTINGS if s not in ("floating on top of water", "at night"))
-"""Where subjects are photographed: wherever all of them can be seen well."""
 
 
 def photo_scenes(subject: Subject, count: int = 5, seed: int = 0) -> list[Scene]:
     """`count` scenes of a subject: settings differ as long as there are any, views, light and camera vary."""
     order = list(PHOTO_SETTINGS)
     random.Random(stable_seed("photos", subject.name, seed)).shuffle(order)
-    # Who photographs a thing shows its face: of all views of the kind, the frontal ones if there are any.
+    # People photograph things from the front: of all views of the kind, the frontal ones if there are any.
     views = [
         (max(low, -65.0), min(high, 65.0)) for low, high in KINDS[subject.kind].views if low < 0.0 < high
     ]
     scenes = []
     for i in range(count):
         own = stable_seed("photo", subject.name, seed, i)
-        lot = random.Random(own)
-        view = {"view": lot.uniform(*lot.choice(views))} if views else {}
+        rng = random.Random(own)
+        view = {"view": rng.uniform(*rng.choice(views))} if views else {}
         scenes.append(subject.scene(own, setting=order[i % len(order)], **view))
     return scenes
 
@@ -55,7 +55,7 @@ def write_photos(
     *,
     masks: bool = False,
 ) -> list[Path]:
-    """Photos of a subject as files 00.jpg, 01.jpg, ... (quality 95), as a person's folder would hold them.
+    """Photos of a subject as files 00.jpg, 01.jpg, ... (quality 95), as a user's folder would hold them.
 
     Args:
         folder: made if missing; files of the same names are overwritten.

@@ -1,4 +1,4 @@
-"""One individual: a thing of a known kind with what no caption can say."""
+"""One individual: a thing of a known kind with traits that no caption names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from coeffdiff.pocket.world.sample import sample_scene
 from coeffdiff.pocket.world.scene import RGB, Look, Mark, Scene
 from coeffdiff.pocket.world.shapes import EXTRA_PROPORTIONS, EXTRAS, KINDS
 
+# Colours that no caption names
 UNNAMED: dict[str, RGB] = {
     "lime": (0.66, 0.84, 0.20),
     "teal": (0.10, 0.58, 0.60),
@@ -24,9 +25,6 @@ UNNAMED: dict[str, RGB] = {
     "olive": (0.47, 0.48, 0.18),
     "honey": (0.72, 0.48, 0.24),
 }
-"""Colours that no caption names."""
-
-
 PALE: RGB = (0.93, 0.88, 0.79)
 INK: RGB = (0.08, 0.07, 0.08)
 _NEUTRAL: dict[str, RGB] = {
@@ -95,7 +93,7 @@ class Subject:
         return middle | dict(self.shape)
 
     def scene(self, seed: int, **fixed: Any) -> Scene:
-        """This individual in a scene drawn by lot; `fixed` as in sample_scene."""
+        """This individual in a random scene; `fixed` as in sample_scene."""
         return sample_scene(
             seed,
             kind=self.kind,
@@ -110,13 +108,13 @@ class Subject:
         )
 
     def novelty(self) -> tuple[str, ...]:
-        """In what it lies outside everything that sample_scene draws, in words."""
-        found = [f"mark: {mark.shape}" for mark in self.marks]
-        found += [f"extra: {extra}" for extra in self.extras]
+        """In words, what sets it apart from everything that sample_scene draws."""
+        traits = [f"mark: {mark.shape}" for mark in self.marks]
+        traits += [f"extra: {extra}" for extra in self.extras]
         for name, (low, high) in KINDS[self.kind].ranges.items():
             value = self.proportions[name]
             if not low <= value <= high:
-                found.append(f"proportion: {name} {value:.2f} is outside {low:.2f}..{high:.2f}")
+                traits.append(f"proportion: {name} {value:.2f} is outside {low:.2f}..{high:.2f}")
         if not any(name.holds(self.colours["body"]) for name in COLOURS.values()):
-            found.append("colour: the body's has no name")
-        return tuple(found)
+            traits.append("colour: the body's has no name")
+        return tuple(traits)

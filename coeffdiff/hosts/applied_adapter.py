@@ -1,0 +1,106 @@
+"""An adapter on a pipeline: its scale, verification and removal. diffusers.py loads it."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from pathlib import Path
+from typing import Any
+
+from coeffdiff.errors import AdapterError
+from coeffdiff.hosts.guard import unwatch, unwrapped, verify
+from coeffdiff.hosts.learned_token import remove_token, switch_token, verify_token
+from coeffdiff.hosts.lora import remove_lora, set_lora_scale
+from coeffdiff.hosts.lora_guard import check_removable, check_settable
+from coeffdiff.hosts.pipeline_guard import leave, verify_home
+from coeffdiff.hosts.unet import eject, set_scale
+from coeffdiff.method.adapter_header import AdapterHeader
+
+
+class Adapter:
+    """An adapter that has been applied to a pipeline: switch it with set_scale, take it off with remove."""
+
+    def __init__(self, pipe: Any, name: str, path: Path, header: AdapterHeader) -> None:
+        self.header, self.path, self.name = header, path, name
+        self._scale = 1.0
+        self._unet = unwrapped(pipe.unet)
+        self._home: Any = weakref.ref(pipe) if hasattr(pipe, "__weakref__") else None
+        # A token lives on the pipeline; without one, a copy of the UNet need not copy it
+        self._pipe = pipe if header.vectors else None
+
+    @property
+    def scale(self) -> float:
+        """As set_scale set it. Raises: InjectionError if something else has changed a part of the adapter since."""
+        if self._present():
+            self.verify()
+        return self._scale
+
+    def set_scale(self, scale: float) -> None:
+        """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded).
+
+        A learned token has no scale: it is read as it was learned, at 0 as the ordinary word that it was before.
+        A LoRA that something else has switched off or rescaled is then on again, beside those that are.
+        Raises: InjectionError if a part is gone, or the LoRA is fused into the weights. Nothing has changed then.
+        """
+        if not math.isfinite(scale):
+            raise AdapterError(f"The scale of {self.path} must be a finite number, not {scale}.")
+        self._check_loaded()
+        verify_home(self._home and self._home(), self._unet)
+        if self.header.lora:
+            check_settable(self._unet, self.name, scale)
+        set_scale(self._unet, scale, self.name)
+        if self.header.lora:
+            set_lora_scale(self._unet, self.name, scale)
+        if self.header.vectors:
+            switch_token(self._pipe, self.name, on=scale != 0)
+        self._scale = scale
+
+    def remove(self) -> None:
+        """Take alpha, LoRA and token off; UNet, text encoders and pipeline have their original parts again.
+
+        Raises: InjectionError if the LoRA is fused into the weights. Nothing has changed then.
+        """
+        self._check_loaded()
+        if self.header.lora:
+            check_removable(self._unet, self.name)
+        eject(self._unet, self.name)
+        if self.header.lora:
+            remove_lora(self._unet, self.name)
+        if self.header.vectors:
+            unwatch(self._unet, f"token {self.name}")
+            remove_token(self._pipe, self.name)
+        del adapters_on(self._unet)[self.name]
+        if not adapters_on(self._unet):
+            leave(self._home and self._home(), self._unet)
+
+    def verify(self) -> None:
+        """Raises: InjectionError if a part is no longer what set_scale made it.
+
+        Displaced alpha (attention slicing, an IP-Adapter...), LoRA that is off, rescaled or unloaded, a token that the
+        pipeline would not read. The same is compared before each forward of the UNet.
+        """
+        self._check_loaded()
+        verify(self._unet)
+
+    def verify_text(self, pipe: Any) -> None:
+        """Raises: InjectionError if this pipeline, which is to encode prompts, would not read the learned token."""
+        if self.header.vectors and self._scale:
+            verify_token(pipe, self.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_home": None}  # a copy's pipeline is not this one
+
+    def _present(self) -> bool:
+        return adapters_on(self._unet).get(self.name) is self
+
+    def _check_loaded(self) -> None:
+        if not self._present():
+            raise AdapterError(f"{self.path} has been removed from this pipeline; load it again.")
+
+
+def adapters_on(unet: Any) -> dict[str, Adapter]:
+    """The adapters on an unwrapped UNet by name: the registry itself, empty at first."""
+    if not hasattr(unet, "_coeffdiff_adapters"):
+        unet._coeffdiff_adapters = {}
+    registry: dict[str, Adapter] = unet._coeffdiff_adapters
+    return registry

@@ -320,7 +320,7 @@ def test_a_wrong_option_is_found_before_the_weights_are_read(trained, monkeypatc
         asked.append(parts)
         return real(base, dtype=dtype, parts=parts)
 
-    monkeypatch.setattr("coeffdiff.models.loading.load_pipeline", spy)
+    monkeypatch.setattr("coeffdiff.sampling.session.load_pipeline", spy)
     for wrong in (["--scheduler", "eulr"], ["--steps", "1001"], ["--width", "60"]):
         assert (
             call("sample", "--prompt", "sks", "--adapter", str(trained / "runs/sks"), *wrong).exit_code == 2
@@ -564,7 +564,7 @@ def test_sampling_without_memory_names_what_is_left_to_turn(trained, error, monk
     def fails(*_args, **_options):
         raise error
 
-    monkeypatch.setattr("coeffdiff.sampling.output.write_pictures", fails)
+    monkeypatch.setattr("coeffdiff.sampling.drawing.write_pictures", fails)
     options = ["--prompt", "a", "--adapter", str(trained / "runs/sks"), "--batch-size", "2", "--steps", "1"]
     result = call("sample", *options, "--precision", "fp32")
     assert result.exit_code == 2

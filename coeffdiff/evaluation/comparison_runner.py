@@ -36,7 +36,7 @@ from coeffdiff.evaluation.comparison_plan import (
     subject_of,
     without_name,
 )
-from coeffdiff.evaluation.evaluate import device_name
+from coeffdiff.evaluation.facts import device_name
 from coeffdiff.evaluation.inspection import inspect_adapter
 from coeffdiff.evaluation.prompts import choose_prompts, read_listing
 from coeffdiff.evaluation.protocol import Protocol, Scored, Seen

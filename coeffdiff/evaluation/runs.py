@@ -1,4 +1,4 @@
-"""Which adapters are evaluated, each with the photos of its run."""
+"""The adapters to evaluate, each with the photos of its run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import AdapterError, ConfigError, PhotoError
 from coeffdiff.evaluation.prompts import LISTING, Prompts, choose_prompts, parse_listing, read_listing
-from coeffdiff.evaluation.protocol import Protocol, Subject
+from coeffdiff.evaluation.protocol import Asked, Protocol, Subject, asked_for
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import find_adapter, run_of
@@ -19,7 +19,7 @@ from coeffdiff.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Candidate:
-    """An adapter that is to be judged, with all that was found before anything slow begins."""
+    """An adapter to evaluate, with its photos and prompts."""
 
     label: str
     adapter: Path
@@ -28,6 +28,11 @@ class Candidate:
     run: RunFolder | None
     subject: Subject
     protocol: Protocol
+
+    @property
+    def asked(self) -> list[Asked]:
+        """Every picture to be made, in order."""
+        return asked_for(self.protocol, self.subject.token, self.subject.class_word)
 
     @property
     def trained(self) -> opening.Trained:

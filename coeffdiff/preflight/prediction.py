@@ -39,9 +39,7 @@ from coeffdiff.preflight.dry_run import (
 )
 from coeffdiff.preflight.ledger import TOKENS, Ledger
 from coeffdiff.preflight.stopwatch import Stopwatch
-
-_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
+from coeffdiff.utils.torch_setup import DTYPES
 
 _NETWORKS = ("text_encoder", "text_encoder_2", "vae", "unet")
 
@@ -107,7 +105,7 @@ class _Run:
     """A run as it will be: its networks without numbers, and ledgers of what passes through them."""
 
     def __init__(self, settings: Settings, base: Any, photos: Sequence[Photo], device: torch.device) -> None:
-        training, dtype = settings.training, _DTYPES[settings.training.precision]
+        training, dtype = settings.training, DTYPES[settings.training.precision]
         self.settings, self.base, self.photos, self.device, self.dtype = settings, base, photos, device, dtype
         self.kind = "cuda" if device.type == "cuda" else "cpu"
         self.narrow = None if training.precision == "no" else dtype

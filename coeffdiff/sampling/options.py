@@ -6,23 +6,13 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
-
-
-Offload = Literal["none", "model", "sequential"]
-
-
 OnProgress = Callable[[float], None]  # how many pictures are done, a started one counted by its steps
-
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 _LARGEST_SEED = 2**63 - 1

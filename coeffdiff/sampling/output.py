@@ -19,7 +19,7 @@ from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.sampling.generation import batches_of, dtype_name, generate, needs_upcast
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, picture_size
 from coeffdiff.sampling.schedulers import settings_of_scheduler
-from coeffdiff.utils.distributed import DistributedContext
+from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
 from coeffdiff.utils.grids import fitted, labelled_grid
 from coeffdiff.utils.png import free_name, save_png
 
@@ -36,7 +36,7 @@ def write_pictures(
     details: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
-    team: DistributedContext | None = None,
+    team: DistributedContext = ONE_PROCESS,
     ending: str = "",
     grid: bool = True,
 ) -> list[Path]:
@@ -54,7 +54,7 @@ def write_pictures(
     Returns: the pictures' files in the order of the requests, then the grid's.
     Raises: ConfigError if the folder cannot be written; and what generate raises.
     """
-    requests, team = list(requests), team or DistributedContext()
+    requests = list(requests)
     batches = plan(requests, options.batch_size)
     shares = batches[team.rank :: team.size]
     rounds = math.ceil(len(batches) / team.size)
@@ -92,7 +92,7 @@ def write_pictures(
         save_png(_grid(pipe, requests, thumbnails, cell), sheet)
         return sheet
 
-    return [*files, team.from_main(write_grid)] if files and grid else files
+    return [*files, team.on_main(write_grid)] if files and grid else files
 
 
 def plan(requests: Sequence[Request], batch_size: int) -> list[list[int]]:

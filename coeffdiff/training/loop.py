@@ -65,8 +65,8 @@ from coeffdiff.training.watch import FinalState, Watch
 from coeffdiff.utils.atomic import atomic_write, sweep
 from coeffdiff.utils.console import Bar, is_main_process, print_error, print_info, progress
 from coeffdiff.utils.oom import oom_hints
+from coeffdiff.utils.output_folder import refuse_unwritable
 from coeffdiff.utils.torch_setup import compile_blocks, prepare_kernels
-from coeffdiff.utils.writable import refuse_unwritable
 
 # Seconds. Several processes hear of Ctrl-C at looks alone, and torchrun kills them 30 seconds after it
 _BETWEEN_LOOKS = 10.0

@@ -32,7 +32,7 @@ def demo(
 
     result = run_demo(output, subject=subject, method=method, steps=steps, seed=seed)
     if as_json:
-        print_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()})
+        print_json(vars(result), default=str)
         return
     word = result.class_word
     print_info(f"done in {duration(result.seconds)}")

@@ -87,7 +87,7 @@ def train(
     if not is_main_process():
         return
     if as_json:
-        print_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()})
+        print_json(vars(result), default=str)
     else:
         print_info(f"done in {duration(result.seconds)}, last loss {result.loss:.4f}")
         print_result(str(result.adapter))

@@ -124,7 +124,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluate() leaves. results is what its JSON file holds."""
+    """The files that evaluate() writes. results: the contents of the JSON file."""
 
     folder: Path
     numbers: Path

@@ -7,9 +7,7 @@ never mixes both maps and values. Needs no model.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,22 +15,22 @@ from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts.lora_file import lora_pairs, write_lora
+from coeffdiff.hosts.merge_checks import Part, check_parts, common_base
 from coeffdiff.method.adapter_file import pack_coefficients, read_coefficients, read_lora
 from coeffdiff.method.adapter_header import (
-    OWN_VAE,
     AdapterHeader,
     BaseHeader,
     LoraHeader,
     MergedPart,
     format_for,
 )
-from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE, find_adapter, same_adapter
+from coeffdiff.method.adapter_paths import COEFF_FILE, find_adapter, same_adapter
 from coeffdiff.method.coefficients import Mixes, deviation_of
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_occupied, why_unwritable, write_errors
 
-_MOST_RANKS = 1024  # what LoraHeader allows
-_MOST_PARTS = 100  # what AdapterHeader allows
+_MOST_RANKS = 1024  # the limit of LoraHeader
+_MOST_PARTS = 100  # the limit of AdapterHeader
 
 
 def merge_adapters(
@@ -62,8 +60,8 @@ def merge_adapters(
     if reason := why_unwritable(output.parent):  # where its temporary name will be
         raise AdapterError(f"The adapter {output} cannot be written: {reason}.")
     parts = _read_parts(adapters)
-    _check(parts, base_model)
-    base = _common_base(parts, base_model, vae)
+    check_parts(parts, base_model)
+    base = common_base(parts, base_model, vae)
     alphas = _sum_of_alphas(parts)
     rank, lora = _concatenated_loras(parts)
     header = _merged_header(parts, base, base_model, rank)
@@ -73,18 +71,7 @@ def merge_adapters(
     return header
 
 
-@dataclass(frozen=True)
-class _Part:
-    """An adapter to merge. alphas, lora: by key, as its files hold them."""
-
-    folder: Path
-    header: AdapterHeader
-    scale: float
-    alphas: dict[str, Tensor]
-    lora: dict[str, Tensor]
-
-
-def _read_parts(adapters: Sequence[tuple[str | Path, float | None]]) -> list[_Part]:
+def _read_parts(adapters: Sequence[tuple[str | Path, float | None]]) -> list[Part]:
     """Raises: AdapterError for a damaged adapter, or for the same one twice."""
     folders = [find_adapter(path) for path, _ in adapters]
     for one, other in itertools.combinations(folders, 2):
@@ -95,7 +82,7 @@ def _read_parts(adapters: Sequence[tuple[str | Path, float | None]]) -> list[_Pa
             )
     read = [(folder, *read_coefficients(folder)) for folder in folders]
     return [
-        _Part(
+        Part(
             folder,
             header,
             header.recommended_scale if scale is None else scale,
@@ -106,7 +93,7 @@ def _read_parts(adapters: Sequence[tuple[str | Path, float | None]]) -> list[_Pa
     ]
 
 
-def _sum_of_alphas(parts: Sequence[_Part]) -> dict[str, Tensor]:
+def _sum_of_alphas(parts: Sequence[Part]) -> dict[str, Tensor]:
     """sum of scale * (coeff - I) by layer, added in float64."""
     sums: dict[str, Tensor] = {}
     for part in parts:
@@ -118,7 +105,7 @@ def _sum_of_alphas(parts: Sequence[_Part]) -> dict[str, Tensor]:
 
 
 def _merged_header(
-    parts: Sequence[_Part], base: BaseHeader | None, base_model: str | None, rank: int
+    parts: Sequence[Part], base: BaseHeader | None, base_model: str | None, rank: int
 ) -> AdapterHeader:
     """Raises: AdapterError for too many parts."""
     headers = [part.header for part in parts]
@@ -157,77 +144,7 @@ def _write(output: Path, header: AdapterHeader, alphas: dict[str, Tensor], lora:
         (temporary / "README.md").write_text(_card(header), encoding="utf-8")
 
 
-def _check(parts: Sequence[_Part], base_model: str | None) -> None:
-    """Raises: AdapterError for a part that cannot be merged; AdapterMismatch for two of different models."""
-    mixing: dict[Mixes, Path] = {part.header.mixes: part.folder for part in parts if part.header.heads}
-    if len(mixing) > 1:
-        raise AdapterError(
-            f"{mixing['maps']} mixes attention maps and {mixing['values']} mixes values, which do not add up to one "
-            "alpha; load them together instead."
-        )
-    start, first = parts[0].folder, parts[0].header
-    heads: dict[str, tuple[int, Path]] = {}
-    for part in parts:
-        _check_alone(part)
-        folder, header = part.folder, part.header
-        if not base_model and header.base_model != first.base_model:
-            raise AdapterMismatch(
-                f"{start} was trained on {first.base_model} and {folder} on {header.base_model}. If they share an "
-                "architecture, pass --model with the one that the merged adapter is for."
-            )
-        for layer, count in header.heads.items():
-            found, where = heads.setdefault(layer, (count, folder))
-            if found != count:
-                raise AdapterMismatch(
-                    f"{where} has {found} heads in {layer} and {folder} has {count}: they were trained on models of "
-                    "different architecture."
-                )
-
-
-def _check_alone(part: _Part) -> None:
-    """Raises: AdapterError for a scale, DoRA or file that cannot be merged."""
-    folder, header = part.folder, part.header
-    if not math.isfinite(part.scale) or part.scale == 0:
-        raise AdapterError(f"The scale of {folder} must be a finite number other than 0, not {part.scale:g}.")
-    if header.lora and header.lora.dora:
-        raise AdapterError(
-            f"{folder} is a DoRA, whose change depends on the base model's weights and adds up with no other; "
-            "load it beside the other adapters instead."
-        )
-    unknown = sorted({file.name for file in folder.glob("*.safetensors")} - {COEFF_FILE, LORA_FILE})
-    if unknown:
-        raise AdapterError(
-            f"{folder} also holds {unknown[0]}, which cannot be merged; load the adapters together instead."
-        )
-
-
-def _common_base(parts: Sequence[_Part], base_model: str | None, vae: str | None) -> BaseHeader | None:
-    """How to open the base model for all of them. Raises: AdapterMismatch if their VAEs differ."""
-    known = [(part.folder, part.header.base) for part in parts if part.header.base]
-    for folder, other in known[1:]:
-        start, one = known[0]
-        if vae is None and one.vae != other.vae:
-            raise AdapterMismatch(
-                f"{start} was trained with {one.described_vae} and {folder} with {other.described_vae}; say which one "
-                f"the merged adapter is for: --vae {one.vae or OWN_VAE} or --vae {other.vae or OWN_VAE} ({OWN_VAE} is "
-                "the base model's own)."
-            )
-    if not known:
-        return None if vae in (None, OWN_VAE) else BaseHeader(vae=vae)
-    first = known[0][1]
-    chosen = first.vae if vae is None else None if vae == OWN_VAE else vae
-    # Fingerprints are recorded only where all agree; those of another model or VAE are unknown
-    agree = {
-        name: fingerprint
-        for name, fingerprint in first.networks.items()
-        if not base_model
-        and all(other.networks.get(name) == fingerprint for _, other in known)
-        and (name != "vae" or chosen == first.vae)
-    }
-    return first.model_copy(update={"vae": chosen, "networks": agree})
-
-
-def _concatenated_loras(parts: Sequence[_Part]) -> tuple[int, dict[str, Tensor]]:
+def _concatenated_loras(parts: Sequence[Part]) -> tuple[int, dict[str, Tensor]]:
     """The sum of the ranks and PEFT's tensors by key: A below A, B beside B with scale * alpha / rank in it.
 
     Raises: AdapterError for more than 1024 ranks; AdapterMismatch for matrices of different sizes.

@@ -1,4 +1,4 @@
-"""What is asked of sampling: requests, options, and their limits."""
+"""Requests and options of sampling, and their limits."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def _check_side(name: str, pixels: int, step: int) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One picture; <V> in the prompt has been filled in.
+    """One picture. prompt: with <V> already replaced.
 
-    scale: of the adapter that was loaded first, for this picture alone; None leaves it as it is.
+    scale: of the first adapter, for this picture alone; None: its own.
     """
 
     prompt: str
@@ -44,11 +44,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Options:
-    """What all pictures of a call share. width and height in pixels; None: the model's own.
+    """Shared by all pictures of a call. width and height in pixels; None: the model's own.
 
-    guidance of 1 or less switches classifier-free guidance off. An empty negative prompt is the model's own idea
-    of none (in SDXL embeddings of zeros, not those of an empty text). batch_size changes speed and memory, and a
-    picture by no more than 2/255.
+    guidance of 1 or less switches classifier-free guidance off. An empty negative prompt is the model's default
+    (in SDXL embeddings of zeros, not those of an empty text). batch_size changes speed and memory, and a picture
+    by at most 2/255.
     """
 
     steps: int = 30
@@ -67,7 +67,9 @@ class Options:
         if any("\ud800" <= c <= "\udfff" for c in self.negative_prompt):
             raise ConfigError("The negative prompt is not valid text; it must be UTF-8.")
         for name in ("width", "height"):
-            _check_side(name, getattr(self, name) or 8, 8)  # 8: diffusers asks for it, whatever the VAE
+            _check_side(
+                name, getattr(self, name) or 8, 8
+            )  # diffusers demands multiples of 8, whatever the VAE
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def check_options(pipe: Any, options: Options) -> None:
 
 
 def picture_size(pipe: Any, options: Options) -> tuple[int, int]:
-    """Width and height in pixels. Raises: ConfigError, with the nearest that is possible."""
+    """Width and height in pixels. Raises: ConfigError that names the nearest possible size."""
     native = pipe.default_sample_size
     height, width = native if isinstance(native, list | tuple) else (native, native)
     sizes = []

@@ -11,7 +11,7 @@ from coeffdiff.method.adapter_paths import COEFF_FILE, kept_steps
 
 
 def find_newest_run(runs: Path) -> Path:
-    """The run under `runs` whose adapter is the newest. Raises: AdapterError, with what to do, if none has one."""
+    """The run under `runs` whose adapter is the newest. Raises: AdapterError if none has one."""
     finished = [file for file in runs.glob(f"*/adapter/{COEFF_FILE}") if file.is_file()]
     if finished:
         return max(finished, key=lambda file: (file.stat().st_mtime_ns, str(file))).parents[1]

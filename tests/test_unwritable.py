@@ -71,7 +71,7 @@ def test_it_is_found_before_anything_is_computed(read_only, monkeypatch, command
     from coeffdiff.models.loading import load_pipeline
 
     monkeypatch.setattr(
-        "coeffdiff.cli.adapters.adapters_and_scales",
+        "coeffdiff.cli.inspect.adapters_and_scales",
         lambda given, with_scales=True: [(Path("adapter"), None)] * (given != ["none"]),
     )
 

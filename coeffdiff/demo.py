@@ -1,4 +1,4 @@
-"""demo(): photos of a made-up subject -> adapter -> one labelled picture, by the code that teaches SDXL."""
+"""demo(): photos of a made-up subject -> adapter -> one labelled figure, by the code that teaches SDXL."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from PIL import Image
 
 from coeffdiff import __version__
 from coeffdiff.config.loading import load_settings
+from coeffdiff.config.schema import Settings
 from coeffdiff.errors import ConfigError, LaunchError
 from coeffdiff.hosts.diffusers import load_adapter
 from coeffdiff.method.adapter_file import read_coefficients, read_lora, read_rows
 from coeffdiff.models.architecture import unet_parameters
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.loading import load_pipeline
+from coeffdiff.models.source import Backbone
 from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.world import article
 from coeffdiff.pocket.world.subjects import (
@@ -42,8 +44,8 @@ from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import duration, print_info, progress
 from coeffdiff.utils.figures import Band, figure
 from coeffdiff.utils.launch_environment import read_launch
+from coeffdiff.utils.output_folder import is_free, refuse_occupied, refuse_unwritable, write_errors
 from coeffdiff.utils.png import save_png
-from coeffdiff.utils.writable import refuse_unwritable
 
 FOLDER = Path("demo")  # or demo-2, demo-3, ... where there is one already
 TOKEN = "sks"
@@ -53,7 +55,7 @@ GUIDANCE = 3.0  # nearer to a learned subject, and cleaner, than pocket's pictur
 
 @dataclass(frozen=True)
 class Result:
-    """What a demo leaves: paths, and what its figure says. seconds is the wall time of it all."""
+    """Paths and figures of a demo. seconds: wall time of the whole demo; training_seconds: of its training."""
 
     folder: Path
     figure: Path
@@ -80,71 +82,40 @@ def demo(
     seed: int = 0,
     denoising_steps: int = Options.steps,
 ) -> Result:
-    """Teach the pocket model a subject that it does not know, and show it in places that no photo shows.
+    """Teach the pocket model a subject that it does not know, and draw it in places that no photo shows.
 
     Args:
         folder: must be free; by default `demo`, or the next free `demo-N`.
         subject: a name of DEV.
-        steps: of training; by default what training takes for so small a model.
-        seed: of training and of the first picture, the next has the next; the photos are always the same five.
+        steps: of training; by default what training chooses for so small a model.
+        seed: of training and of the first picture, incremented per picture; the photos are always the same five.
         denoising_steps: of each picture.
-    Raises: ConfigError, before anything is written, for a subject, folder or setting that cannot be; Interrupted
-        after Ctrl-C in training; and what else train and generate raise.
+    Raises: ConfigError for an unknown subject, an occupied folder or an invalid setting, and LaunchError for several
+        processes, before anything is written; Interrupted after Ctrl-C in training; and what else train and generate
+        raise.
     """
     begun = time.monotonic()
-    # 1. What is asked for, checked before anything is slow or written
     individual = _subject_named(subject)
-    folder, places, word = _free(folder), new_places(individual), individual.class_word
+    folder, places, word = _free_folder(folder), new_places(individual), individual.class_word
     options = Options(steps=denoising_steps, guidance=GUIDANCE, batch_size=PLACES)
     refuse_unwritable(folder)
-    photos, pictures = folder / "photos", folder / "pictures"
-    values: dict[str, Any] = {
-        "model.name": POCKET,
-        "subject.images": str(photos),
-        "subject.token": TOKEN,
-        "subject.class_word": word,
-        "method.kind": method,
-        "training.steps": steps,
-        "training.seed": seed,
-        "validation.prompts": [],  # its pictures are made here, beside those of the base model
-        "output": str(folder / "run"),
-    }
-    settings = load_settings(None, values)
+    settings = _settings(individual, folder, method, steps, seed)
     base = find_backbone(settings.model)
     if read_launch().size > 1:
         raise LaunchError("The demo is the work of one process; start it without accelerate launch.")
 
-    # 2. Photos, and an ordinary run on them
     print_info(f"demo     {folder}: {individual.name}, {article(word)} that the model does not know")
-    _photograph(individual, photos)
+    _photograph(individual, folder / "photos")
     run = loop.train(settings)
-
-    # 3. The same places and the same noise, without the adapter and with it
-    device, dtype = choose_device()
-    pipe = load_pipeline(base, dtype=dtype)
-    prepare_device(pipe, device)
-    made: dict[str, list[Image.Image]] = {}
-    with progress("sampling", 2 * PLACES) as bar:
-        for name, thing in (("base", article(word)), ("adapter", f"{TOKEN} {word}")):
-            if name == "adapter":
-                load_adapter(pipe, run.adapter)
-                prepare_device(pipe, device)  # what came is still on the CPU
-
-            def told(part: float, before: int = len(made) * PLACES) -> None:
-                bar(before + part)
-
-            prompts = {place: f"a photo of {thing} {place}" for place in places}
-            made[name] = _pictures(pipe, prompts, seed, options, pictures / name, told)
-
-    # 4. What it came to
-    numbers, size = _measured(run.adapter)
+    made = _draw_rows(base, run.adapter, word, places, folder / "pictures", seed, options)
+    numbers, size = _adapter_size(run.adapter)
     result = Result(
         folder=folder,
         figure=folder / "demo.png",
-        photos=photos,
+        photos=folder / "photos",
         run=run.run,
         adapter=run.adapter,
-        pictures=pictures,
+        pictures=folder / "pictures",
         subject=individual.name,
         class_word=word,
         method=method,
@@ -154,8 +125,50 @@ def demo(
         training_seconds=run.seconds,
         seconds=time.monotonic() - begun,
     )
-    save_png(_sheet(result, made, places, seed, device, unet_parameters(base)), result.figure)
+    save_png(_sheet(result, made, places, seed, choose_device()[0], unet_parameters(base)), result.figure)
     return result
+
+
+def _settings(subject: Subject, folder: Path, method: str, steps: int | None, seed: int) -> Settings:
+    """An ordinary run's. Raises: ConfigError for a value that is not allowed."""
+    values: dict[str, Any] = {
+        "model.name": POCKET,
+        "subject.images": str(folder / "photos"),
+        "subject.token": TOKEN,
+        "subject.class_word": subject.class_word,
+        "method.kind": method,
+        "training.steps": steps,
+        "training.seed": seed,
+        "validation.prompts": [],  # the demo draws its own pictures, beside those of the base model
+        "output": str(folder / "run"),
+    }
+    return load_settings(None, values)
+
+
+def _draw_rows(
+    base: Backbone,
+    adapter: Path,
+    word: str,
+    places: Sequence[str],
+    folder: Path,
+    seed: int,
+    options: Options,
+) -> dict[str, list[Image.Image]]:
+    """A picture of each place from the same noise, by the base model ("base") and with the adapter ("adapter")."""
+    device, dtype = choose_device()
+    pipe = load_pipeline(base, dtype=dtype)
+    prepare_device(pipe, device)
+    made: dict[str, list[Image.Image]] = {}
+    with progress("sampling", 2 * PLACES) as bar:
+        prompts = {place: f"a photo of {article(word)} {place}" for place in places}
+        made["base"] = _pictures(pipe, prompts, seed, options, folder / "base", bar)
+        load_adapter(pipe, adapter)
+        prepare_device(pipe, device)  # the adapter is still on the CPU
+        prompts = {place: f"a photo of {TOKEN} {word} {place}" for place in places}
+        made["adapter"] = _pictures(
+            pipe, prompts, seed, options, folder / "adapter", lambda done: bar(PLACES + done)
+        )
+    return made
 
 
 def _sheet(
@@ -166,7 +179,7 @@ def _sheet(
     device: torch.device,
     unet: int,
 ) -> Image.Image:
-    """The photos over the base model's pictures over the adapter's; unet: how many numbers the base model's has."""
+    """The photos above the base model's pictures above the adapter's. unet: how many parameters the UNet has."""
     word, threads = result.class_word, torch.get_num_threads()
     where = f"a {device.type} GPU" if device.type != "cpu" else f"{threads} CPU thread{'s' * (threads > 1)}"
     known, learned = f"a photo of {article(word)} {places[0]}", f"a photo of {TOKEN} {word} {places[0]}"
@@ -187,7 +200,7 @@ def _sheet(
 
 
 def new_places(subject: Subject, count: int = PLACES) -> tuple[str, ...]:
-    """Settings that the subject's photos do not show, of those in which it can be seen well."""
+    """Places that the subject's photos do not show, of those in which it is clearly visible."""
     shown = {scene.setting for scene in photo_scenes(subject)}
     return tuple(setting for setting in PHOTO_SETTINGS if setting not in shown)[:count]
 
@@ -198,7 +211,7 @@ def readable_size(size: int) -> str:
 
 
 def _subject_named(name: str) -> Subject:
-    """Raises: ConfigError for one that does not exist, or that is not for this."""
+    """Raises: ConfigError for an unknown subject, or one that is held back."""
     known = {subject.name: subject for subject in DEV}
     if name in known:
         return known[name]
@@ -214,31 +227,26 @@ def _subject_named(name: str) -> Subject:
     )
 
 
-def _free(folder: Path | None) -> Path:
-    """The folder, or the next free name. Raises: ConfigError if what was asked for holds something already."""
-
-    def is_free(path: Path) -> bool:
-        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
+def _free_folder(folder: Path | None) -> Path:
+    """The folder, or the next free name. Raises: ConfigError if the named one holds something."""
     if folder is None:
         names = (FOLDER if n == 1 else FOLDER.with_name(f"{FOLDER.name}-{n}") for n in itertools.count(1))
         return next(path for path in names if is_free(path))
-    if not is_free(folder):
-        raise ConfigError(f"{folder} is not empty; name another --output. Nothing was changed.")
+    refuse_occupied(folder)
     return folder
 
 
 def _photograph(subject: Subject, folder: Path) -> None:
-    """All photos or none. Raises: ConfigError if the disk refuses."""
+    """All photos or none. Raises: ConfigError if they cannot be written."""
     was_there = folder.parent.exists()
     try:
-        with atomic_write(folder) as unfinished:
+        with write_errors(f"The photos {folder}"), atomic_write(folder) as unfinished:
             write_photos(subject, unfinished)
-    except OSError as error:
-        if not was_there:  # appearing has made it
+    except ConfigError:
+        if not was_there:  # atomic_write has made it
             with suppress(OSError):
                 folder.parent.rmdir()
-        raise ConfigError(f"The photos {folder} cannot be written: {error.strerror or error}.") from None
+        raise
 
 
 def _pictures(
@@ -249,7 +257,7 @@ def _pictures(
     folder: Path,
     on_progress: Callable[[float], None],
 ) -> list[Image.Image]:
-    """A picture for each place's prompt and next seed, made and written with its recipe as `sample` does it."""
+    """A picture for each place's prompt, with incremented seeds, written with its recipe as `sample` does."""
     requests = [Request(prompt, seed + i) for i, prompt in enumerate(prompts.values())]
     images = []
     made = generate(pipe, requests, options, on_progress=on_progress)
@@ -264,7 +272,7 @@ def _opened(folder: Path) -> list[Image.Image]:
     return [Image.open(file) for file in sorted(folder.glob("*.jpg"))]
 
 
-def _measured(adapter: Path) -> tuple[int, int]:
+def _adapter_size(adapter: Path) -> tuple[int, int]:
     """How many numbers an adapter holds, and how many bytes its folder takes."""
     header, alphas = read_coefficients(adapter)
     tensors = [*alphas.values(), *read_lora(adapter, header).values(), *read_rows(adapter, header).values()]

@@ -17,11 +17,11 @@ RANK = int(os.environ["RANK"])
 
 
 def work_together(team: DistributedContext) -> object:
-    return [team.gather(10 * (RANK + 1)), team.from_main(lambda: f"decided by {RANK}")]
+    return [team.gather(10 * (RANK + 1)), team.on_main(lambda: f"decided by {RANK}")]
 
 
 def first_fails(team: DistributedContext) -> object:
-    return team.from_main(lambda: fail(ConfigError("no folder")))
+    return team.on_main(lambda: fail(ConfigError("no folder")))
 
 
 def second_fails(team: DistributedContext) -> object:

@@ -94,7 +94,8 @@ def test_how_threads_wait_is_chosen_before_torch_is_loaded():
     """Afterwards libgomp would no longer hear it; what the user chose stays."""
     code = (
         "import os, sys; from coeffdiff import cli; sys.argv = ['coeffdiff', 'train']\n"
-        "cli.choose_waiting = lambda choose=cli.choose_waiting: (print('torch' in sys.modules), choose())\n"
+        "app = sys.modules['coeffdiff.cli.app']\n"
+        "app.choose_waiting = lambda choose=app.choose_waiting: (print('torch' in sys.modules), choose())\n"
         "try: cli.main()\n"
         "except SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
     )
@@ -117,7 +118,7 @@ def test_warnings_of_ours_are_said_and_those_of_libraries_are_not(monkeypatch, c
             for module in ("coeffdiff.method.verified", "transformers.models"):
                 warnings.warn_explicit(f"{category.__name__} in {module}", category, "x.py", 1, module=module)
 
-    monkeypatch.setattr("coeffdiff.cli.app.app", warn_twice)
+    monkeypatch.setattr(sys.modules["coeffdiff.cli.app"], "app", warn_twice)
     with warnings.catch_warnings():
         warnings.resetwarnings()
         monkeypatch.setattr(sys, "warnoptions", [])
@@ -319,7 +320,7 @@ def test_a_wrong_option_is_found_before_the_weights_are_read(trained, monkeypatc
         asked.append(parts)
         return real(base, dtype=dtype, parts=parts)
 
-    monkeypatch.setattr("coeffdiff.models.loading.load_pipeline", spy)
+    monkeypatch.setattr("coeffdiff.sampling.session.load_pipeline", spy)
     for wrong in (["--scheduler", "eulr"], ["--steps", "1001"], ["--width", "60"]):
         assert (
             call("sample", "--prompt", "sks", "--adapter", str(trained / "runs/sks"), *wrong).exit_code == 2
@@ -563,7 +564,7 @@ def test_sampling_without_memory_names_what_is_left_to_turn(trained, error, monk
     def fails(*_args, **_options):
         raise error
 
-    monkeypatch.setattr("coeffdiff.sampling.output.write_pictures", fails)
+    monkeypatch.setattr("coeffdiff.sampling.drawing.write_pictures", fails)
     options = ["--prompt", "a", "--adapter", str(trained / "runs/sks"), "--batch-size", "2", "--steps", "1"]
     result = call("sample", *options, "--precision", "fp32")
     assert result.exit_code == 2

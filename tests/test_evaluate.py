@@ -26,11 +26,12 @@ from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import save_settings, with_values
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import ConfigError, PhotoError
-from coeffdiff.evaluation.evaluate import device_name, evaluate
+from coeffdiff.evaluation.evaluate import evaluate
+from coeffdiff.evaluation.facts import device_name
 from coeffdiff.evaluation.prompts import LISTING, Prompts
-from coeffdiff.evaluation.protocol import Protocol, Subject
+from coeffdiff.evaluation.protocol import Protocol, Subject, asked_for
 from coeffdiff.evaluation.report import render_report
-from coeffdiff.evaluation.scoring import asked_for, score_adapter
+from coeffdiff.evaluation.scoring import score_adapter
 from coeffdiff.hosts.diffusers import load_adapter, save_adapter
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import AdapterHeader
@@ -218,7 +219,7 @@ def test_nothing_drifts_at_scale_zero_and_the_base_is_made_once(studio, encoders
     base, made = {}, []
     generate = generation.generate
     monkeypatch.setattr(
-        "coeffdiff.sampling.generation.generate",
+        "coeffdiff.evaluation.scoring.generate",
         lambda pipe, wanted, *a, **k: made.append(len(wanted)) or generate(pipe, wanted, *a, **k),
     )
     first = score_adapter(tiny_pipeline, subject_of(studio), PROTOCOL, encoders, base=base).data
@@ -403,7 +404,8 @@ def test_adapters_follow_each_other_under_sequential_offload(studio, vit, clip, 
     monkeypatch.setattr(
         accelerate, "cpu_offload", lambda m, _device, **more: real(m, torch.device("cpu"), **more)
     )
-    monkeypatch.setattr("coeffdiff.sampling.device.refuse_offload", lambda device, offload: None)
+    for module in ("sampling.device", "evaluation.evaluate"):
+        monkeypatch.setattr(f"coeffdiff.{module}.refuse_offload", lambda device, offload: None)
     (tmp_path / "prompts.txt").write_text("a {token} ball at sea\n")
     run = str(studio / "runs" / "ball")
     found = []

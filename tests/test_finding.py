@@ -19,7 +19,7 @@ from coeffdiff.hosts.diffusers import load_adapter, loaded_adapters
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_paths import find_adapter, kept_steps, run_of
 from coeffdiff.pocket.model import save_random
-from coeffdiff.sampling.steps import every_step, steps_of
+from coeffdiff.sampling.runs import every_step, steps_of
 from coeffdiff.training.checkpoints import load_checkpoint
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.utils.png import read_recipe

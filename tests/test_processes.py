@@ -152,7 +152,7 @@ def test_each_takes_leave_of_the_group_however_it_ends():
 
 
 def test_one_process_alone_starts_no_group_before_it_must(monkeypatch):
-    """Nothing is started for gather, from_main or an error; the device is asked of what start returns, once."""
+    """Nothing is started for gather, on_main or an error; the device is asked of what start returns, once."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     started = []
 
@@ -164,7 +164,7 @@ def test_one_process_alone_starts_no_group_before_it_must(monkeypatch):
         return State
 
     with process_group(start) as team:
-        assert (team.gather(3), team.from_main(lambda: 5), team.is_main) == ([3], 5, True)
+        assert (team.gather(3), team.on_main(lambda: 5), team.is_main) == ([3], 5, True)
         assert not started
         assert (team.device, team.device) == ("cpu", "cpu")
     assert len(started) == 1

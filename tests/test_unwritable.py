@@ -13,7 +13,7 @@ from coeffdiff.errors import ConfigError
 from coeffdiff.pocket.world.subjects.named import DEV
 from coeffdiff.pocket.world.subjects.photos import write_photos
 from coeffdiff.utils import atomic
-from coeffdiff.utils.writable import refuse_unwritable, why_unwritable
+from coeffdiff.utils.output_folder import refuse_unwritable, why_unwritable
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_it_is_found_before_anything_is_computed(read_only, monkeypatch, command
     from coeffdiff.models.loading import load_pipeline
 
     monkeypatch.setattr(
-        "coeffdiff.cli.adapters.adapters_and_scales",
+        "coeffdiff.cli.inspect.adapters_and_scales",
         lambda given, with_scales=True: [(Path("adapter"), None)] * (given != ["none"]),
     )
 
@@ -82,7 +82,7 @@ def test_it_is_found_before_anything_is_computed(read_only, monkeypatch, command
             return load(*args, parts=parts, **options)
         raise AssertionError("weights are being loaded")
 
-    monkeypatch.setattr("coeffdiff.models.loading.load_pipeline", too_late)
+    monkeypatch.setattr("coeffdiff.sampling.session.load_pipeline", too_late)
     if command.startswith("train"):
         write_photos(DEV[0], Path("photos"))
     before = sorted(Path().rglob("*"))

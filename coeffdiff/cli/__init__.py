@@ -1,4 +1,4 @@
-"""The command line: options in, one function call, one answer out. Heavy imports wait until a command needs them.
+"""The command line: options in, one function call, one answer out. Heavy imports wait until a command runs.
 
 A command is a file; `coeffdiff --help` lists them in the order in which they are imported here.
 """

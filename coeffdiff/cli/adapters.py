@@ -7,13 +7,43 @@ import re
 from pathlib import Path
 
 from coeffdiff.errors import AdapterError, ConfigError
+from coeffdiff.sampling.selection import Selection
 from coeffdiff.utils.console import print_info
 
+RUNS = Path("runs")
 
-def parse_scales(text: str | None, adapters: list[str] | None) -> list[float | None]:
-    """The scales that everything is drawn at; [None] for each adapter at its own."""
+
+def select_adapters(
+    given: list[str] | None, scales: tuple[float | None, ...], *, checkpoints: bool, compiled: bool
+) -> Selection:
+    """What --adapter, --scales and --checkpoints select. scales: from parse_scales.
+
+    Raises: AdapterError for an adapter or run that is not there; ConfigError for options that exclude each other.
+    """
+    if not checkpoints:
+        return Selection(tuple(adapters_and_scales(given)), scales)
+    if scales != (None,):
+        raise ConfigError("--checkpoints draws each step at one scale; leave --scales out.")
+    if compiled:
+        raise ConfigError("--checkpoints changes what would be compiled at each step; leave --compile out.")
+    return _every_step(given)
+
+
+def _every_step(given: list[str] | None) -> Selection:
+    """All steps that one run keeps, at one scale."""
+    from coeffdiff.sampling.runs import find_newest_run, steps_of
+
+    if given == ["none"] or len(given or ()) > 1:
+        raise ConfigError("--checkpoints draws the steps of one run: name it, alone, with --adapter RUN.")
+    path, scale = folder_and_scale(given[0]) if given else (str(find_newest_run(RUNS)), None)
+    _, kept = steps_of(path)
+    return Selection(tuple((folder, scale) for folder in kept.values()), steps=tuple(kept))
+
+
+def parse_scales(text: str | None, adapters: list[str] | None) -> tuple[float | None, ...]:
+    """--scales: those that everything is drawn at; (None,) without, for each adapter at its own."""
     if text is None:
-        return [None]
+        return (None,)
     if adapters == ["none"]:
         raise ConfigError(
             "--scales needs an adapter, and --adapter none is the bare model; leave one of them out."
@@ -29,38 +59,17 @@ def parse_scales(text: str | None, adapters: list[str] | None) -> list[float | N
         found = [math.nan]
     if not all(map(math.isfinite, found)):
         raise ConfigError(f"--scales takes numbers with commas between them, such as 0,0.5,1; not {text!r}.")
-    return list(dict.fromkeys(found))
-
-
-def steps_by_number(
-    given: list[str] | None, scales: str | None, compiled: bool
-) -> tuple[dict[int, Path], float | None]:
-    """The adapters of one run by step, and the scale for all of them."""
-    from coeffdiff.sampling.runs import find_newest_run
-    from coeffdiff.sampling.steps import steps_of
-
-    if scales is not None or compiled:
-        other = "--scales" if scales is not None else "--compile"
-        why = (
-            "draws each step at one scale"
-            if scales is not None
-            else "changes what would be compiled at each step"
-        )
-        raise ConfigError(f"--checkpoints {why}; leave {other} out.")
-    if given == ["none"] or len(given or ()) > 1:
-        raise ConfigError("--checkpoints draws the steps of one run: name it, alone, with --adapter RUN.")
-    path, scale = folder_and_scale(given[0]) if given else (str(find_newest_run(Path("runs"))), None)
-    return steps_of(path)[1], scale
+    return tuple(dict.fromkeys(found))
 
 
 def adapters_and_scales(given: list[str] | None, with_scales: bool = True) -> list[tuple[Path, float | None]]:
-    """Folders and scales; without any, the newest finished run."""
+    """Adapter folders and scales; the newest finished run's where none is given."""
     from coeffdiff.sampling.runs import find_newest_run
 
     if given == ["none"] and with_scales:
         return []
     if not given:
-        run = find_newest_run(Path("runs"))
+        run = find_newest_run(RUNS)
         print_info(f"run      {run} (the newest finished one)")
         return [(run / "adapter", None)]
     from coeffdiff.method.adapter_paths import find_adapter
@@ -70,6 +79,7 @@ def adapters_and_scales(given: list[str] | None, with_scales: bool = True) -> li
 
 
 def folder_and_scale(text: str) -> tuple[str, float | None]:
+    """ "runs/sks:0.6" -> ("runs/sks", 0.6); no scale where a path of this very name exists."""
     folder, colon, scale = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, None

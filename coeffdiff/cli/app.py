@@ -1,4 +1,4 @@
-"""The command line's frame: one group of commands, and users' mistakes as one sentence each."""
+"""The group of commands; a user's mistake becomes one sentence on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from coeffdiff.utils.threads import choose_waiting
 
 
 class _Commands(TyperGroup):
-    """Typer's own complaints quote arguments, which may be the names of files that somebody else gave them."""
+    """A group whose usage errors are safe to print: they quote arguments, such as other people's file names."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _harmless_usage_errors():
@@ -64,14 +64,12 @@ def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
     hush_bitsandbytes()
     be_lenient()
-    if (
-        "WORLD_SIZE" in os.environ
-    ):  # where torch's C++ prints its stack beside an error that we say in a sentence
+    if "WORLD_SIZE" in os.environ:  # torch's C++ would print its stack beside our one sentence
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")
     if not sys.warnoptions:
-        # Libraries' deprecations are no news to the person at the command line; what we warn of is
+        # Users see this package's warnings, not the deprecations of libraries
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=KernelsUnused)
         warnings.showwarning = lambda message, *_, **__: print_info(f"warning  {message}")
@@ -79,7 +77,7 @@ def main() -> None:
 
 
 def answering(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a person's mistakes into one sentence on stderr and an exit code; defects keep their traceback."""
+    """Turn a user's mistakes into one sentence on stderr and an exit code; defects keep their traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -109,24 +107,17 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-# What a system refuses is no defect of a program's; a file that should be there and is not may be one.
+# Errors of the system, not of this program; ENOENT is absent, since a missing file may be a defect
 _REFUSALS = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EIO,
-        errno.ENAMETOOLONG,
-    }
-    | {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE}
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE),
+    )
 )
 
 
 def complain(sentence: str) -> None:
-    """Say it from whichever process met it: the photos may be missing on the second machine alone."""
+    """Print an error from any process: photos may be missing on the second machine alone."""
     print_error(sentence if is_main_process() else f"[rank {os.environ['RANK']}] {sentence}")
 
 

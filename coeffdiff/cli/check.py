@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +18,18 @@ from coeffdiff.cli.options import (
     Token,
     TrainedMethod,
     TrainingSteps,
+    subject_flags,
 )
 from coeffdiff.errors import ConfigError
 from coeffdiff.utils.console import is_main_process, print_json, print_text, progress
+
+if TYPE_CHECKING:
+    from coeffdiff.config.schema import Settings
+    from coeffdiff.data.photos import PhotoSet
+    from coeffdiff.preflight.report import Report
+
+
+ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 
 
 @app.command()
@@ -34,34 +44,43 @@ def check(
     steps: TrainingSteps = None,
     resolution: Pixels = None,
     set_: Assignments = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
-    """Before a run: what is odd about the photos, and what memory, time and disk it will take. Nothing is written."""
-    from coeffdiff.config.fields import PLACEHOLDER
+    """Before a run: problems with the photos, and the memory, time and disk that it will take. Writes nothing."""
     from coeffdiff.config.loading import load_settings
     from coeffdiff.config.tree import with_values
     from coeffdiff.data.photos import offered_values
     from coeffdiff.utils.launch_environment import forget_launch
 
     forget_launch()
-    flags = {
-        "subject.images": str(images) if images else None,
-        "subject.token": token,
-        "subject.class_word": class_word,
-        "model.name": model,
-        "method.kind": method,
-        "training.steps": steps,
-        "training.resolution": resolution,
-    }
+    flags = subject_flags(images, token, class_word, model, method, steps, resolution)
     settings = load_settings(config, flags, set_ or ())
     settings = with_values(settings, offered_values(settings.subject))
     folder = settings.subject.images
     if folder is None:
         raise ConfigError("A check needs --images; for instance: check --images photos/ --token sks.")
+    from coeffdiff.preflight.report import table
+
+    report, photos, about = _check(settings, folder)
+    if not is_main_process():
+        return
+    if as_json:
+        skipped = [{"name": one.path.name, "reason": one.reason} for one in photos.skipped]
+        print_json(report.as_dict() | about | {"left_out": skipped, "notes": photos.notes})
+        return
+    for line in table(report, photos):
+        print_text(line)
+
+
+def _check(settings: Settings, folder: Path) -> tuple[Report, PhotoSet, dict[str, Any]]:
+    """The report, the photos, and the base model and settings that the report is about.
+
+    Raises: what would also end the run before its first step.
+    """
+    from coeffdiff.config.fields import PLACEHOLDER
     from coeffdiff.data.photos import read_photos
     from coeffdiff.models.finding import find_backbone
     from coeffdiff.preflight import check as preflight
-    from coeffdiff.preflight.report import table
     from coeffdiff.training.launch import start_processes
     from coeffdiff.training.refusals import refuse_early
     from coeffdiff.training.resolve import resolve
@@ -84,12 +103,4 @@ def check(
             on_photo=bar,
             class_pictures=class_pictures,
         )
-    if not is_main_process():
-        return
-    if as_json:
-        skipped = [{"name": one.path.name, "reason": one.reason} for one in photos.skipped]
-        about = {"model": base.name, "settings": settings.model_dump(mode="json")}
-        print_json(report.as_dict() | about | {"left_out": skipped, "notes": photos.notes})
-        return
-    for line in table(report, photos):
-        print_text(line)
+    return report, photos, {"model": base.name, "settings": settings.model_dump(mode="json")}

@@ -17,24 +17,22 @@ from coeffdiff.utils.output_folder import check_output
 @answering
 def demo(
     output: Annotated[
-        Path | None, typer.Option(help="Folder for all of it. (default: demo, or the next free)", **PATH)
+        Path | None, typer.Option(help="Output folder. (default: demo, or the next free)", **PATH)
     ] = None,
-    subject: Annotated[
-        str, typer.Option(help="Which of the made-up subjects is learned.")
-    ] = "grey_sloth_plushie",
+    subject: Annotated[str, typer.Option(help="The made-up subject to learn.")] = "grey_sloth_plushie",
     method: Annotated[Method, typer.Option(help="What is trained.")] = "coeff+lora",
     steps: TrainingSteps = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of the pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the pictures.")] = 0,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Photos, training and pictures on a small model that comes along: no network, no GPU, a few minutes."""
+    """Photos, training and pictures on the small model that is included: no network, no GPU, a few minutes."""
     check_output(output)
     from coeffdiff.demo import GUIDANCE, readable_size
     from coeffdiff.demo import demo as run_demo
 
     result = run_demo(output, subject=subject, method=method, steps=steps, seed=seed)
     if as_json:
-        print_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()})
+        print_json(vars(result), default=str)
         return
     word = result.class_word
     print_info(f"done in {duration(result.seconds)}")

@@ -28,63 +28,69 @@ from coeffdiff.cli.processes import start_launched
 from coeffdiff.utils.console import duration, print_info, print_json, print_text
 from coeffdiff.utils.output_folder import check_output, next_folder
 
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        parser=expanded_text, metavar="RUN[:SCALE]...", help="Run or adapter folders, each scored alone."
+    ),
+]
+Photos = Annotated[
+    Path | None,
+    typer.Option(
+        help="Photos, or a data set in DreamBooth's layout. (default: what the run was trained on)", **PATH
+    ),
+]
+PromptList = Annotated[
+    str,
+    typer.Option(
+        help="auto, object, living, pocket, dreambooth, or a text file with {token} in its lines.", **NAME
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many prompts, spread over the list.")]
+Checkpoints = Annotated[bool, typer.Option("--checkpoints", help="Score every step that a run keeps.")]
+DriftPictures = Annotated[
+    int, typer.Option(min=0, help="Pictures for each prompt without the token; 0: no drift.")
+]
+FirstSeed = Annotated[int | None, typer.Option(help="First seed. (default: 100000, beyond training's)")]
+Guidance = Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")]
+Dino = Annotated[
+    str | None,
+    typer.Option(help="Vision transformer. (default: facebook/dino-vits16; pocket: its own)", **NAME),
+]
+Clip = Annotated[
+    str | None,
+    typer.Option(help="CLIP. (default: openai/clip-vit-base-patch32; pocket: its own)", **NAME),
+]
+Output = Annotated[Path | None, typer.Option(help="Output folder. (default: evaluations/N)", **PATH)]
+
 
 @app.command()
 @answering
 def evaluate(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            parser=expanded_text, metavar="RUN[:SCALE]...", help="Run or adapter folders, each scored alone."
-        ),
-    ],
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Photos, or a data set in DreamBooth's layout. (default: what the run was trained on)",
-            **PATH,
-        ),
-    ] = None,
-    prompts: Annotated[
-        str,
-        typer.Option(
-            help="auto, object, living, pocket, dreambooth, or a text file with {token} in its lines.", **NAME
-        ),
-    ] = "auto",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many prompts, spread over the list.")
-    ] = None,
-    checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Score every step that a run keeps.")
-    ] = False,
+    runs: Runs,
+    images: Photos = None,
+    prompts: PromptList = "auto",
+    limit: Limit = None,
+    checkpoints: Checkpoints = False,
     pictures: Count = 4,
-    drift_pictures: Annotated[
-        int, typer.Option(min=0, help="Pictures for each prompt without the token; 0: no drift.")
-    ] = 2,
-    seed: Annotated[int | None, typer.Option(help="First seed. (default: 100000, beyond training's)")] = None,
+    drift_pictures: DriftPictures = 2,
+    seed: FirstSeed = None,
     steps: DenoisingSteps = 30,
-    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 5.0,
+    guidance: Guidance = 5.0,
     width: Pixels = None,
     height: Pixels = None,
-    dino: Annotated[
-        str | None,
-        typer.Option(help="Vision transformer. (default: facebook/dino-vits16; pocket: its own)", **NAME),
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option(help="(default: openai/clip-vit-base-patch32; pocket: its own)", **NAME)
-    ] = None,
+    dino: Dino = None,
+    clip: Clip = None,
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "none",
     batch_size: BatchSize = 4,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for all of it. (default: evaluations/N)", **PATH)
-    ] = None,
+    output: Output = None,
     model: AdaptersModel = None,
     model_config: ModelConfig = None,
     vae: OtherVae = None,
     as_json: NumbersAsJson = False,
 ) -> None:
-    """Score adapters by DreamBooth's protocol, and how far they move what nobody asked them to. Processes share it."""
+    """Score adapters by DreamBooth's protocol, plus drift on other prompts; runs under accelerate launch."""
     from coeffdiff.config.fields import EVALUATION_FIRST_SEED
     from coeffdiff.utils.distributed import process_group
 
@@ -93,17 +99,15 @@ def evaluate(
         from coeffdiff.evaluation.evaluate import evaluate as run_evaluation
         from coeffdiff.evaluation.tables import summary
         from coeffdiff.sampling.options import Options
-        from coeffdiff.sampling.steps import every_step
+        from coeffdiff.sampling.runs import every_step
 
-        asked = [folder_and_scale(text) for text in runs]
-        if checkpoints:
-            asked = team.from_main(lambda: every_step(asked))
-
-        options = Options(steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size)
+        named = [folder_and_scale(text) for text in runs]
         result = run_evaluation(
-            asked,
-            team.from_main(lambda: output or next_folder(Path("evaluations"))),
-            options=options,
+            team.on_main(lambda: every_step(named)) if checkpoints else named,
+            team.on_main(lambda: output or next_folder(Path("evaluations"))),
+            options=Options(
+                steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size
+            ),
             images=images,
             prompts=prompts,
             limit=limit,
@@ -125,6 +129,5 @@ def evaluate(
         print_json(result.results)
         return
     print_text(summary(result.results))
-    print_info(
-        f"done in {duration(result.results['seconds'])}: {result.report}, {result.numbers}, {result.table}"
-    )
+    seconds = duration(result.results["seconds"])
+    print_info(f"done in {seconds}: {result.report}, {result.numbers}, {result.table}")

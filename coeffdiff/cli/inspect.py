@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,53 +12,59 @@ from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.options import PATH, expanded_path
 from coeffdiff.errors import AdapterError
 from coeffdiff.utils.console import print_json, print_result, print_table
-from coeffdiff.utils.output_folder import check_output
+from coeffdiff.utils.output_folder import check_output, refuse_unwritable
+
+if TYPE_CHECKING:
+    from coeffdiff.evaluation.inspection import Inspection
+
+
+AdapterFolder = Annotated[
+    Path | None,
+    typer.Argument(
+        parser=expanded_path,
+        metavar="ADAPTER",
+        help="Run or adapter folder. (default: newest finished run)",
+    ),
+]
+Output = Annotated[Path | None, typer.Option(help="Folder for a picture of all alphas as heat maps.", **PATH)]
+Heads = Annotated[int, typer.Option(min=1, help="How many of the most recombined heads to list.")]
+AllAsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")]
 
 
 @app.command()
 @answering
 def inspect(
-    adapter: Annotated[
-        Path | None,
-        typer.Argument(
-            parser=expanded_path,
-            metavar="ADAPTER",
-            help="Run or adapter folder. (default: newest finished run)",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for a picture of all alphas as heat maps.", **PATH)
-    ] = None,
-    heads: Annotated[int, typer.Option(min=1, help="How many of the most recombined heads are listed.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
+    adapter: AdapterFolder = None, output: Output = None, heads: Heads = 10, as_json: AllAsJson = False
 ) -> None:
-    """What an adapter holds and how far it moved from the base model; no model is loaded for it."""
+    """What an adapter holds and how far it moved from the base model; loads no model."""
     check_output(output)
     from coeffdiff.evaluation.inspection import inspect_adapter
     from coeffdiff.evaluation.inspection_tables import tables
     from coeffdiff.utils.launch_environment import forget_launch
-    from coeffdiff.utils.writable import refuse_unwritable
 
     forget_launch()
     [(folder, _)] = adapters_and_scales([str(adapter)] if adapter else None, with_scales=False)
     if output:
         refuse_unwritable(output)
     found = inspect_adapter(folder)
-    file = None
-    if output:
-        if not found.deviations:
-            raise AdapterError(f"{folder} is of kind {found.header.kind}: it has no alpha to draw.")
-        from coeffdiff.evaluation.heatmap import draw_heat_maps
-        from coeffdiff.utils.png import free_name, save_png
-
-        maps = {layer: deviation.numpy() for layer, deviation in found.deviations.items()}
-        title = f"alpha of {' and '.join(found.header.tokens)} ({folder})"[:100]
-        sheet = draw_heat_maps(maps, title, found.taken)
-        file = free_name(output / "alpha.png")
-        save_png(sheet, file)
+    file = _save_heat_maps(found, folder, output) if output else None
     if as_json:
         print_json(found.as_json() | {"heat_maps": str(file) if file else None})
         return
     print_table(tables(found, heads))
     if file:
         print_result(str(file))
+
+
+def _save_heat_maps(found: Inspection, adapter: Path, output: Path) -> Path:
+    """Raises: AdapterError if the adapter has no alpha."""
+    if not found.deviations:
+        raise AdapterError(f"{adapter} is of kind {found.header.kind}: it has no alpha to draw.")
+    from coeffdiff.evaluation.heatmap import draw_heat_maps
+    from coeffdiff.utils.png import free_name, save_png
+
+    maps = {layer: deviation.numpy() for layer, deviation in found.deviations.items()}
+    title = f"alpha of {' and '.join(found.header.tokens)} ({adapter})"[:100]
+    file = free_name(output / "alpha.png")
+    save_png(draw_heat_maps(maps, title, found.taken), file)
+    return file

@@ -1,26 +1,23 @@
-"""Options that several commands have."""
+"""Options that several commands share, and parsers of their values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from coeffdiff.cli.app import complain
+from coeffdiff.errors import CoeffDiffError
+from coeffdiff.sampling.memory_options import Offload, Precision
 from coeffdiff.utils.paths import expanded
 
 Method = Literal["coeff", "lora", "coeff+lora", "token"]
 
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
-
-
-Offload = Literal["none", "model", "sequential"]
-
-
 def expanded_text(text: Any) -> str:
-    """An option's value with its ~ expanded. Whoever declares an option that may be a path takes PATH or NAME."""
+    """An option's value with its ~ expanded. Every option that may be a path uses PATH or NAME."""
     try:
         return str(expanded(text))
     except ValueError as error:
@@ -28,72 +25,74 @@ def expanded_text(text: Any) -> str:
         raise typer.Exit(2) from None
 
 
+def parsed_by(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """A parser for typer of which a ConfigError ends the command like any other: one sentence, exit code 2."""
+
+    def parser(text: Any) -> Any:
+        try:
+            return parse(text) if isinstance(text, str) else text
+        except CoeffDiffError as error:
+            complain(f"{type(error).__name__}: {error}")
+            raise typer.Exit(error.exit_code) from None
+
+    return parser
+
+
 def expanded_path(text: Any) -> Path:
     return Path(expanded_text(text))
 
 
 PATH: dict[str, Any] = {"parser": expanded_path, "metavar": "PATH"}
-
-
 NAME: dict[str, Any] = {"parser": expanded_text, "metavar": "NAME"}
-
-
-# Options that several commands have
 Images = Annotated[Path | None, typer.Option(help="Folder with the photos.", **PATH)]
-
-
-Token = Annotated[str | None, typer.Option(help="The word that will mean the subject, such as sks.")]
-
-
+Token = Annotated[str | None, typer.Option(help="The word for the subject, such as sks.")]
 ClassWord = Annotated[str | None, typer.Option(help='What the subject is, such as "stuffed animal".')]
-
-
 BaseModel = Annotated[
     str | None,
     typer.Option(
         help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)", **NAME
     ),
 ]
-
-
 TrainedMethod = Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")]
-
-
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.", **PATH)]
-
-
 TrainingSteps = Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")]
-
-
 Pixels = Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")]
-
-
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
 ]
 
 
+def subject_flags(
+    images: Path | None,
+    token: str | None,
+    class_word: str | None,
+    model: str | None,
+    method: str | None,
+    steps: int | None,
+    resolution: int | None,
+) -> dict[str, Any]:
+    """The settings that train's and check's shared options stand for; None: not given."""
+    return {
+        "subject.images": str(images) if images else None,
+        "subject.token": token,
+        "subject.class_word": class_word,
+        "model.name": model,
+        "method.kind": method,
+        "training.steps": steps,
+        "training.resolution": resolution,
+    }
+
+
 ResultAsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
-
+CompileUnet = Annotated[
+    bool, typer.Option("--compile", help="torch.compile the UNet: slower to start, then faster.")
+]
 Count = Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")]
-
-
 DenoisingSteps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
-
-
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: bf16 or fp16 on a GPU, fp32 elsewhere.")]
-
-
 OffloadOption = Annotated[Offload, typer.Option(help="Keep parts of the model off the GPU.")]
-
-
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures made at a time.")]
-
-
 AdaptersModel = Annotated[str | None, typer.Option(help="Base model. (default: the adapter's)", **NAME)]
-
-
 ModelConfig = Annotated[
     str | None,
     typer.Option(
@@ -101,14 +100,10 @@ ModelConfig = Annotated[
         **NAME,
     ),
 ]
-
-
 OtherVae = Annotated[
     str | None,
     typer.Option(
         help="Another VAE; none: the model's own. (default: what the adapter was trained with)", **NAME
     ),
 ]
-
-
 NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]

@@ -14,6 +14,7 @@ from coeffdiff.cli.options import (
     Assignments,
     BaseModel,
     ClassWord,
+    CompileUnet,
     ConfigFile,
     Images,
     Pixels,
@@ -21,9 +22,23 @@ from coeffdiff.cli.options import (
     Token,
     TrainedMethod,
     TrainingSteps,
+    subject_flags,
 )
 from coeffdiff.utils.console import duration, is_main_process, print_info, print_json, print_result
 from coeffdiff.utils.output_folder import check_output
+
+LearnToken = Annotated[bool, typer.Option("--learn-token", help="Also train new embeddings for the token.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Run folder. (default: runs/TOKEN, or the next free)", **PATH)
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers. (default: 0)")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run (--output, or the newest).")]
+ListSettings = Annotated[
+    bool,
+    typer.Option(
+        "--list-settings", is_eager=True, callback=list_settings_and_exit, help="Print every setting."
+    ),
+]
 
 
 @app.command()
@@ -34,43 +49,23 @@ def train(
     class_word: ClassWord = None,
     model: BaseModel = None,
     method: TrainedMethod = None,
-    learn_token: Annotated[
-        bool, typer.Option("--learn-token", help="Also train new embeddings for the token.")
-    ] = False,
+    learn_token: LearnToken = False,
     config: ConfigFile = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Run folder. (default: runs/TOKEN, or the next free)", **PATH)
-    ] = None,
+    output: Output = None,
     steps: TrainingSteps = None,
     resolution: Pixels = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn. (default: 0)")] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the UNet: slower to start, faster steps.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run (--output, or the newest).")
-    ] = False,
+    seed: Seed = None,
+    compile_: CompileUnet = False,
+    resume: Resume = False,
     set_: Assignments = None,
     as_json: ResultAsJson = False,
-    list_settings: Annotated[
-        bool,
-        typer.Option(
-            "--list-settings", is_eager=True, callback=list_settings_and_exit, help="Print every setting."
-        ),
-    ] = False,
+    list_settings: ListSettings = False,
 ) -> None:
-    """Learn a subject from a folder of photos; the adapter lands in the run folder."""
+    """Learn a subject from a folder of photos; the run folder holds the adapter."""
     from coeffdiff.config.loading import load_settings
 
-    flags = {
-        "subject.images": str(images) if images else None,
-        "subject.token": token,
-        "subject.class_word": class_word,
+    flags = subject_flags(images, token, class_word, model, method, steps, resolution) | {
         "subject.learn_token": learn_token or None,
-        "model.name": model,
-        "method.kind": method,
-        "training.steps": steps,
-        "training.resolution": resolution,
         "training.seed": seed,
         "training.compile": compile_ or None,
         "output": str(output) if output else None,
@@ -84,15 +79,15 @@ def train(
 
         run = run_to_resume(settings.output, settings.subject.token)
         settings = settings_to_resume(run, config, flags, set_ or ())
-    from coeffdiff.training.launch import end_processes
     from coeffdiff.training.loop import train as run_training
+    from coeffdiff.utils.distributed import destroy_process_group
 
     result = run_training(settings, resume=run)
-    end_processes()
+    destroy_process_group()
     if not is_main_process():
         return
     if as_json:
-        print_json({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()})
+        print_json(vars(result), default=str)
     else:
         print_info(f"done in {duration(result.seconds)}, last loss {result.loss:.4f}")
         print_result(str(result.adapter))

@@ -21,7 +21,7 @@ from coeffdiff.evaluation.statistics import summarize
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import print_info, progress
 from coeffdiff.utils.launch_environment import read_launch
-from coeffdiff.utils.writable import refuse_unwritable
+from coeffdiff.utils.output_folder import refuse_unwritable
 
 
 def compare(

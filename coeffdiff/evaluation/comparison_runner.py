@@ -32,7 +32,7 @@ from coeffdiff.evaluation.comparison_plan import (
     strip_name,
 )
 from coeffdiff.evaluation.comparison_subjects import ComparisonSubject, find_subjects, subject_of
-from coeffdiff.evaluation.evaluate import device_name
+from coeffdiff.evaluation.facts import device_name
 from coeffdiff.evaluation.prompts import choose_prompts, read_listing
 from coeffdiff.evaluation.protocol import Protocol, Seen
 from coeffdiff.evaluation.scoring import score_adapter

@@ -1,43 +1,45 @@
-"""evaluate(): adapters scored, with files of all of it; the page is report.py."""
+"""evaluate(): adapters scored by a protocol, with pictures, numbers and a page. What `coeffdiff evaluate` does."""
 
 from __future__ import annotations
 
-import datetime
-import platform
-import re
-import shlex
-import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from coeffdiff import __version__
 from coeffdiff.config.fields import EVALUATION_FIRST_SEED
 from coeffdiff.errors import ConfigError
+from coeffdiff.evaluation.facts import evaluation_facts, run_facts
 from coeffdiff.evaluation.prompts import Prompts
-from coeffdiff.evaluation.protocol import ONE_PROCESS, OPTIONS, THUMBNAIL, Evaluation, Protocol, Seen
+from coeffdiff.evaluation.protocol import OPTIONS, THUMBNAIL, Evaluation, Protocol, Seen
 from coeffdiff.evaluation.report import RunPage
 from coeffdiff.evaluation.runs import Candidate, find_candidates
-from coeffdiff.evaluation.scoring import asked_for, jpeg_bytes, score_adapter
+from coeffdiff.evaluation.scoring import jpeg_bytes, score_adapter
 from coeffdiff.evaluation.tables import write_results
-from coeffdiff.hosts.diffusers import check_architecture, load_adapter
+from coeffdiff.hosts.applied_adapter import Adapter
+from coeffdiff.hosts.diffusers import load_adapter
 from coeffdiff.metrics.encoders import Encoders, encoders_for
-from coeffdiff.models import opening
-from coeffdiff.models.architecture import unet_on_meta
-from coeffdiff.models.loading import load_pipeline
-from coeffdiff.models.source import Backbone
-from coeffdiff.sampling.device import choose_device, prepare_device, refuse_offload
-from coeffdiff.sampling.options import Offload, Options, Precision, check_options
+from coeffdiff.models.opening import Asked, recipe
+from coeffdiff.sampling.device import choose_device, refuse_offload
+from coeffdiff.sampling.memory_options import Offload, Precision
+from coeffdiff.sampling.options import Options, check_options
 from coeffdiff.sampling.prompts import length_warnings
+from coeffdiff.sampling.session import Session, open_session, print_hints
 from coeffdiff.utils.console import print_info, progress
-from coeffdiff.utils.distributed import DistributedContext
+from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
 from coeffdiff.utils.grids import fitted
-from coeffdiff.utils.writable import refuse_unwritable
+from coeffdiff.utils.output_folder import refuse_occupied, refuse_unwritable
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The candidates of one base model, with their numbers from 1 on."""
+
+    session: Session
+    candidates: list[tuple[int, Candidate]] = field(default_factory=list)
 
 
 def evaluate(
@@ -60,163 +62,139 @@ def evaluate(
     clip: str | None = None,
     team: DistributedContext = ONE_PROCESS,
 ) -> Evaluation:
-    """Score runs (folder, and scale or None for the adapter's own) one after the other, and write what came out.
+    """Score runs one after the other, and write pictures, evaluation.json, evaluation.csv and report.html.
 
-    Raises: CoeffDiffError with one sentence, before anything is written for all that can be known then.
+    All that can be wrong is found before the weights are read.
+
+    Args:
+        runs: run or adapter folders and scales; None is the adapter's recommended one.
+        output: must be free.
+        images, prompts, limit: see find_candidates.  pictures, drift_pictures, first_seed: see Protocol.
+        model, model_config, vae: other than the adapters' own.
+        dino, clip: encoders, see encoders_for.
+        team: processes that share the work, all called with equal arguments.
+    Raises: CoeffDiffError with what to do.
     """
     begun = time.monotonic()
 
     def protocol(chosen: Prompts) -> Protocol:
         return Protocol(chosen, pictures, drift_pictures, first_seed, options)
 
-    # 1. What is asked for, checked before anything is slow or written
     candidates = find_candidates(runs, images=images, prompts=prompts, limit=limit, protocol=protocol)
     if not candidates:
         raise ConfigError("There is nothing to evaluate: name a run folder.")
-    device, dtype = choose_device(precision, None if team is ONE_PROCESS else team.device)
+    device, dtype = choose_device(precision, team.device)
     refuse_offload(device, offload)
-    bases = _bases(candidates, opening.Asked(model, model_config, vae), dtype)
-    for base, there in bases:
-        shapes = unet_on_meta(base)
-        outline = load_pipeline(base, dtype=dtype, parts=())
-        check_options(outline, options)
-        for line in opening.differences([one.trained for _, one in there], base, dtype):
-            print_info(f"hint     {line}")
-        for _, candidate in there:
-            check_architecture(shapes, candidate.header, candidate.adapter)
-            asked = asked_for(candidate.protocol, candidate.subject.token, candidate.subject.class_word)
-            for prompt in dict.fromkeys(one.prompt for one in asked):
-                for warning in length_warnings(prompt, outline):
-                    print_info(f"hint     {warning}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} is not empty; name another --output. Nothing was changed.")
-    names = dict.fromkeys(base.name for base, _ in bases)
-    team.from_main(lambda: refuse_unwritable(output))
+    groups = _group_by_base(candidates, Asked(model, model_config, vae), precision, offload, device)
+    for group in groups:
+        _check_group(group, options)
+    refuse_occupied(output)
+    team.on_main(lambda: refuse_unwritable(output))
+    names = dict.fromkeys(group.session.base.name for group in groups)
     encoders = {name: encoders_for(name, dino, clip, device) for name in names}
-    team.gather(None)  # here at the latest, what one of them lacks ends all
+    team.gather(None)  # an error of one process ends all before the weights are read
 
-    # 2. Model by model, adapter by adapter
     pages: dict[int, RunPage] = {}
-    for base, there in bases:
-        judges = encoders[base.name]
-        shared = f" in {team.size} processes" if team.size > 1 else ""
-        print_info(f"model    {base.name} on {device.type}, {str(dtype).removeprefix('torch.')}{shared}")
-        if base.vae:
-            print_info(f"vae      {opening.where(base.vae[0])}")
-        print_info(f"scores   by {' and '.join(judges.names().values())}")
-        pipe = load_pipeline(base, dtype=dtype)
-        before: dict[tuple[str, int], Seen] = {}
-        for number, candidate in there:
-            adapter = load_adapter(pipe, candidate.adapter, candidate.scale)
-            prepare_device(pipe, device, offload)
-            chosen = candidate.protocol
-            print_info(
-                f"run      {candidate.label} at scale {adapter.scale:g}: {len(chosen.prompts.subject)} prompts "
-                f"({chosen.prompts.name}), pictures of each: {pictures}"
-            )
-            folder = output / "pictures" / f"{number:02d}-{Path(candidate.label).resolve().name}"
-            took = time.monotonic()
-            asked = asked_for(chosen, candidate.subject.token, candidate.subject.class_word)
-            unseen = [one for one in asked if one.group != "subject" and (one.prompt, one.seed) not in before]
-            with progress("evaluating", len(asked) + len(unseen)) as bar:
-                scored = score_adapter(
-                    pipe,
-                    candidate.subject,
-                    chosen,
-                    judges,
-                    base=before,
-                    folder=folder,
-                    details=opening.recipe(base),
-                    team=team,
-                    on_progress=bar,
-                )
-            facts = _facts(candidate, adapter.scale, judges, base.name, time.monotonic() - took)
-            photos = [
-                jpeg_bytes(fitted(p.open(), THUMBNAIL, smoothly=True)) for p in candidate.subject.photos
-            ]
-            pages[number] = RunPage(
-                facts | scored.data, scored.thumbnails, candidate.run, candidate.adapter, photos
-            )
-            adapter.remove()
-            if offload == "sequential":  # or the next adapter would find a UNet without weights
-                pipe.remove_all_hooks()
+    for group in groups:
+        pages |= _score_group(group, encoders[group.session.base.name], output, team)
     in_order = [pages[number] for number in sorted(pages)]
-
-    # 3. Files
-    results = {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["coeffdiff", *sys.argv[1:]])
-        if "coeffdiff" in Path(sys.argv[0]).parts[-2:]
-        else "",
-        "device": device_name(device),
-        "precision": str(dtype).removeprefix("torch."),
-        "processes": team.size,
-        "versions": {"coeffdiff": __version__, "torch": str(torch.__version__)},
-        "protocol": _protocol_facts(candidates[0].protocol),
+    facts = evaluation_facts(device, dtype, team.size, candidates[0].protocol)
+    results = facts | {
         "seconds": round(time.monotonic() - begun, 1),
         "runs": [page.data for page in in_order],
     }
     evaluation = Evaluation(
         output, output / "evaluation.json", output / "evaluation.csv", output / "report.html", results
     )
-    team.from_main(lambda: write_results(evaluation, in_order))
+    team.on_main(lambda: write_results(evaluation, in_order))
     return evaluation
 
 
-def _bases(
-    candidates: Sequence[Candidate], asked: opening.Asked, dtype: torch.dtype
-) -> list[tuple[Backbone, list[tuple[int, Candidate]]]]:
-    """Each base model, opened as its adapters' runs opened it, with those and their numbers from 1 on."""
-    found: dict[str, tuple[Backbone, list[tuple[int, Candidate]]]] = {}
+def _group_by_base(
+    candidates: Iterable[Candidate],
+    asked: Asked,
+    precision: Precision,
+    offload: Offload,
+    device: torch.device,
+) -> list[_Group]:
+    """The candidates by base model, each opened as the candidate's run opened it."""
+    groups: dict[str, _Group] = {}
     for number, candidate in enumerate(candidates, 1):
-        base = opening.open_base([candidate.trained], asked, dtype)
-        _, there = found.setdefault(repr(base), (base, []))
-        there.append((number, candidate))
-    return list(found.values())
+        opened = open_session([candidate.trained], asked, precision=precision, offload=offload, device=device)
+        group = groups.setdefault(repr(opened.base), _Group(opened))
+        group.candidates.append((number, candidate))
+    return [_with_all_adapters(group) for group in groups.values()]
 
 
-def _facts(
-    candidate: Candidate, scale: float, encoders: Encoders, base_model: str, seconds: float
-) -> dict[str, Any]:
-    header, subject = candidate.header, candidate.subject
-    return {
-        "run": candidate.label + ("" if candidate.scale is None else f":{candidate.scale:g}"),
-        "subject": subject.name,
-        "token": subject.token,
-        "class_word": subject.class_word,
-        "kind": header.described,
-        "base_model": base_model,
-        "trained_steps": header.trained_steps,
-        "scale": scale,
-        "encoders": encoders.names(),
-        "prompts": candidate.protocol.prompts.name,
-        "seconds": round(seconds, 1),
-    }
+def _with_all_adapters(group: _Group) -> _Group:
+    adapters = tuple(candidate.trained for _, candidate in group.candidates)
+    return replace(group, session=replace(group.session, adapters=adapters))
 
 
-def _protocol_facts(protocol: Protocol) -> dict[str, Any]:
-    plain = replace(protocol).options
-    return {
-        "pictures_a_prompt": protocol.pictures,
-        "drift_pictures_a_prompt": protocol.drift_pictures,
-        "first_seed": protocol.first_seed,
-        **vars(plain),
-    }
+def _check_group(group: _Group, options: Options) -> None:
+    """Raises: what the base model cannot do, before its weights are read. Prints hints."""
+    session = group.session
+    outline = session.outline()
+    check_options(outline, options)
+    session.print_differences()
+    for _, candidate in group.candidates:
+        session.check_adapter(candidate.trained)
+        for prompt in dict.fromkeys(one.prompt for one in candidate.asked):
+            print_hints(length_warnings(prompt, outline))
 
 
-def device_name(device: torch.device) -> str:
-    """As reports name it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    model = _processor() if device.type == "cpu" else ""
-    return f"{device.type.upper()}{model and f' ({model})'}, {threads} thread{'s' * (threads > 1)}"
+def _score_group(
+    group: _Group, encoders: Encoders, output: Path, team: DistributedContext
+) -> dict[int, RunPage]:
+    """Load the base model once, and score its candidates one after the other. Returns: their pages by number."""
+    session = group.session
+    session.print_model(team.size)
+    print_info(f"scores   by {' and '.join(encoders.names().values())}")
+    pipe = session.load()
+    before: dict[tuple[str, int], Seen] = {}  # the base model's pictures, for drift
+    pages = {}
+    for number, candidate in group.candidates:
+        adapter = load_adapter(pipe, candidate.adapter, candidate.scale)
+        session.prepare(pipe)
+        folder = output / "pictures" / f"{number:02d}-{Path(candidate.label).resolve().name}"
+        pages[number] = _score_candidate(pipe, session, candidate, adapter, encoders, before, folder, team)
+        adapter.remove()
+        if session.offload == "sequential":  # or the next adapter would find a UNet without weights
+            pipe.remove_all_hooks()
+    return pages
 
 
-def _processor() -> str:
-    """The CPU's model; where Python does not know it, as on Linux, from the kernel's own list."""
-    with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor()
+def _score_candidate(
+    pipe: Any,
+    session: Session,
+    candidate: Candidate,
+    adapter: Adapter,
+    encoders: Encoders,
+    before: dict[tuple[str, int], Seen],
+    folder: Path,
+    team: DistributedContext,
+) -> RunPage:
+    """before: the base model's pictures by prompt and seed; those that are missing are added."""
+    begun = time.monotonic()
+    protocol, subject, asked = candidate.protocol, candidate.subject, candidate.asked
+    print_info(
+        f"run      {candidate.label} at scale {adapter.scale:g}: {len(protocol.prompts.subject)} prompts "
+        f"({protocol.prompts.name}), pictures of each: {protocol.pictures}"
+    )
+    missing = [one for one in asked if one.group != "subject" and (one.prompt, one.seed) not in before]
+    with progress("evaluating", len(asked) + len(missing)) as bar:
+        scored = score_adapter(
+            pipe,
+            subject,
+            protocol,
+            encoders,
+            base=before,
+            folder=folder,
+            details=recipe(session.base),
+            team=team,
+            on_progress=bar,
+        )
+    seconds = time.monotonic() - begun
+    facts = run_facts(candidate, adapter.scale, encoders, session.base.name, seconds)
+    photos = [jpeg_bytes(fitted(photo.open(), THUMBNAIL, smoothly=True)) for photo in subject.photos]
+    return RunPage(facts | scored.data, scored.thumbnails, candidate.run, candidate.adapter, photos)

@@ -1,4 +1,4 @@
-"""DreamBooth's protocol and drift beside it: what is asked of an adapter, and what it scored."""
+"""DreamBooth's protocol plus drift: the pictures to be made for an adapter, and its scores."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from torch import Tensor
 
 from coeffdiff.config.fields import EVALUATION_FIRST_SEED
 from coeffdiff.data.photos import Photo
+from coeffdiff.data.templates import fill
 from coeffdiff.errors import ConfigError
-from coeffdiff.evaluation.prompts import Prompts
+from coeffdiff.evaluation.prompts import Prompts, without_token
 from coeffdiff.sampling.options import Options, Request
-from coeffdiff.utils.distributed import DistributedContext
 
-# Of the class: every k-th, so the first six of fewer than twelve (to spread them better would be another FORMAT of
-# comparisons' cells); of the unrelated all
+# Of the class every k-th, so the first six of fewer than twelve (a better spread would need another FORMAT of the
+# comparison's cells); of the unrelated all
 DRIFT_PROMPTS = 6
 
 
-THUMBNAIL = 288  # pixels; pages are for phones
-
-
-ONE_PROCESS = DistributedContext()
+THUMBNAIL = 288  # pixels a side; pages are read on phones
 
 
 OPTIONS = Options()
@@ -33,7 +30,7 @@ OPTIONS = Options()
 
 @dataclass(frozen=True)
 class Subject:
-    """Photos [M] and masks (one for each photo, or None) of what an adapter has learned, and how it is called."""
+    """What an adapter has learned: M photos, a mask or None for each, and the words that name it."""
 
     name: str
     photos: Sequence[Photo]
@@ -44,10 +41,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is asked for: `pictures` of each prompt for the subject, `drift_pictures` of each without the token.
+    """How many pictures of which prompts: `pictures` of each with the token, `drift_pictures` of each without.
 
-    The p-th picture of the n-th prompt has the seed first_seed + n * pictures + p, whoever makes it, so that arms
-    share their noise and no two prompts of a group do (the subject's, its class's, the unrelated).
+    The p-th picture of the n-th prompt has the seed first_seed + n * pictures + p, so that the methods of a
+    comparison share their noise, and two prompts of a group (subject, class, unrelated) do not.
     """
 
     prompts: Prompts
@@ -82,9 +79,36 @@ class Asked:
         return Request(self.prompt, self.seed)
 
 
+def asked_for(protocol: Protocol, token: str, class_word: str | None, *, known: bool = True) -> list[Asked]:
+    """Every picture of an evaluation, in order.
+
+    known: whether the model knows the token. The base model does not; its prompts name only the class.
+    """
+    prompts = [fill(template, token, class_word) for template in protocol.prompts.subject]
+    texts = [without_token(prompt, token) for prompt in prompts]
+    asked = _seeded("subject", prompts if known else texts, texts, protocol.pictures, protocol.first_seed)
+    if known and (count := protocol.drift_pictures):
+        of_class = texts[:: max(1, len(texts) // DRIFT_PROMPTS)][:DRIFT_PROMPTS] if class_word else []
+        unrelated = protocol.prompts.unrelated
+        asked += _seeded("class", of_class, of_class, count, protocol.first_seed)
+        asked += _seeded("unrelated", unrelated, unrelated, count, protocol.first_seed)
+    return asked
+
+
+def _seeded(
+    group: str, prompts: Sequence[str], texts: Sequence[str], count: int, first_seed: int
+) -> list[Asked]:
+    """`count` pictures of each prompt, each with a seed of its own."""
+    return [
+        Asked(group, prompt, text, first_seed + number * count + i)
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+        for i in range(count)
+    ]
+
+
 @dataclass(frozen=True)
 class Seen:
-    """A picture that was made, as the encoders see it ([D] each), and small, as JPEG."""
+    """A picture's features by encoder, [D] each, and its thumbnail as JPEG."""
 
     features: Mapping[str, Tensor]
     thumbnail: bytes
@@ -100,7 +124,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluate() leaves. results is what its JSON file holds."""
+    """The files that evaluate() writes. results: the contents of the JSON file."""
 
     folder: Path
     numbers: Path

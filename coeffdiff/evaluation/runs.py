@@ -1,4 +1,4 @@
-"""Which adapters are evaluated, each with the photos of its run."""
+"""The adapters to evaluate, each with the photos of its run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from pathlib import Path
 
 from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import AdapterError, ConfigError, PhotoError
-from coeffdiff.evaluation.prompts import LISTING, Prompts, choose_prompts, parse_listing, read_listing
-from coeffdiff.evaluation.protocol import Protocol, Subject
+from coeffdiff.evaluation.prompts import (
+    LISTING,
+    Listing,
+    Prompts,
+    choose_prompts,
+    parse_listing,
+    read_listing,
+)
+from coeffdiff.evaluation.protocol import Asked, Protocol, Subject, asked_for
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import find_adapter, run_of
@@ -19,7 +26,7 @@ from coeffdiff.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Candidate:
-    """An adapter that is to be judged, with all that was found before anything slow begins."""
+    """An adapter to evaluate, with its photos and prompts."""
 
     label: str
     adapter: Path
@@ -28,6 +35,11 @@ class Candidate:
     run: RunFolder | None
     subject: Subject
     protocol: Protocol
+
+    @property
+    def asked(self) -> list[Asked]:
+        """Every picture to be made, in order."""
+        return asked_for(self.protocol, self.subject.token, self.subject.class_word)
 
     @property
     def trained(self) -> opening.Trained:
@@ -42,7 +54,15 @@ def find_candidates(
     limit: int | None,
     protocol: Callable[[Prompts], Protocol],
 ) -> list[Candidate]:
-    """Adapters with their photos and prompts. Raises: CoeffDiffError for the first that lacks something."""
+    """Adapters with their photos and prompts.
+
+    Args:
+        runs: run or adapter folders, and scales.
+        images: photos, or a data set in DreamBooth's layout; None: those of each run.
+        prompts: a list's name or a file, see choose_prompts.  limit: at most this many prompts.
+        protocol: makes a protocol of the chosen prompts.
+    Raises: CoeffDiffError for the first adapter that lacks something.
+    """
     found: list[Candidate] = []
     for label, scale in runs:
         adapter = find_adapter(label)
@@ -54,24 +74,30 @@ def find_candidates(
         header = read_header(adapter)
         its_run = run_of(adapter)
         run = RunFolder(its_run) if its_run else None
-        if Path(label).is_file():
-            label = str(adapter)
-        folder = photo_folder(run, images, label)
-        photos = read_photos(folder).photos
-        listing = read_listing(folder)
-        class_word = header.class_word or (listing.classes.get(folder.name) if listing else None)
-        masks = [photo.open_mask() for photo in photos]
-        subject = Subject(folder.name, photos, masks, header.token, class_word)
+        label = str(adapter) if Path(label).is_file() else label
+        subject, listing = _read_subject(photo_folder(run, images, label), header)
         chosen = choose_prompts(
-            prompts, base_model=header.base_model, class_word=class_word, listing=listing, limit=limit
+            prompts, base_model=header.base_model, class_word=subject.class_word, listing=listing, limit=limit
         )
         found.append(Candidate(label, adapter, scale, header, run, subject, protocol(chosen)))
     return found
 
 
+def _read_subject(folder: Path, header: AdapterHeader) -> tuple[Subject, Listing | None]:
+    """Photos, masks and words of an adapter's subject, and the data set's listing, if it has one."""
+    photos = read_photos(folder).photos
+    listing = read_listing(folder)
+    class_word = header.class_word or (listing.classes.get(folder.name) if listing else None)
+    masks = [photo.open_mask() for photo in photos]
+    return Subject(folder.name, photos, masks, header.token, class_word), listing
+
+
 def photo_folder(run: RunFolder | None, images: Path | None, label: str) -> Path:
-    """The run's own photos, or `images`: a folder of photos, or a data set in DreamBooth's layout that has a folder
-    of the same name as the run's. Raises: ConfigError if it does not, or no folder is known."""
+    """The run's own photos; or `images`: a folder of photos, or a data set in DreamBooth's layout with a folder of the
+    same name as the run's.
+
+    Raises: ConfigError if the data set has no such folder, or no folder is known; PhotoError if it is gone.
+    """
     own = run.settings().subject.images if run else None
     if images is None:
         if own is None:

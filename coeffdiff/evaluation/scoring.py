@@ -1,7 +1,8 @@
-"""One adapter and one subject: pictures made and scored."""
+"""One adapter and one subject: make the pictures, score them."""
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -12,18 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from coeffdiff.data.templates import fill
 from coeffdiff.errors import ConfigError
-from coeffdiff.evaluation.prompts import without_token
 from coeffdiff.evaluation.protocol import (
-    DRIFT_PROMPTS,
-    ONE_PROCESS,
     THUMBNAIL,
     Asked,
     Protocol,
     Scored,
     Seen,
     Subject,
+    asked_for,
 )
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.metrics.encoders import Encoders
@@ -35,32 +33,12 @@ from coeffdiff.metrics.features import (
     mean_pairwise_cosine,
 )
 from coeffdiff.metrics.pictures import References, joined, references_of
-from coeffdiff.sampling import output
 from coeffdiff.sampling.generation import generate
 from coeffdiff.sampling.options import Options
-from coeffdiff.sampling.output import plan
-from coeffdiff.utils.distributed import DistributedContext
+from coeffdiff.sampling.output import plan, recipe
+from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
 from coeffdiff.utils.grids import fitted
 from coeffdiff.utils.png import save_png
-
-
-def asked_for(protocol: Protocol, token: str, class_word: str | None, *, known: bool = True) -> list[Asked]:
-    """Every picture of an evaluation, in order. known: whether the model knows the token; the bare one does not,
-    and is asked for any of the class."""
-    asked = []
-    prompts = [fill(template, token, class_word) for template in protocol.prompts.subject]
-    texts = [without_token(prompt, token) for prompt in prompts]
-    groups = [("subject", prompts if known else texts, texts, protocol.pictures)]
-    if known and protocol.drift_pictures:
-        of_class = texts[:: max(1, len(texts) // DRIFT_PROMPTS)][:DRIFT_PROMPTS] if class_word else []
-        groups.append(("class", of_class, of_class, protocol.drift_pictures))
-        others = list(protocol.prompts.unrelated)
-        groups.append(("unrelated", others, others, protocol.drift_pictures))
-    for group, wanted, without, count in groups:
-        for number, (prompt, text) in enumerate(zip(wanted, without, strict=True)):
-            seeds = range(protocol.first_seed + number * count, protocol.first_seed + (number + 1) * count)
-            asked += [Asked(group, prompt, text, seed) for seed in seeds]
-    return asked
 
 
 def score_adapter(
@@ -76,64 +54,59 @@ def score_adapter(
     team: DistributedContext = ONE_PROCESS,
     on_progress: Callable[[float], None] = lambda done: None,
 ) -> Scored:
-    """Make all pictures with what is loaded on `pipe`, one adapter or none, and score them against the subject.
+    """Make all pictures with the adapter on `pipe`, or with the base model, and score them against the subject.
 
-    Several processes of a team make whole batches each, and all of them return the same: a batch is made and looked
-    at by one of them, of whichever size the team is.
+    Several processes make whole batches each and all return the same scores. A batch is made and encoded by one
+    process, so that its features do not depend on the number of processes.
 
     Args:
         references: from see_photos, for a subject that is scored several times.
-        base: the base model's pictures for drift, which are looked up here and added here; share it among adapters
-            on one model with one protocol.
+        base: the base model's pictures for drift, by prompt and seed; missing ones are added. Share it among
+            adapters on one model with one protocol.
         folder: where the subject's pictures go, as PNGs with their recipes.
-        on_progress: how many pictures are done, the base model's for drift among them.
+        on_progress: takes how many pictures are done, the base model's for drift among them.
     Returns: data with
         scores: dino, clip_i and, where photos have masks, dino_masked, clip_i_masked; clip_t; diversity; drift,
-            drift_class, drift_unrelated; those that encoders, masks and prompts allow of;
-        photos: how near the photos are to each other (dino, clip_i), how many there are and how many have masks;
-        pictures: for each of the subject's pictures its prompt, text, seed and own scores;
-        drift: for each prompt without the token, seed by seed, how far it moved.
+            drift_class, drift_unrelated; as far as encoders, masks and prompts allow;
+        photos: the photos' similarity to each other (dino, clip_i), their number, and how many have masks;
+        pictures: each of the subject's pictures with prompt, text, seed and its own scores;
+        drift: each prompt without the token, seed by seed, with its drift.
+    Raises: ConfigError if several adapters are loaded; NonFinitePicture.
     """
     adapters = loaded_adapters(pipe)
     if len(adapters) > 1:
         raise ConfigError("One adapter is scored at a time, and several are loaded.")
     asked = asked_for(protocol, subject.token, subject.class_word, known=bool(adapters))
-    away = [one for one in asked if one.group != "subject"]
     base = {} if base is None else base
-    lacking = [one for one in away if (one.prompt, one.seed) not in base]
+    missing = [one for one in asked if one.group != "subject" and (one.prompt, one.seed) not in base]
     references = references or see_photos(encoders, subject)
-
-    def told(before: int) -> Callable[[float], None]:
-        return lambda done: on_progress(before + done)
-
-    seen = _make(pipe, asked, protocol.options, encoders, team, told(0), folder, details)
-    if lacking:
+    make = functools.partial(_make, pipe, options=protocol.options, encoders=encoders, team=team)
+    seen = make(asked, on_progress=on_progress, folder=folder, details=details)
+    if missing:
         with _switched_off(adapters[0]):
-            found = _make(pipe, lacking, protocol.options, encoders, team, told(len(asked)))
-        base |= {(one.prompt, one.seed): picture for one, picture in zip(lacking, found, strict=True)}
+            found = make(missing, on_progress=lambda done: on_progress(len(asked) + done))
+        base |= {(one.prompt, one.seed): picture for one, picture in zip(missing, found, strict=True)}
     pairs = list(zip(asked, seen, strict=True))
-    mine = [(one, picture) for one, picture in pairs if one.group == "subject"]
+    of_subject = [(one, picture) for one, picture in pairs if one.group == "subject"]
     others = [(one, picture) for one, picture in pairs if one.group != "subject"]
-    return Scored(
-        {
-            "scores": _scores(mine, others, base, references, encoders),
-            "photos": _photo_scores(subject, references),
-            "pictures": _each_picture(mine, references, encoders),
-            "drift": _each_drift(others, base),
-        },
-        _thumbnails(mine, others, base),
-    )
+    data = {
+        "scores": _scores(of_subject, others, base, references, encoders),
+        "photos": _photo_scores(subject, references),
+        "pictures": _each_picture(of_subject, references, encoders),
+        "drift": _each_drift(others, base),
+    }
+    return Scored(data, _thumbnails(of_subject, others, base))
 
 
 def see_photos(encoders: Encoders, subject: Subject) -> References:
-    """The photos as the encoders see them."""
+    """The photos' features, with and without their background."""
     pairs = zip(subject.photos, subject.masks, strict=True)
     return joined([references_of(encoders, [photo.open()], [mask]) for photo, mask in pairs])
 
 
 @contextmanager
 def _switched_off(adapter: Any) -> Iterator[None]:
-    """At scale 0 a layer runs its original processor: the base model, bit for bit."""
+    """The adapter at scale 0, where each layer runs its original processor: the base model, bit for bit."""
     scale = adapter.scale
     adapter.set_scale(0.0)
     try:
@@ -145,6 +118,7 @@ def _switched_off(adapter: Any) -> Iterator[None]:
 def _make(
     pipe: Any,
     asked: Sequence[Asked],
+    *,
     options: Options,
     encoders: Encoders,
     team: DistributedContext,
@@ -152,27 +126,34 @@ def _make(
     folder: Path | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> list[Seen]:
-    """Pictures and features of all that is asked for, on every process: each makes every n-th batch."""
+    """Make and encode all pictures; each process makes every n-th batch and returns all of them."""
     requests = [one.request for one in asked]
     batches = plan(requests, options.batch_size)[team.rank :: team.size]
-    order = [index for batch in batches for index in batch]
+    own = [requests[index] for batch in batches for index in batch]
     made: dict[int, Seen] = {}
-    pictures = generate(
-        pipe, [requests[i] for i in order], options, on_progress=lambda done: on_progress(done * team.size)
-    )
+    pictures = generate(pipe, own, options, on_progress=lambda done: on_progress(done * team.size))
     with closing(pictures):
         for batch in batches:
             images = [next(pictures)[1] for _ in batch]
-            # In the lots that they were made in, so that no feature depends on how many processes there are
-            features = {kind: encoder.features(images) for kind, encoder in _kinds(encoders)}
-            for place, (index, image) in enumerate(zip(batch, images, strict=True)):
-                own = {kind: of[place] for kind, of in features.items()}
-                made[index] = Seen(own, jpeg_bytes(fitted(image, THUMBNAIL, smoothly=True)))
+            made |= zip(batch, _encode(images, encoders), strict=True)
+            for index, image in zip(batch, images, strict=True):
                 if folder and asked[index].group == "subject":
-                    recipe = output.recipe(pipe, requests[index], options, details)
-                    save_png(image, folder / f"{index + 1:03d}-seed{asked[index].seed}.png", recipe)
-    together = {index: seen for part in team.gather(made) for index, seen in part.items()}
-    return [together[index] for index in range(len(asked))]
+                    file = folder / f"{index + 1:03d}-seed{asked[index].seed}.png"
+                    save_png(image, file, recipe(pipe, requests[index], options, details))
+    everyones = {index: seen for part in team.gather(made) for index, seen in part.items()}
+    return [everyones[index] for index in range(len(asked))]
+
+
+def _encode(images: Sequence[Image.Image], encoders: Encoders) -> list[Seen]:
+    """Features and thumbnails of one batch."""
+    features = {kind: encoder.features(images) for kind, encoder in _kinds(encoders)}
+    return [
+        Seen(
+            {kind: of[place] for kind, of in features.items()},
+            jpeg_bytes(fitted(image, THUMBNAIL, smoothly=True)),
+        )
+        for place, image in enumerate(images)
+    ]
 
 
 def _kinds(encoders: Encoders) -> list[tuple[str, Any]]:
@@ -196,21 +177,21 @@ def _fidelity(features: Mapping[str, Tensor], references: References) -> dict[st
 
 
 def _scores(
-    mine: Sequence[tuple[Asked, Seen]],
+    of_subject: Sequence[tuple[Asked, Seen]],
     others: Sequence[tuple[Asked, Seen]],
     base: Mapping[tuple[str, int], Seen],
     references: References,
     encoders: Encoders,
 ) -> dict[str, float]:
-    """All numbers that describe an adapter on a subject."""
+    """The scores of an adapter on a subject; those that cannot be computed are left out."""
     kinds = list(encoders.names())
-    scores: dict[str, float | None] = dict(_fidelity({k: _stacked(mine, k) for k in kinds}, references))
+    scores: dict[str, float | None] = dict(_fidelity({k: _stacked(of_subject, k) for k in kinds}, references))
     if encoders.clip:
-        texts = encoders.clip.text_features([one.text for one, _ in mine])
-        scores["clip_t"] = mean_paired_cosine(_stacked(mine, "clip"), texts)
+        texts = encoders.clip.text_features([one.text for one, _ in of_subject])
+        scores["clip_t"] = mean_paired_cosine(_stacked(of_subject, "clip"), texts)
     apart = "dino" if encoders.dino else "clip"
-    prompts = dict.fromkeys(one.prompt for one, _ in mine)
-    groups = [[pair for pair in mine if pair[0].prompt == prompt] for prompt in prompts]
+    prompts = dict.fromkeys(one.prompt for one, _ in of_subject)
+    groups = [[pair for pair in of_subject if pair[0].prompt == prompt] for prompt in prompts]
     scores["diversity"] = diversity([_stacked(group, apart) for group in groups])
     for name, wanted in (
         ("drift", ("class", "unrelated")), ("drift_class", ("class",)), ("drift_unrelated", ("unrelated",)),
@@ -223,7 +204,7 @@ def _scores(
 
 
 def _photo_scores(subject: Subject, references: References) -> dict[str, Any]:
-    """How near photos are to each other: what a perfect adapter would reach, were its pictures photos of the same."""
+    """The photos' similarity to each other: the best that pictures of the same subject could reach."""
     found: dict[str, Any] = {
         "count": len(subject.photos),
         "with_masks": sum(mask is not None for mask in subject.masks),
@@ -234,11 +215,11 @@ def _photo_scores(subject: Subject, references: References) -> dict[str, Any]:
 
 
 def _each_picture(
-    mine: Sequence[tuple[Asked, Seen]], references: References, encoders: Encoders
+    of_subject: Sequence[tuple[Asked, Seen]], references: References, encoders: Encoders
 ) -> list[dict[str, Any]]:
-    texts = encoders.clip.text_features([one.text for one, _ in mine]) if encoders.clip else None
+    texts = encoders.clip.text_features([one.text for one, _ in of_subject]) if encoders.clip else None
     found = []
-    for number, (one, seen) in enumerate(mine):
+    for number, (one, seen) in enumerate(of_subject):
         own = _fidelity({kind: of[None] for kind, of in seen.features.items()}, references)
         if texts is not None:
             own["clip_t"] = mean_paired_cosine(seen.features["clip"][None], texts[number : number + 1])
@@ -259,11 +240,11 @@ def _each_drift(
 
 
 def _thumbnails(
-    mine: Sequence[tuple[Asked, Seen]],
+    of_subject: Sequence[tuple[Asked, Seen]],
     others: Sequence[tuple[Asked, Seen]],
     base: Mapping[tuple[str, int], Seen],
 ) -> dict[str, bytes]:
-    found = {f"subject-{i}": seen.thumbnail for i, (_, seen) in enumerate(mine)}
+    found = {f"subject-{i}": seen.thumbnail for i, (_, seen) in enumerate(of_subject)}
     for i, (one, seen) in enumerate(others):
         found |= {f"drift-{i}": seen.thumbnail, f"base-{i}": base[one.prompt, one.seed].thumbnail}
     return found

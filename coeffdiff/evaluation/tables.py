@@ -10,15 +10,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.protocol import Evaluation
 from coeffdiff.evaluation.report import RunPage, write_report
 from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.output_folder import write_errors
 
 
 def write_results(evaluation: Evaluation, pages: Sequence[RunPage]) -> None:
-    """JSON, CSV and page, each whole. Raises: ConfigError if the disk refuses."""
-    try:
+    """JSON, CSV and page, each atomically. Raises: ConfigError if they cannot be written."""
+    with write_errors(str(evaluation.folder)):
         with atomic_write(evaluation.numbers) as unfinished:
             unfinished.write_text(
                 json.dumps(evaluation.results, indent=1, default=str) + "\n", encoding="utf-8"
@@ -27,12 +27,10 @@ def write_results(evaluation: Evaluation, pages: Sequence[RunPage]) -> None:
             unfinished.write_text(csv_of(evaluation.results["runs"]), encoding="utf-8")
         with atomic_write(evaluation.report) as unfinished:
             write_report(evaluation.results, pages, unfinished)
-    except OSError as error:
-        raise ConfigError(f"{evaluation.folder} cannot be written: {error.strerror or error}.") from None
 
 
 def csv_of(runs: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each run: what it is, then its scores; scores that a run has not are left empty."""
+    """A row for each run: its facts, then its scores; scores that a run lacks are left empty."""
     facts = (
         "run",
         "subject",
@@ -69,19 +67,22 @@ def summary(results: Mapping[str, Any]) -> str:
     lines = ["  ".join(["run".ljust(width), *(name.rjust(6) for name in names)])]
     lines += [line(run["run"], run["scores"]) for run in results["runs"]]
     if by_step := _steps_of_one(results):
-        # A mean over steps says nothing; which step is best by which score does
-        better = [name for name in ("dino", "dino_masked", "clip_i", "clip_t") if name in names]
-        said = []
-        for name in better:
+        # Not a mean over steps, but which step is best by which score
+        higher_is_better = [name for name in ("dino", "dino_masked", "clip_i", "clip_t") if name in names]
+        best = []
+        for name in higher_is_better:
             scores = {run["scores"].get(name, -1.0): step for step, run in reversed(by_step.items())}
-            said.append(f"{name} is highest at step {scores[max(scores)]}")
-        lines.append(", ".join(said))
+            best.append(f"{name} is highest at step {scores[max(scores)]}")
+        lines.append(", ".join(best))
     elif len(results["runs"]) > 1:
-        every = {
-            name: [run["scores"][name] for run in results["runs"] if name in run["scores"]] for name in names
-        }
-        lines.append(line("mean", {name: statistics.fmean(values) for name, values in every.items()}))
+        lines.append(line("mean", _means(results["runs"], names)))
     return "\n".join(lines)
+
+
+def _means(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    return {
+        name: statistics.fmean(run["scores"][name] for run in runs if name in run["scores"]) for name in names
+    }
 
 
 def _steps_of_one(results: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:

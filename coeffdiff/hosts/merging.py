@@ -1,14 +1,13 @@
-"""Several adapters as one: what load_adapter adds up when they are loaded together, written as one folder.
+"""Several adapters as one folder, with the same effect as loading them together.
 
-coeff = I + sum of scale_i * (coeff_i - I) on every layer, and LoRA's weight changes add up the same way. Maps and
-values are never mixed by one coeff. No model is needed for it.
+coeff = I + sum of scale_i * (coeff_i - I) on every layer, and LoRA's weight changes add up the same way. One coeff
+never mixes both maps and values. Needs no model.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,22 +15,22 @@ from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts.lora_file import lora_pairs, write_lora
+from coeffdiff.hosts.merge_checks import Part, check_parts, common_base
 from coeffdiff.method.adapter_file import pack_coefficients, read_coefficients, read_lora
 from coeffdiff.method.adapter_header import (
-    OWN_VAE,
     AdapterHeader,
     BaseHeader,
     LoraHeader,
     MergedPart,
     format_for,
 )
-from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE, find_adapter, same_adapter
+from coeffdiff.method.adapter_paths import COEFF_FILE, find_adapter, same_adapter
 from coeffdiff.method.coefficients import Mixes, deviation_of
 from coeffdiff.utils.atomic import atomic_write
-from coeffdiff.utils.writable import why_unwritable
+from coeffdiff.utils.output_folder import refuse_occupied, why_unwritable, write_errors
 
-_MOST_RANKS = 1024  # what LoraHeader allows
-_MOST_PARTS = 100  # what AdapterHeader allows
+_MOST_RANKS = 1024  # the limit of LoraHeader
+_MOST_PARTS = 100  # the limit of AdapterHeader
 
 
 def merge_adapters(
@@ -42,25 +41,38 @@ def merge_adapters(
 ) -> AdapterHeader:
     """Write the weighted sum of adapters as the adapter folder `output`.
 
-    The sum of alphas is taken in float64 and exact up to one rounding to float32. LoRAs are laid side by side: the
-    merged one has the sum of their ranks, so its product is the sum of theirs. The first adapter's token is the
-    merged one's; all of them keep their own in the header's `merged`, and each word still calls its own subject.
+    The sum of alphas is computed in float64 and exact up to one rounding to float32. LoRAs are concatenated: the
+    merged rank is the sum of their ranks, and its product the sum of their products. The first adapter's token is
+    the merged one's; the header's `merged` lists all tokens, and each still calls its own subject.
 
     Args:
-        adapters: run or adapter folders and scales; None is what an adapter recommends.
-        base_model: what to write down as the base, needed where the adapters name different ones.
-        vae: the same of the VAE; OWN_VAE is the base model's own.
+        adapters: run or adapter folders and scales; None is the adapter's recommended one.
+        base_model: to record as the base; needed where the adapters name different ones.
+        vae: likewise; OWN_VAE is the base model's own.
     Returns: the header that was written; its recommended scale is 1.
-    Raises: AdapterError for a damaged adapter, a DoRA, ranks beyond 1024, a scale that is 0 or no number, an output
+    Raises: AdapterError for a damaged adapter, a DoRA, ranks beyond 1024, a scale that is 0 or not finite, an output
         that holds something, or if one adapter mixes maps and another values; AdapterMismatch if they belong to
         different models.
     """
     if len(adapters) < 2:
         raise AdapterError("Merging takes at least two adapters, such as runs/a:0.7 runs/b:0.3.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise AdapterError(f"{output} is not empty; name another --output. Nothing was changed.")
+    refuse_occupied(output, AdapterError)
     if reason := why_unwritable(output.parent):  # where its temporary name will be
         raise AdapterError(f"The adapter {output} cannot be written: {reason}.")
+    parts = _read_parts(adapters)
+    check_parts(parts, base_model)
+    base = common_base(parts, base_model, vae)
+    alphas = _sum_of_alphas(parts)
+    rank, lora = _concatenated_loras(parts)
+    header = _merged_header(parts, base, base_model, rank)
+    if not all(tensor.isfinite().all() for tensor in (*alphas.values(), *lora.values())):
+        raise AdapterError("The sum is not finite; the scales are too large.")
+    _write(output, header, alphas, lora)
+    return header
+
+
+def _read_parts(adapters: Sequence[tuple[str | Path, float | None]]) -> list[Part]:
+    """Raises: AdapterError for a damaged adapter, or for the same one twice."""
     folders = [find_adapter(path) for path, _ in adapters]
     for one, other in itertools.combinations(folders, 2):
         if same_adapter(one, other):
@@ -68,35 +80,46 @@ def merge_adapters(
                 f"{one} and {other} are the same adapter, given twice; one with the sum of their scales does the same "
                 "and needs no merging."
             )
-    read = [read_coefficients(folder) for folder in folders]
-    headers = [header for header, _ in read]
-    scales = [
-        header.recommended_scale if scale is None else scale
-        for (_, scale), header in zip(adapters, headers, strict=True)
+    read = [(folder, *read_coefficients(folder)) for folder in folders]
+    return [
+        Part(
+            folder,
+            header,
+            header.recommended_scale if scale is None else scale,
+            alphas,
+            read_lora(folder, header),
+        )
+        for (folder, header, alphas), (_, scale) in zip(read, adapters, strict=True)
     ]
-    loras = [read_lora(folder, header) for folder, header in zip(folders, headers, strict=True)]
-    _check(folders, headers, scales, base_model)
-    base = _common_base(folders, headers, base_model, vae)
 
-    alphas: dict[str, Tensor] = {}
-    heads: dict[str, int] = {}
-    for (header, own), scale in zip(read, scales, strict=True):
-        for layer, count in header.heads.items():
-            deviation = scale * deviation_of(own[f"{layer}.alpha"].double(), header.form)
-            alphas[f"{layer}.alpha"] = alphas.get(f"{layer}.alpha", 0) + deviation
-            heads[layer] = count
-    rank, tensors = _side_by_side(folders, headers, scales, loras)
-    first = headers[0]
-    parts = [part for header, scale in zip(headers, scales, strict=True) for part in _parts(header, scale)]
-    if len(parts) > _MOST_PARTS:
-        raise AdapterError(f"These are {len(parts)} adapters; at most {_MOST_PARTS} can be merged into one.")
+
+def _sum_of_alphas(parts: Sequence[Part]) -> dict[str, Tensor]:
+    """sum of scale * (coeff - I) by layer, added in float64."""
+    sums: dict[str, Tensor] = {}
+    for part in parts:
+        for layer in part.header.heads:
+            key = f"{layer}.alpha"
+            deviation = part.scale * deviation_of(part.alphas[key].double(), part.header.form)
+            sums[key] = sums.get(key, 0) + deviation
+    return {key: alpha.float().contiguous() for key, alpha in sums.items()}
+
+
+def _merged_header(
+    parts: Sequence[Part], base: BaseHeader | None, base_model: str | None, rank: int
+) -> AdapterHeader:
+    """Raises: AdapterError for too many parts."""
+    headers = [part.header for part in parts]
+    merged = [one for part in parts for one in _merged_parts(part.header, part.scale)]
+    if len(merged) > _MOST_PARTS:
+        raise AdapterError(f"These are {len(merged)} adapters; at most {_MOST_PARTS} can be merged into one.")
+    heads = {layer: count for header in headers for layer, count in header.heads.items()}
     mixes: Mixes = next((header.mixes for header in headers if header.heads), "maps")
-    merged = first.model_copy(
+    return headers[0].model_copy(
         update={
             "format_version": format_for(mixes, base.vae if base else None),
             "base": base,
             "kind": "+".join(["coeff"] * bool(heads) + ["lora"] * bool(rank)),
-            "base_model": base_model or first.base_model,
+            "base_model": base_model or headers[0].base_model,
             "form": "residual",
             "mixes": mixes,
             "heads": heads,
@@ -104,111 +127,53 @@ def merge_adapters(
             "trained_steps": max(header.trained_steps for header in headers),
             "resolution": max(header.resolution for header in headers),
             "recommended_scale": 1.0,
-            "merged": tuple(parts),
+            "merged": tuple(merged),
         }
     )
-    narrow = {key: alpha.float().contiguous() for key, alpha in alphas.items()}
-    if not all(tensor.isfinite().all() for tensor in (*narrow.values(), *tensors.values())):
-        raise AdapterError("The sum is not finite; the scales are too large.")
-    try:
-        with atomic_write(output) as temporary:
-            temporary.mkdir()
-            (temporary / COEFF_FILE).write_bytes(pack_coefficients(narrow, merged))
-            if rank:
-                modules = sorted({key.rpartition(".lora_")[0] for key in tensors})
-                write_lora(temporary, tensors, rank=rank, alpha=float(rank), dora=False, modules=modules)
-            (temporary / "README.md").write_text(_card(merged), encoding="utf-8")
-    except OSError as error:
-        raise AdapterError(f"The adapter {output} cannot be written: {error.strerror or error}.") from None
-    return merged
 
 
-def _check(
-    folders: Sequence[Path], headers: Sequence[AdapterHeader], scales: Sequence[float], base_model: str | None
-) -> None:
-    first, start = headers[0], folders[0]
-    heads: dict[str, tuple[int, Path]] = {}
-    mixing: dict[Mixes, Path] = {
-        header.mixes: folder for folder, header in zip(folders, headers, strict=True) if header.heads
-    }
-    if len(mixing) > 1:
-        raise AdapterError(
-            f"{mixing['maps']} mixes attention maps and {mixing['values']} mixes values, which do not add up to one "
-            "alpha; load them together instead."
-        )
-    for folder, header, scale in zip(folders, headers, scales, strict=True):
-        if not math.isfinite(scale) or scale == 0:
-            raise AdapterError(f"The scale of {folder} must be a finite number other than 0, not {scale:g}.")
-        if header.lora and header.lora.dora:
-            raise AdapterError(
-                f"{folder} is a DoRA, whose change depends on the base model's weights and adds up with no other; "
-                "load it beside the other adapters instead."
-            )
-        unknown = sorted({file.name for file in folder.glob("*.safetensors")} - {COEFF_FILE, LORA_FILE})
-        if unknown:
-            raise AdapterError(
-                f"{folder} also holds {unknown[0]}, which cannot be merged; load the adapters together instead."
-            )
-        if not base_model and header.base_model != first.base_model:
-            raise AdapterMismatch(
-                f"{start} was trained on {first.base_model} and {folder} on {header.base_model}. If they share an "
-                "architecture, pass --model with the one that the merged adapter is for."
-            )
-        for layer, count in header.heads.items():
-            found, where = heads.setdefault(layer, (count, folder))
-            if found != count:
-                raise AdapterMismatch(
-                    f"{where} has {found} heads in {layer} and {folder} has {count}: they were trained on models of "
-                    "different architecture."
-                )
-
-
-def _common_base(
-    folders: Sequence[Path], headers: Sequence[AdapterHeader], base_model: str | None, vae: str | None
-) -> BaseHeader | None:
-    """How the base model is to be opened for all of them. Raises: AdapterMismatch if their VAEs differ."""
-    known = [(folder, header.base) for folder, header in zip(folders, headers, strict=True) if header.base]
-    for folder, other in known[1:]:
-        start, one = known[0]
-        if vae is None and one.vae != other.vae:
-            raise AdapterMismatch(
-                f"{start} was trained with {one.described_vae} and {folder} with {other.described_vae}; say which one "
-                f"the merged adapter is for: --vae {one.vae or OWN_VAE} or --vae {other.vae or OWN_VAE} ({OWN_VAE} is "
-                "the base model's own)."
-            )
-    if not known:
-        return None if vae in (None, OWN_VAE) else BaseHeader(vae=vae)
-    first = known[0][1]
-    chosen = first.vae if vae is None else None if vae == OWN_VAE else vae
-    # What the networks were is said only where all agree: of another model or VAE nobody has looked
-    agree = [
-        (name, print_)
-        for name, print_ in first.networks.items()
-        if not base_model
-        and all(other.networks.get(name) == print_ for _, other in known)
-        and (name != "vae" or chosen == first.vae)
-    ]
-    return first.model_copy(update={"vae": chosen, "networks": dict(agree)})
-
-
-def _side_by_side(
-    folders: Sequence[Path],
-    headers: Sequence[AdapterHeader],
-    scales: Sequence[float],
-    loras: Sequence[dict[str, Tensor]],
-) -> tuple[int, dict[str, Tensor]]:
-    """The sum of the ranks and PEFT's A and B by key: A below A, B beside B with scale * alpha / rank in it."""
-    pairs, strengths, ranks = [], [], []
-    for folder, header, scale, tensors in zip(folders, headers, scales, loras, strict=True):
+def _write(output: Path, header: AdapterHeader, alphas: dict[str, Tensor], lora: dict[str, Tensor]) -> None:
+    """The adapter folder, atomically. Raises: AdapterError if it cannot be written."""
+    with write_errors(f"The adapter {output}", AdapterError), atomic_write(output) as temporary:
+        temporary.mkdir()
+        (temporary / COEFF_FILE).write_bytes(pack_coefficients(alphas, header))
         if header.lora:
-            pairs.append(lora_pairs(tensors, str(folder)))
-            strengths.append(scale * header.lora.alpha / header.lora.rank)
-            ranks.append(header.lora.rank)
+            rank = header.lora.rank
+            modules = sorted({key.rpartition(".lora_")[0] for key in lora})
+            write_lora(temporary, lora, rank=rank, alpha=float(rank), dora=False, modules=modules)
+        (temporary / "README.md").write_text(_card(header), encoding="utf-8")
+
+
+def _concatenated_loras(parts: Sequence[Part]) -> tuple[int, dict[str, Tensor]]:
+    """The sum of the ranks and PEFT's tensors by key: A below A, B beside B with scale * alpha / rank in it.
+
+    Raises: AdapterError for more than 1024 ranks; AdapterMismatch for matrices of different sizes.
+    """
+    pairs, strengths, ranks = [], [], []
+    for part in parts:
+        if lora := part.header.lora:
+            pairs.append(lora_pairs(part.lora, str(part.folder)))
+            strengths.append(part.scale * lora.alpha / lora.rank)
+            ranks.append(lora.rank)
     if sum(ranks) > _MOST_RANKS:
         raise AdapterError(
             f"The LoRAs' ranks add up to {sum(ranks):,}, and an adapter has at most {_MOST_RANKS:,}; "
             "load the adapters together instead."
         )
+    merged: dict[str, Tensor] = {}
+    for module, (wide, tall) in _sizes(pairs, ranks).items():
+        absent = [(torch.zeros(rank, wide), torch.zeros(tall, rank)) for rank in ranks]
+        present = [pair.get(module, zeros) for pair, zeros in zip(pairs, absent, strict=True)]
+        merged[f"{module}.lora_A.weight"] = torch.cat([a.float() for a, _ in present])
+        scaled = [strength * b.double() for (_, b), strength in zip(present, strengths, strict=True)]
+        merged[f"{module}.lora_B.weight"] = torch.cat(scaled, dim=1).float()
+    return sum(ranks), merged
+
+
+def _sizes(
+    pairs: Sequence[Mapping[str, tuple[Tensor, Tensor]]], ranks: Sequence[int]
+) -> dict[str, tuple[int, int]]:
+    """Input and output width of every module that a LoRA changes. Raises: AdapterMismatch where two differ."""
     sizes: dict[str, tuple[int, int]] = {}
     for own, rank in zip(pairs, ranks, strict=True):
         for module, (a, b) in own.items():
@@ -218,18 +183,11 @@ def _side_by_side(
                     f"The LoRAs change {module} in matrices that do not fit together: they were trained on models of "
                     "different architecture, or one of them is damaged."
                 )
-    merged: dict[str, Tensor] = {}
-    for module, (wide, tall) in sizes.items():
-        absent = [(torch.zeros(rank, wide), torch.zeros(tall, rank)) for rank in ranks]
-        parts = [pair.get(module, zeros) for pair, zeros in zip(pairs, absent, strict=True)]
-        merged[f"{module}.lora_A.weight"] = torch.cat([a.float() for a, _ in parts])
-        scaled = [strength * b.double() for (_, b), strength in zip(parts, strengths, strict=True)]
-        merged[f"{module}.lora_B.weight"] = torch.cat(scaled, dim=1).float()
-    return sum(ranks), merged
+    return sizes
 
 
-def _parts(header: AdapterHeader, scale: float) -> tuple[MergedPart, ...]:
-    """What this adapter contributes; one that was merged itself contributes its own parts."""
+def _merged_parts(header: AdapterHeader, scale: float) -> tuple[MergedPart, ...]:
+    """This adapter's entry in the header's `merged`; a merged adapter has one for each of its own parts."""
     if header.merged:
         return tuple(part.model_copy(update={"scale": scale * part.scale}) for part in header.merged)
     return (

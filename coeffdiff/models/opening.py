@@ -1,6 +1,6 @@
-"""The base model as an adapter's run opened it: its VAE, its configs, its variant; and what has changed since.
+"""The base model as an adapter's run opened it: its VAE, configs and variant; and what has changed since.
 
-An adapter's header says all that; of older adapters the run's config.yaml beside them does.
+An adapter's header records all that; for older adapters the run's config.yaml beside them does.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from coeffdiff.models.source import Backbone, Source
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter that is to be used: where it is, what it says of itself, and how its base model was opened."""
+    """An adapter's folder and header, and how its run opened the base model."""
 
     folder: Path
     header: AdapterHeader
 
     @property
     def base(self) -> BaseHeader | None:
-        """None: an older adapter without its run."""
+        """How its run opened the base model; None for an older adapter without its run."""
         if self.header.base is not None:
             return self.header.base
         config = self.folder.parent / "config.yaml"
         try:
             model = load_settings(config).model if config.is_file() else None
-        except CoeffDiffError:  # a run of another version
+        except CoeffDiffError:  # written by another version
             model = None
         if model is None:
             return None
@@ -47,7 +47,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person says of the base model; None: as the adapter says. vae: a folder, a hub id or OWN_VAE."""
+    """The base model, configs and VAE that the user names; None: the adapter's. vae: a folder, a hub id or OWN_VAE."""
 
     model: str | None = None
     config: str | None = None
@@ -55,7 +55,7 @@ class Asked:
 
 
 def model_for(adapters: Sequence[Trained], asked: Asked) -> ModelSettings:
-    """Which base model these adapters, loaded together, are to be used on, as settings.
+    """The base model for these adapters, loaded together, as settings.
 
     Raises: AdapterMismatch if they were trained with different VAEs and none is asked for.
     """
@@ -92,9 +92,10 @@ def _vae_alone(networks: dict[str, str]) -> dict[str, str]:
 
 
 def open_base(adapters: Sequence[Trained], asked: Asked, dtype: torch.dtype) -> Backbone:
-    """The base model for these adapters, found and checked, no weights loaded.
+    """Find and check the base model for these adapters, without loading weights.
 
-    Raises: ModelError if it, its configs or its VAE are not there, or if the VAE is another than in training.
+    Raises: ModelError if it, its configs or its VAE are missing, or if the VAE is not the one of training;
+        AdapterMismatch if the adapters were trained with different VAEs and none is asked for.
     """
     model = model_for(adapters, asked)
     hints = [] if asked.model else ["pass --model if it has moved"]
@@ -125,7 +126,7 @@ def _check_vae_is_there(adapter: Trained, vae: str) -> None:
 
 
 def _refuse_another_vae(adapter: Trained, base: Backbone, dtype: torch.dtype) -> None:
-    """Of a VAE beside the model, which makes the run's pictures as much as the adapter does."""
+    """A VAE beside the model shapes the run's pictures as much as the adapter does. Raises: ModelError."""
     before = adapter.base.networks if adapter.base else {}
     if base.vae and "vae" in before and changed(_vae_alone(before), fingerprints(base, dtype), exactly=False):
         place = where(base.vae[0])
@@ -137,7 +138,7 @@ def _refuse_another_vae(adapter: Trained, base: Backbone, dtype: torch.dtype) ->
 
 
 def _with_variant(base: Backbone, variant: str | None) -> Backbone:
-    """The files that the run took, where they are all here; otherwise what would be taken anyway."""
+    """The variant of the run's files where all of them are here; otherwise the base model as it is."""
     if (base.file and not base.unet_alone) or variant == base.variant or variant == "auto":
         return base
     chosen = replace(base, variant=variant)
@@ -149,7 +150,7 @@ def _with_variant(base: Backbone, variant: str | None) -> Backbone:
 
 
 def differences(adapters: Sequence[Trained], base: Backbone, dtype: torch.dtype) -> list[str]:
-    """A line for each adapter whose base model has other weights than in training; pictures are made all the same."""
+    """A line for each adapter whose base model has other weights than in training. No error: the pictures differ."""
     lines = []
     now = fingerprints(base, dtype) if any(adapter.base for adapter in adapters) else {}
     for adapter in adapters:
@@ -167,8 +168,10 @@ def differences(adapters: Sequence[Trained], base: Backbone, dtype: torch.dtype)
 def unlike_previews(
     adapters: Sequence[Trained], size: tuple[int, int] | None, precision: str | None
 ) -> list[str]:
-    """In what pictures of this size (width and height in pixels) and precision are not those that the run itself has
-    shown; None for what the person has chosen, who then knows."""
+    """How pictures of this size and precision differ from the run's own validation pictures, in a line or none.
+
+    size: width and height in pixels.  size, precision: None where the user has chosen it, and so needs no hint.
+    """
     if not adapters or adapters[0].header.merged:
         return []
     first = adapters[0]
@@ -191,12 +194,12 @@ def unlike_previews(
 
 
 def recipe(base: Backbone) -> dict[str, Any]:
-    """What a picture's recipe says of the base model."""
+    """The base model's part of a picture's recipe."""
     vae = where(base.vae[0]) if base.vae else None
     configs = {"model_config": where(base.source)} if base.file else {}
     return {"model": base.name, "vae": vae, "variant": base.variant} | configs
 
 
 def where(source: Source) -> str:
-    """A hub id, or an absolute path."""
+    """A source's hub id, or its absolute path."""
     return str(source.folder) if Path(source.name).expanduser().is_dir() else source.name

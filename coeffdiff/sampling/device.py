@@ -1,4 +1,4 @@
-"""The device and the precision of a pipeline, and where its parts wait."""
+"""The device, precision and offloading of a pipeline."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.hosts.guard import unwrapped
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.sampling.generation import cast_to, needs_upcast
-from coeffdiff.sampling.options import DTYPES, Offload, Precision
-from coeffdiff.utils.torch_setup import compile_blocks, has_bf16, prepare_kernels
+from coeffdiff.sampling.memory_options import Offload, Precision
+from coeffdiff.utils.torch_setup import DTYPES, compile_blocks, has_bf16, prepare_kernels
 
 
 def choose_device(
     precision: Precision = "auto", device: torch.device | None = None
 ) -> tuple[torch.device, torch.dtype]:
-    """The fastest device here, and the dtype for it: with "auto" bfloat16 or float16 on CUDA, float32 elsewhere.
+    """The fastest device, and its dtype: with "auto" bfloat16 or float16 on CUDA, float32 elsewhere.
 
-    device: has been chosen already, as where each of several processes has a GPU of its own.
+    device: one that is already assigned, for instance to this process among several.
     """
     if device is None:
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -34,13 +34,13 @@ def choose_device(
 def prepare_device(
     pipe: Any, device: torch.device | str, offload: Offload = "none", *, compiled: bool = False
 ) -> None:
-    """Move the pipeline, or let diffusers bring its parts to the device when they are needed.
+    """Move the pipeline to `device`, or let diffusers move its parts there when they are needed.
 
-    Load adapters before: under sequential offload the UNet has no weights that one could be compared with.
+    Load adapters first: under sequential offload the UNet has no weights to compare them with.
 
     Args:
-        compiled: torch.compile the UNet's blocks, which happens at the first picture (see speed.compile_blocks).
-    Raises: ConfigError for offload without a GPU, a DoRA under sequential offload, or for what cannot be compiled.
+        compiled: torch.compile the UNet's blocks at the first picture (see torch_setup.compile_blocks).
+    Raises: ConfigError for offload without a GPU, a DoRA under sequential offload, or where nothing can be compiled.
     """
     device = torch.device(device)
     refuse_offload(device, offload)
@@ -72,17 +72,17 @@ def refuse_offload(device: torch.device, offload: Offload) -> None:
 def _offload_sequentially(pipe: Any, device: torch.device) -> None:
     for adapter in loaded_adapters(pipe):
         if adapter.header.lora and adapter.header.lora.dora:
-            # A hook brings a module's weights for its own forward, and DoRA's magnitudes read those of others
+            # A hook loads a module's weights for its own forward; DoRA's magnitudes read other modules' weights
             raise ConfigError(
                 f"{adapter.path} is a DoRA, which --offload sequential cannot run; use --offload model."
             )
-    if needs_upcast(pipe.vae):  # once offloaded it cannot be cast any more
+    if needs_upcast(pipe.vae):  # once offloaded, it can no longer be cast
         cast_to(pipe.vae, torch.float32)
     pipe.enable_sequential_cpu_offload(device=device)
     from accelerate.hooks import remove_hook_from_module
 
-    # The hooks bring weights when a module's forward is called. Nobody calls that of a coefficient matrix, so alpha
-    # would stay behind on the meta device; all alphas of SDXL together are 200 KB.
+    # Hooks load weights when a module's forward is called. A coefficient matrix has no forward call, so alpha would
+    # stay on the meta device; all alphas of SDXL together take 200 KB.
     for module in unwrapped(pipe.unet).modules():
         if isinstance(module, Coefficients):
             remove_hook_from_module(module)

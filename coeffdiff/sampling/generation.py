@@ -27,18 +27,19 @@ def generate(
     encoded: Mapping[str, Encoded] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[tuple[Request, Image.Image]]:
-    """Pictures in the order of their requests, each made as it is asked for.
+    """Pictures in the order of their requests, each made when the iterator reaches it.
 
-    Requests of unequal scale are never in one batch, and the first adapter has its own scale again afterwards.
-    A picture's noise comes from its own seed only: it is drawn in float32 on the CPU, so that device, precision
-    and batch do not change it. In float32 on a CPU a picture changes by at most 2/255 with the batch that it is
-    made in, and in a batch of one it is what diffusers itself makes of this seed.
+    A batch holds requests of one scale; afterwards the first adapter has its own scale again. A picture's noise
+    comes from its own seed alone, in float32 on the CPU, so that device, precision and batch do not change it. In
+    float32 on a CPU a picture changes by at most 2/255 with its batch; in a batch of one it equals what diffusers
+    itself makes of this seed.
 
     Args:
         pipe: a StableDiffusionXLPipeline, in eval mode; text encoders may be None with `encoded`.
-        encoded: from encode_prompts, for this negative prompt and guidance; by default encoded here, at once.
+        encoded: from encode_prompts, for this negative prompt and guidance; by default all are encoded here.
+        on_progress: takes how many pictures are done, a started one counted by its steps.
     Raises: ConfigError for a size that the model cannot make, or a scale without an adapter; InjectionError if an
-        adapter has lost its alpha. While iterating: ModelError for a picture that is not finite.
+        adapter has lost its alpha. While iterating: NonFinitePicture.
     """
     requests = list(requests)
     check_options(pipe, options)
@@ -60,7 +61,7 @@ def generate(
 
 
 def _encode_requests(pipe: Any, requests: Sequence[Request], options: Options) -> list[Encoded]:
-    """The embeddings of each request: at scale 0 a learned token is read as the ordinary word that it was before."""
+    """The embeddings of each request. At scale 0 a learned token is encoded as an ordinary word."""
     found: dict[float | None, dict[str, Encoded]] = {}
     with _scales_kept(pipe) as use_scale:
         for scale in dict.fromkeys(request.scale for request in requests):
@@ -114,7 +115,7 @@ def _generate(
 
 
 def batches_of(requests: Sequence[Request], batch_size: int) -> list[range]:
-    """Neighbours of one scale, as many as fit."""
+    """Indices of neighbouring requests of one scale, at most batch_size in a batch."""
     batches = []
     for _, run in itertools.groupby(range(len(requests)), key=lambda i: requests[i].scale):
         indices = list(run)
@@ -125,7 +126,7 @@ def batches_of(requests: Sequence[Request], batch_size: int) -> list[range]:
 
 @contextmanager
 def _scales_kept(pipe: Any) -> Iterator[Callable[[float | None], None]]:
-    """A function that gives the first adapter a scale, or with None its own, which it has again in the end."""
+    """Yields a function that sets the first adapter's scale (None: its own); its own scale returns at the end."""
     first = next(iter(loaded_adapters(pipe)), None)
     own = first.scale if first else 0.0
 
@@ -156,7 +157,7 @@ def _denoise(
         height // pipe.vae_scale_factor,
         width // pipe.vae_scale_factor,
     )
-    # Each draws its initial noise, and then whatever its scheduler adds on the way.
+    # A generator draws the picture's initial noise, then the noise that its scheduler adds
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     if hasattr(pipe.scheduler, "noise_sampler_seed"):  # DPMSolverSDE has a generator of its own
@@ -194,7 +195,7 @@ def _denoise(
 
 @torch.no_grad()
 def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
-    """One picture at a time: the VAE's activations are the peak of memory, and its batch would change pictures."""
+    """One picture at a time: decoding is the peak of memory, and a batch of the VAE would change pictures."""
     vae = pipe.vae
     _check_finite(latent, request, f"the UNet in {dtype_name(pipe.unet)}", pipe)
     upcast = needs_upcast(vae) and not next(vae.parameters()).is_meta
@@ -222,7 +223,7 @@ def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
 
 
 def needs_upcast(vae: Any) -> bool:
-    """Whether the VAE says of itself that float16, in which it is, is too narrow."""
+    """Whether the VAE is in float16 and its config demands float32."""
     return vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
 
 
@@ -247,7 +248,7 @@ def _check_finite(tensor: Tensor, request: Request, source: str, pipe: Any) -> N
 
 @contextmanager
 def _without_bar(pipe: Any) -> Iterator[None]:
-    """diffusers' progress bar off for this pipeline while it runs; the caller shows one."""
+    """diffusers' own progress bar off inside; the caller shows one."""
     before = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:

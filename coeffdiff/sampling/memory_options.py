@@ -1,14 +1,19 @@
-"""Options that reduce the memory of sampling."""
+"""Options that reduce the memory of sampling. Loads no torch, so that the command line can declare them."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from coeffdiff.utils.oom import smaller_side
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Offload = Literal["none", "model", "sequential"]
 
 
 def sampling_switches(
     *, batch_size: int, offload: str, precision: str, size: tuple[int, int], device_type: str
 ) -> list[str]:
-    """What makes sampling smaller and is not already so. precision: fp32, fp16 or bf16; size: (width, height)."""
+    """The options that would still reduce memory. precision: fp32, fp16 or bf16; size: (width, height) in pixels."""
     found = []
     if batch_size > 1:
         found.append("--batch-size 1")

@@ -1,4 +1,4 @@
-"""What is asked of sampling: requests, options, and their limits."""
+"""Requests and options of sampling, and their limits."""
 
 from __future__ import annotations
 
@@ -6,24 +6,14 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError
 from coeffdiff.utils.text import has_surrogates
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
-
-
-Offload = Literal["none", "model", "sequential"]
-
-
 OnProgress = Callable[[float], None]  # how many pictures are done, a started one counted by its steps
-
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 _LARGEST_SEED = 2**63 - 1
@@ -37,9 +27,9 @@ def _check_side(name: str, pixels: int, step: int) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One picture; <V> in the prompt has been filled in.
+    """One picture. prompt: with <V> already replaced.
 
-    scale: of the adapter that was loaded first, for this picture alone; None leaves it as it is.
+    scale: of the first adapter, for this picture alone; None: its own.
     """
 
     prompt: str
@@ -55,11 +45,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Options:
-    """What all pictures of a call share. width and height in pixels; None: the model's own.
+    """Shared by all pictures of a call. width and height in pixels; None: the model's own.
 
-    guidance of 1 or less switches classifier-free guidance off. An empty negative prompt is the model's own idea
-    of none (in SDXL embeddings of zeros, not those of an empty text). batch_size changes speed and memory, and a
-    picture by no more than 2/255.
+    guidance of 1 or less switches classifier-free guidance off. An empty negative prompt is the model's default
+    (in SDXL embeddings of zeros, not those of an empty text). batch_size changes speed and memory, and a picture
+    by at most 2/255.
     """
 
     steps: int = 30
@@ -78,7 +68,9 @@ class Options:
         if has_surrogates(self.negative_prompt):
             raise ConfigError("The negative prompt is not valid text; it must be UTF-8.")
         for name in ("width", "height"):
-            _check_side(name, getattr(self, name) or 8, 8)  # 8: diffusers asks for it, whatever the VAE
+            _check_side(
+                name, getattr(self, name) or 8, 8
+            )  # diffusers demands multiples of 8, whatever the VAE
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ def check_options(pipe: Any, options: Options) -> None:
 
 
 def picture_size(pipe: Any, options: Options) -> tuple[int, int]:
-    """Width and height in pixels. Raises: ConfigError, with the nearest that is possible."""
+    """Width and height in pixels. Raises: ConfigError that names the nearest possible size."""
     native = pipe.default_sample_size
     height, width = native if isinstance(native, list | tuple) else (native, native)
     sizes = []

@@ -1,4 +1,4 @@
-"""Pictures as PNG files that carry their recipe, and as one grid."""
+"""Pictures as PNG files that hold their recipe, and one grid of all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.sampling.generation import batches_of, dtype_name, generate, needs_upcast
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, picture_size
 from coeffdiff.sampling.schedulers import settings_of_scheduler
-from coeffdiff.utils.distributed import DistributedContext
+from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
 from coeffdiff.utils.grids import fitted, labelled_grid
 from coeffdiff.utils.png import free_name, save_png
 
@@ -36,7 +36,7 @@ def write_pictures(
     details: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
-    team: DistributedContext | None = None,
+    team: DistributedContext = ONE_PROCESS,
     ending: str = "",
     grid: bool = True,
 ) -> list[Path]:
@@ -46,15 +46,15 @@ def write_pictures(
     the requests.
 
     Args:
-        details: goes into the recipes: the model's name and whatever else it takes to repeat a picture.
-        overwrite: replace files of the same name; otherwise the new ones take the next free names.
-        team: several processes that share the work, all called with equal arguments. A batch is made by one of
-            them and is the batch that one process alone would make, so the pictures are the same bit for bit.
-        ending: of the pictures' names, before .png.  grid: False leaves it to the caller.
+        details: added to the recipes: the model's name and whatever else it takes to repeat a picture.
+        overwrite: replace files of the same name; otherwise new files take the next free names.
+        team: processes that share the work, all called with equal arguments. Each batch is made by one of them and
+            is the same as with one process, so the pictures are equal bit for bit.
+        ending: of the pictures' names, before .png.  grid: False writes none.
     Returns: the pictures' files in the order of the requests, then the grid's.
     Raises: ConfigError if the folder cannot be written; and what generate raises.
     """
-    requests, team = list(requests), team or DistributedContext()
+    requests = list(requests)
     batches = plan(requests, options.batch_size)
     shares = batches[team.rank :: team.size]
     rounds = math.ceil(len(batches) / team.size)
@@ -64,7 +64,7 @@ def write_pictures(
     def made(done: float) -> None:
         if on_progress and team.size == 1:
             on_progress(done)
-        elif on_progress:  # as if all were as fast as this one; the last ones are done when all have said so
+        elif on_progress:  # assumes equal speed; all are done only after the last gather
             on_progress(min(len(requests) - 0.5, done * team.size))
 
     own = [i for share in shares for i in share]
@@ -92,11 +92,11 @@ def write_pictures(
         save_png(_grid(pipe, requests, thumbnails, cell), sheet)
         return sheet
 
-    return [*files, team.from_main(write_grid)] if files and grid else files
+    return [*files, team.on_main(write_grid)] if files and grid else files
 
 
 def plan(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
-    """Which requests are made at a time, one scale after the other: the work that several processes share."""
+    """The requests' indices in batches, one scale after the other: the units that processes share."""
     order = {scale: n for n, scale in enumerate(dict.fromkeys(request.scale for request in requests))}
     by_scale = sorted(
         range(len(requests)), key=lambda i: order[requests[i].scale]
@@ -112,13 +112,13 @@ def _file_name(number: int, request: Request, ending: str = "") -> str:
 
 
 def _cell(requests: Sequence[Request]) -> int:
-    """Side in pixels of a picture in the grid, which stays below some 2000 x 16000 where that is legible."""
+    """Side of a picture in the grid in pixels; keeps the grid below about 2000 x 16000 where that is legible."""
     columns, rows = _axes(requests)
     return max(96, min(256, 2048 // max(1, len(columns)), 16384 // max(1, len(rows))))
 
 
 def _axes(requests: Sequence[Request]) -> tuple[list[Any], list[Any]]:
-    """The grid's columns and rows: seeds beside each other for each prompt, or scales for each prompt and seed."""
+    """The grid's columns and rows: seeds by prompts, or scales by prompts and seeds."""
     if any(request.scale is not None for request in requests):
         rows: list[Any] = [(request.prompt, request.seed) for request in requests]
         columns: list[Any] = [request.scale for request in requests]
@@ -151,7 +151,7 @@ def _grid(
 def recipe(
     pipe: Any, request: Request, options: Options, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Everything that it takes to make this picture again, as plain values."""
+    """Everything needed to make this picture again, as plain values."""
     width, height = picture_size(pipe, options)
     return {
         "prompt": request.prompt,

@@ -1,4 +1,4 @@
-"""Text files with a prompt a line: comments, encodings, and the options of other tools that may stand in it."""
+"""Text files with a prompt a line: comments, encodings, and options of other tools in a line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from coeffdiff.data.captions import decode_text
 from coeffdiff.errors import ConfigError
 
 # sd-scripts' flags, then those of A1111's "prompts from file"
-_MEANT = {
+_OUR_OPTIONS = {
     "n": "--negative-prompt",
     "w": "--width",
     "h": "--height",
@@ -29,9 +29,9 @@ _FLAG = re.compile(r"(?<!\S)--([A-Za-z][\w-]*)(?:[ \t=]+(?!--[A-Za-z])(\S.*?))?(
 
 
 def prompts_in(data: bytes, file: Path) -> tuple[tuple[str, ...], str]:
-    """The prompts of a file's bytes, and its encoding; empty lines and those that begin with # are none.
+    """The prompts of a file's bytes, and its encoding. Empty lines and those that begin with # are skipped.
 
-    Raises: ConfigError for what is no text, and for a line with options in it, which would be drawn as words.
+    Raises: ConfigError for bytes that are no text, and for a line with options, which would be drawn as words.
     """
     try:
         text, encoding = decode_text(data)
@@ -47,13 +47,13 @@ def prompts_in(data: bytes, file: Path) -> tuple[tuple[str, ...], str]:
 
 
 def refuse_options(prompt: str, where: str) -> None:
-    """Raises: ConfigError if a prompt holds what other tools read as options, with those of `sample` to use instead."""
+    """Raises: ConfigError if a prompt holds options of other tools; it names those of `sample` to use instead."""
     found = list(_FLAG.finditer(prompt))
     if not found:
         return
     instead = []
     for match in found:
-        option, value = _MEANT.get(match[1].lower()), (match[2] or "").strip()
+        option, value = _OUR_OPTIONS.get(match[1].lower()), (match[2] or "").strip()
         if option and value:
             instead.append(f'{option} "{value}"' if " " in value else f"{option} {value}")
     options = " ".join(match[0].strip() for match in found)

@@ -1,4 +1,4 @@
-"""Prompts: filled in, checked against what text encoders read, encoded."""
+"""Prompts: fill in the token, check the length, encode."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ from coeffdiff.utils.text import has_surrogates
 
 
 def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
-    """The prompt with the adapters' one token in place of <V>. Raises: ConfigError unless one adapter is meant."""
+    """The prompt with the adapters' one token in place of <V>. Raises: ConfigError for no token or several."""
     if has_surrogates(prompt):
         raise ConfigError(f"The prompt {ascii(prompt)[:80]} is not valid text; it must be UTF-8.")
     if PLACEHOLDER not in prompt:
         return prompt
-    tokens = list(
-        dict.fromkeys(tokens)
-    )  # two adapters of one word are refused when they are loaded, with the reason
+    tokens = list(dict.fromkeys(tokens))  # check_apart refuses two adapters of one token
     if len(tokens) != 1:
         why = f"may mean {' or '.join(tokens)}" if tokens else "has no meaning without an adapter"
         raise ConfigError(
@@ -44,9 +42,9 @@ def warnings_for(
     pipe: Any,
     options: Options | None = None,
 ) -> list[str]:
-    """A line for each thing about the prompts that the person may not have meant; pictures are made all the same.
+    """A line for each problem with the prompts that the user may have overlooked; none of them is an error.
 
-    adapters: where each is and what it says of itself.
+    adapters: folders and headers.
     """
     lines = []
     for prompt in dict.fromkeys(prompts):
@@ -69,7 +67,7 @@ def warnings_for(
 
 
 def length_warnings(text: str, pipe: Any) -> list[str]:
-    """One line if the model does not read all of the text, or none: how long it is, and what is not read."""
+    """One line with the length and the part that is cut off, if the model does not read all of the text."""
     cuts = [
         cut
         for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)
@@ -87,13 +85,13 @@ def length_warnings(text: str, pipe: Any) -> list[str]:
 
 
 def _cut(text: str, tokenizer: Any) -> tuple[int, int, int] | None:
-    """Tokens with begin and end, the limit, and where in the text the first word begins that is not read whole."""
+    """Tokens with begin and end, the limit, and where in the text the first word begins that is cut off."""
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     room = tokenizer.model_max_length - 2
     if len(found.input_ids) <= room:
         return None
     start = found.offset_mapping[room][0]
-    word = re.search(r"\S{0,30}$", text[:start])  # longer runs are a script without blanks
+    word = re.search(r"\S{0,30}$", text[:start])  # a longer run is a script without spaces
     return len(found.input_ids) + 2, tokenizer.model_max_length, word.start() if word else start
 
 
@@ -108,9 +106,9 @@ def shortened(text: str, width: int = 60) -> str:
 def encode_prompts(
     pipe: Any, prompts: Iterable[str], *, negative_prompt: str = "", guidance: float = Options.guidance
 ) -> dict[str, Encoded]:
-    """Each distinct prompt's embeddings, so that the text encoders may leave memory before `generate`.
+    """Each distinct prompt's embeddings, so that the text encoders can be freed before `generate`.
 
-    One prompt at a time, so that no embedding depends on its neighbours.
+    One prompt at a time, so that no embedding depends on the others.
     """
     prompts = list(dict.fromkeys(prompts))
     if prompts and (pipe.tokenizer_2 is None or pipe.text_encoder_2 is None):
@@ -122,7 +120,7 @@ def encode_prompts(
     result: dict[str, Encoded] = {}
     negative: tuple[Tensor | None, Tensor | None] = (None, None)
     for prompt in prompts:
-        with torch.no_grad(), quiet_libraries():  # length_warnings says better what is cut off
+        with torch.no_grad(), quiet_libraries():  # length_warnings reports what is cut off
             embeddings = pipe.encode_prompt(
                 prompt,
                 do_classifier_free_guidance=guidance > 1,

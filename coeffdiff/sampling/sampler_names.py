@@ -1,4 +1,4 @@
-"""What A1111, ComfyUI and kohya call samplers, as schedulers of diffusers: a name -> a class and its settings.
+"""Samplers by the names of A1111, ComfyUI and kohya: a name -> a scheduler class of diffusers and its settings.
 
 Source of the mapping: diffusers' overview of schedulers (huggingface.co/docs/diffusers/api/schedulers/overview). But
 for DPM++ SDE, where that table names DPMSolverSinglestep: k-diffusion's sampler of that name is ported as DPMSolverSDE.
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-# What a recipe says of a scheduler beside its class, where it is not the class's own default
+# What a recipe records beside the scheduler's class, where it differs from the class's default
 SAID = (*SIGMAS, "algorithm_type", "solver_order", "solver_type", "timestep_spacing")
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A1111's name, the class in diffusers without "Scheduler", what it is set to, and other names for it."""
+    """label: A1111's name.  scheduler: the class in diffusers without "Scheduler".  others: other names."""
 
     label: str
     scheduler: str
@@ -100,7 +100,7 @@ MISSING_SPACINGS = {
 
 @dataclass(frozen=True)
 class Found:
-    """A sampler with its spacing; settings say everything that a name means, what it does not say included."""
+    """A sampler with its spacing. settings: complete, so that nothing of an earlier scheduler remains."""
 
     label: str
     scheduler: str
@@ -114,7 +114,7 @@ def key_of(name: str) -> str:
 
 
 def find_sampler(name: str) -> Found | str | None:
-    """A sampler by any of its names; a sentence on why diffusers cannot; or None for a name that is none of these."""
+    """A sampler by any of its names; a sentence on why diffusers lacks it; or None for an unknown name."""
     key = key_of(name).replace("gpu", "")  # where ComfyUI draws the noise
     missing = {key_of(label): label for label in MISSING}
     spacings = {"": "", **{key_of(word): word for word in (*SPACINGS, *MISSING_SPACINGS)}}
@@ -139,9 +139,9 @@ def find_sampler(name: str) -> Found | str | None:
 
 
 def used(scheduler: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scheduler is set to otherwise than its class is by itself, for recipes.
+    """A scheduler's settings that differ from the defaults of its class, for recipes.
 
-    defaults: of its class. A config also carries along what an earlier class was set to and this one does not have.
+    defaults: by parameter. A config also keeps settings of an earlier class, which this one may not have.
     """
     config = scheduler.config
     return {

@@ -1,4 +1,4 @@
-"""diffusers' schedulers by name, fit for the base model."""
+"""diffusers' schedulers by name, on the base model's noise schedule."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def set_scheduler(pipe: Any, name: str) -> None:
     """Give the pipeline a scheduler of diffusers by name, on the noise schedule that the model was trained with.
 
     Args:
-        name: what A1111, ComfyUI or kohya call it (see samplers.py), such as DPM++ 2M Karras; or a class name in any
-            case, with or without "Scheduler" and "Discrete", or a beginning that only one has: euler,
+        name: A1111's, ComfyUI's or kohya's (see sampler_names.py), such as DPM++ 2M Karras; or a class name in any
+            case, with or without "Scheduler" and "Discrete", or an unambiguous beginning of one: euler,
             EulerAncestralDiscreteScheduler, euler-a, unipc, ddim, dpmsolver_multistep.
-    Raises: ConfigError for a name that is none or more than one, and for a scheduler that cannot be used.
+    Raises: ConfigError for an unknown or ambiguous name, and for a scheduler that cannot be used.
     """
     choices = schedulers(pipe)
     named = find_sampler(name)
@@ -74,7 +74,7 @@ _LISTED = "A1111's and ComfyUI's names are listed by coeffdiff sample --list-sch
 
 
 def schedulers(pipe: Any) -> dict[str, tuple[Any, str]]:
-    """What set_scheduler knows: short name -> class, and why it cannot be used here ("" if it can)."""
+    """The choices of set_scheduler: short name -> class, and why it cannot be used here ("" if it can)."""
     # diffusers does not list LCM among them, although it reads the same configs
     known = {*pipe.scheduler.compatibles, type(pipe.scheduler), diffusers.LCMScheduler}
     return {_scheduler_key(cls.__name__): (cls, _why_not(cls, pipe.scheduler)) for cls in known}
@@ -107,7 +107,7 @@ def _scheduler_label(cls: type) -> str:
 
 
 def settings_of_scheduler(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler's class alone does not say, or nothing."""
+    """The settings that differ from the defaults of the scheduler's class, if any, for a recipe."""
     parameters = inspect.signature(type(scheduler).__init__).parameters
     found = used(scheduler, {name: one.default for name, one in parameters.items()})
     return {"scheduler_settings": found} if found else {}

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 
 from coeffdiff.errors import LaunchError
 from coeffdiff.utils.console import duration, print_error
+from coeffdiff.utils.distributed import destroy_process_group
 from coeffdiff.utils.launch_environment import Launch, left_over, read_launch
 
 # Rank 0 may encode 200 photos while the others wait; the launcher still ends them all when one dies.
@@ -53,8 +54,8 @@ def start_processes(environ: Mapping[str, str] = os.environ) -> PartialState:
             f"{state.distributed_type.value} is not supported; use plain data parallelism (DDP)."
         )
     if state.backend == "gloo":
-        atexit.unregister(end_processes)
-        atexit.register(end_processes)
+        atexit.unregister(destroy_process_group)
+        atexit.register(destroy_process_group)
     return state
 
 
@@ -106,18 +107,6 @@ def _wait_seconds(environ: Mapping[str, str]) -> float:
     if not 1 <= seconds <= PATIENCE.total_seconds():
         raise LaunchError(f"COEFFDIFF_WAIT is {text!r}, where seconds from 1 to 86400 are expected.")
     return seconds
-
-
-def end_processes() -> None:
-    """Take leave of the other processes, if there are any; called again, it does nothing.
-
-    A gloo group that is left to the interpreter's end now and then aborts its process ("terminate called without an
-    active exception", torch 2.13: 7 of 30 pairs on a busy machine, none of 30 that had taken leave), so that a
-    launcher calls a finished run failed. NCCL only warns, and may wait for a process that is gone: it is asked after
-    success alone.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def refuse_shared_gpus(gpus: int, environ: Mapping[str, str]) -> None:

@@ -34,7 +34,7 @@ from coeffdiff.training.refusals import refuse_early
 from coeffdiff.training.resolve import DTYPES, resolve
 from coeffdiff.training.run_folder import RunFolder, lock_run, new_run
 from coeffdiff.utils.oom import oom_hints
-from coeffdiff.utils.writable import refuse_unwritable
+from coeffdiff.utils.output_folder import refuse_unwritable
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,7 @@ from coeffdiff.models.architecture import native_resolution, unet_parameters
 from coeffdiff.models.files import chosen_variant
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
 from coeffdiff.training.optimizer import check_optimizer
-from coeffdiff.utils.torch_setup import has_bf16
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
+from coeffdiff.utils.torch_setup import DTYPES, has_bf16
 
 PRECISIONS: dict[str, Literal["fp32", "fp16", "bf16"]] = {
     "no": "fp32",

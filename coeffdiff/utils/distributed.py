@@ -1,6 +1,6 @@
-"""The processes of one launch: collective calls, and an error in one of them ends all.
+"""The processes of one launch: collective calls; an error in one process ends all.
 
-How they are started, and which launches are refused, is not decided here: see training/launch.py.
+training/launch.py starts them and refuses launches that cannot work.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ T = TypeVar("T")
 
 
 class DistributedContext:
-    """This process among those that were launched with it.
+    """This process and those that were launched with it.
 
-    Everybody must call gather and from_main equally often and in the same order. What one process raises inside
-    `process_group` reaches the others at their next such call, and they end there without a word of their own.
+    Every process must call gather and on_main equally often and in the same order. An error that one process raises
+    inside `process_group` reaches the others at their next such call; they exit there and print nothing.
 
     Args:
         start: makes the process group and returns Accelerate's PartialState. Called at once where a launcher has
-            started several processes, otherwise not before somebody asks for the device: it loads torch.
+            started several processes, otherwise when the device is asked for, since it loads torch. None: one process
+            that chooses its device itself.
     """
 
     def __init__(self, start: Callable[[], Any] | None = None) -> None:
@@ -36,20 +37,19 @@ class DistributedContext:
 
     @property
     def device(self) -> Any:
-        """The torch.device of this process."""
-        if self._state is None:
-            assert self._start is not None
+        """The torch.device of this process; None where nothing has assigned one."""
+        if self._state is None and self._start is not None:
             self._state = self._start()
-        return self._state.device
+        return self._state.device if self._state is not None else None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def gather(self, item: T) -> list[T]:
-        """Every process's item, in the order of their ranks. Waits for all of them.
+        """Every process's item, by rank. Waits for all of them.
 
-        Raises: SystemExit where another process has failed and says why; LaunchError if one is gone.
+        Raises: SystemExit where another process has failed and reports it; LaunchError if one is gone.
         """
         entries = self._exchange((None, item))
         for exit_code, _ in entries:
@@ -57,27 +57,30 @@ class DistributedContext:
                 raise SystemExit(exit_code)
         return [item for _, item in entries]
 
-    def from_main(self, decide: Callable[[], T]) -> T:
-        """What the main process decides, on all of them."""
+    def on_main(self, decide: Callable[[], T]) -> T:
+        """The result of `decide`, which only the main process calls, on all processes."""
         decided: Any = decide() if self.is_main else None
         answer: T = self.gather(decided)[0]
         return answer
 
     def fail(self, error: Exception) -> None:
-        """Tell the others. Raises: SystemExit if another process speaks for all: the first of those that failed."""
+        """Tell the others about an error of this process.
+
+        Raises: SystemExit if another process reports its own: the lowest rank that failed.
+        """
         if self._broken:
             return
         try:
             entries = self._exchange((_exit_code(error), None))
         except LaunchError:
-            return  # of the two sentences this process's own says more
+            return  # this process's own error says more
         speaker = next(rank for rank, (exit_code, _) in enumerate(entries) if exit_code is not None)
         if speaker != self.rank:
             raise SystemExit(_exit_code(error))
 
     def end(self) -> None:
-        if self.size > 1 and self._state is not None:
-            self._state.destroy_process_group()
+        if self.size > 1:
+            destroy_process_group()
 
     def _exchange(self, entry: tuple[int | None, Any]) -> list[tuple[int | None, Any]]:
         if self.size == 1:
@@ -95,20 +98,37 @@ class DistributedContext:
         return entries
 
 
+ONE_PROCESS = DistributedContext()
+
+
 @contextmanager
 def process_group(start: Callable[[], Any]) -> Iterator[DistributedContext]:
-    """A team for the time of a command. An error inside ends every process, and one of them says it."""
+    """The processes for the time of a command. An error inside ends all of them, and one reports it."""
     team = DistributedContext(start)
     try:
         yield team
-    except Exception as error:  # Ctrl-C comes to each process by itself
+    except Exception as error:  # Ctrl-C reaches each process by itself
         team.fail(error)
         raise
     team.end()
 
 
+def destroy_process_group() -> None:
+    """Destroy torch's process group, if there is one.
+
+    A gloo group that is left to the interpreter's exit sometimes aborts its process ("terminate called without an
+    active exception", torch 2.13: 7 of 30 pairs on a busy machine, none of 30 that had destroyed it), so that a
+    launcher reports a finished run as failed. NCCL only warns, and may wait for a process that is gone: call this
+    after success alone.
+    """
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _exit_code(error: Exception) -> int:
-    """As the command line would end for it; 1 for a defect, which keeps its traceback."""
+    """The command line's exit code for an error; 1 for a defect, which keeps its traceback."""
     if isinstance(error, CoeffDiffError):
         return error.exit_code
     return 2 if type(error).__name__ == "OutOfMemoryError" else 1

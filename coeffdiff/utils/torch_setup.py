@@ -1,5 +1,5 @@
-"""Switches that make the same computation faster on a GPU without worse results: TF32, channels_last, torch.compile,
-non-blocking copies."""
+"""Precisions by name, and what makes the same computation faster: TF32, channels_last, torch.compile, non-blocking
+copies."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from torch import Tensor
 
 from coeffdiff.errors import ConfigError
 
+# Accelerate's "no" (no mixed precision) comes last: precision_name answers with the first
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """torch.float16 -> "fp16"."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
 
 def prepare_kernels(device: torch.device, dtype: torch.dtype, *networks: Any) -> None:
-    """Faster convolutions and matrix products on a GPU; nothing on a CPU, whose pictures stay bit-equal.
+    """Faster convolutions and matrix products on CUDA; no change elsewhere, so pictures on a CPU stay bit-equal.
 
-    In half precision little is left in float32 (a VAE that needs it, norms): it may be multiplied as TF32, which
-    keeps as many digits as float16. With dtype float32 there is no TF32. The mixing of attention maps never runs in
-    TF32 (see method.attention).
+    Beside half precision, the little that runs in float32 (a VAE that needs it, norms) may be multiplied as TF32,
+    which keeps as many digits as float16. A float32 pipeline stays float32. The mixing of attention maps never runs
+    in TF32 (see method.attention).
 
     Args:
-        networks: UNets and VAEs; their convolutions run on channels-last tensors, as tensor cores want them.
+        networks: UNets and VAEs; their weights become channels-last, the layout that tensor cores prefer.
     """
     if device.type != "cuda":
         return
@@ -33,9 +41,9 @@ def prepare_kernels(device: torch.device, dtype: torch.dtype, *networks: Any) ->
 def compile_blocks(unet: Any, device: torch.device, *, backend: str = "inductor") -> None:
     """torch.compile the UNet's transformer blocks in place, once for all blocks of a shape.
 
-    The blocks are nearly all of SDXL's work, and alike: compiling one of each takes seconds, where the UNet as a
-    whole takes minutes. The UNet itself stays a plain module, with its own names, hooks and checks. Scales and
-    dropout masks are tensors, so that new ones need no new compilation.
+    The blocks do nearly all of SDXL's work and are alike: compiling one of each takes seconds, the whole UNet takes
+    minutes. The UNet itself stays a plain module with its own names, hooks and checks. Scales and dropout masks are
+    tensors, so new values do not recompile.
 
     Args:
         device: where it will run.
@@ -57,19 +65,19 @@ def compile_blocks(unet: Any, device: torch.device, *, backend: str = "inductor"
 
 
 def copied(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`, copied to a GPU without blocking the CPU."""
+    """`tensor` on `device`; a copy to a GPU does not block the CPU."""
     if torch.device(device).type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def has_bf16() -> bool:
-    """Whether this GPU has bfloat16 in hardware. Older ones (T4, V100) imitate it, slower than float32."""
+    """Whether this GPU supports bfloat16 in hardware. Older ones (T4, V100) emulate it, slower than float32."""
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def half_precision(device_type: str) -> Literal["bf16", "fp16"]:
-    """The 16-bit type that a device has in hardware."""
+    """The 16-bit precision that a device supports in hardware."""
     return "fp16" if device_type == "cuda" and not has_bf16() else "bf16"
 
 

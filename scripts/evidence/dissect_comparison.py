@@ -150,7 +150,8 @@ def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> di
 def itself(studio: Any, job: Any) -> dict[str, float]:
     """The scores of the subject's own renders in the places of the prompts, through the VAE."""
     from coeffdiff.evaluation.comparison_subjects import subject_of
-    from coeffdiff.evaluation.scoring import asked_for, see_photos
+    from coeffdiff.evaluation.protocol import asked_for
+    from coeffdiff.evaluation.scoring import see_photos
     from coeffdiff.metrics.pictures import score_pictures
     from coeffdiff.pocket import WEIGHTS
     from coeffdiff.pocket.judges import QUESTIONS, trusted_judges

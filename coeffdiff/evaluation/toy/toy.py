@@ -20,7 +20,7 @@ from coeffdiff.evaluation.toy.settings import ARMS, POLISHING, RATES, SETTINGS, 
 from coeffdiff.evaluation.toy.tuning import Trial, tune
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import Bar
-from coeffdiff.utils.writable import refuse_unwritable
+from coeffdiff.utils.output_folder import refuse_occupied, refuse_unwritable, write_errors
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def toy(
     for name, value in (("seeds", seeds), ("steps", steps), ("restarts", restarts), ("rates", len(rates))):
         if value < 1:
             raise ConfigError(f"The toy experiment needs at least 1 of {name}, not {value}.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not empty; name another --output. Nothing was changed.")
+    refuse_occupied(folder)
     refuse_unwritable(folder)
     problems = [
         make_problem(setting, target, seed, restarts)
@@ -79,11 +78,8 @@ def toy(
         "polishing": polishing,
     }
     results["seconds"] = round(time.monotonic() - begun, 1)
-    try:
-        with atomic_write(folder) as unfinished:
-            unfinished.mkdir()
-            (unfinished / "toy.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            draw(problems, trials, results, unfinished / "toy.png")
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror or error}.") from None
+    with write_errors(str(folder)), atomic_write(folder) as unfinished:
+        unfinished.mkdir()
+        (unfinished / "toy.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        draw(problems, trials, results, unfinished / "toy.png")
     return Toy(folder, folder / "toy.png", folder / "toy.json", results, time.monotonic() - begun)

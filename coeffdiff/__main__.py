@@ -1,6 +1,6 @@
 """`python -m coeffdiff`, which is also what `accelerate launch -m coeffdiff` starts."""
 
-from coeffdiff.cli.app import main
+from coeffdiff.cli.root import main
 
 if __name__ == "__main__":
     main()

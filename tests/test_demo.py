@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from coeffdiff import demo as demos
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.demo import Result, demo, new_places
 from coeffdiff.errors import ConfigError, LaunchError
 from coeffdiff.method.adapter_file import read_header

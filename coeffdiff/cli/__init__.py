@@ -6,7 +6,7 @@ A command is a file; `coeffdiff --help` lists them in the order in which they ar
 
 from __future__ import annotations
 
-from coeffdiff.cli.app import app, main
+from coeffdiff.cli.root import app, main
 from coeffdiff.cli import train
 from coeffdiff.cli import check
 from coeffdiff.cli import sample

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.options import (
     Assignments,
     BaseModel,
@@ -20,6 +19,7 @@ from coeffdiff.cli.options import (
     TrainingSteps,
     subject_flags,
 )
+from coeffdiff.cli.root import answering, app
 from coeffdiff.errors import ConfigError
 from coeffdiff.utils.console import is_main_process, print_json, print_text, progress
 

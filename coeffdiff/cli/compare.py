@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.listings import print_settings
 from coeffdiff.cli.options import NAME, PATH, BaseModel, NumbersAsJson, expanded_path, parsed_by
+from coeffdiff.cli.root import answering, app
 from coeffdiff.errors import ConfigError
 from coeffdiff.utils.console import print_json, print_result, print_text
 from coeffdiff.utils.output_folder import check_output

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.options import PATH, Method, ResultAsJson, TrainingSteps
+from coeffdiff.cli.root import answering, app
 from coeffdiff.utils.console import duration, print_info, print_json, print_result
 from coeffdiff.utils.output_folder import check_output
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from coeffdiff.cli.adapters import folder_and_scale
-from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.options import (
     NAME,
     PATH,
@@ -25,6 +24,7 @@ from coeffdiff.cli.options import (
     expanded_text,
 )
 from coeffdiff.cli.processes import start_launched
+from coeffdiff.cli.root import answering, app
 from coeffdiff.utils.console import duration, print_info, print_json, print_text
 from coeffdiff.utils.output_folder import check_output, next_folder
 

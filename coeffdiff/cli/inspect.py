@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coeffdiff.cli.adapters import adapters_and_scales
-from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.options import PATH, expanded_path
+from coeffdiff.cli.root import answering, app
 from coeffdiff.errors import AdapterError
 from coeffdiff.utils.console import print_json, print_result, print_table
 from coeffdiff.utils.output_folder import check_output, refuse_unwritable

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from coeffdiff.cli.adapters import folder_and_scale
-from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.options import NAME, PATH, expanded_text
+from coeffdiff.cli.root import answering, app
 from coeffdiff.utils.console import print_info, print_json, print_result
 from coeffdiff.utils.output_folder import check_output
 

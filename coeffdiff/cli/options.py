@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from coeffdiff.cli.app import complain
+from coeffdiff.cli.root import complain
 from coeffdiff.errors import CoeffDiffError
 from coeffdiff.sampling.memory_options import Offload, Precision
 from coeffdiff.utils.paths import expanded

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from coeffdiff.cli.adapters import parse_scales, select_adapters
-from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.listings import list_schedulers_and_exit
 from coeffdiff.cli.options import (
     PATH,
@@ -25,6 +24,7 @@ from coeffdiff.cli.options import (
     expanded_text,
 )
 from coeffdiff.cli.processes import start_launched
+from coeffdiff.cli.root import answering, app
 from coeffdiff.errors import ConfigError
 from coeffdiff.utils.console import print_info, print_json, print_result
 from coeffdiff.utils.output_folder import check_output

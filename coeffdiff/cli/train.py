@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from coeffdiff.cli.app import answering, app
 from coeffdiff.cli.listings import list_settings_and_exit
 from coeffdiff.cli.options import (
     PATH,
@@ -24,6 +23,7 @@ from coeffdiff.cli.options import (
     TrainingSteps,
     subject_flags,
 )
+from coeffdiff.cli.root import answering, app
 from coeffdiff.utils.console import duration, is_main_process, print_info, print_json, print_result
 from coeffdiff.utils.output_folder import check_output
 

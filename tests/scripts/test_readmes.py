@@ -10,7 +10,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.config.schema import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -103,7 +103,7 @@ def predict(base, device="cpu", file=None, photos=(PHOTO,), **values):
 @pytest.mark.parametrize(("recipe", "gib"), [("sdxl-12gb.yaml", 12), ("sdxl-24gb.yaml", 24)])
 def test_the_recipes_fit_where_they_say(sdxl, recipe, gib):
     """With a fifth to spare, in every phase; beside the GPU, 8 GiB of RAM read the model."""
-    file = Path(__file__).parent.parent / "configs" / recipe
+    file = Path(__file__).parents[2] / "configs" / recipe
     found = predict(sdxl, "cuda", file)
     assert found.trained == {8: 11_612_160, 16: 23_224_320}[load_settings(file).method.lora.rank] + 50_000
     assert 5 * 2**30 < found.peak_bytes < gib * 2**30 / 1.2
@@ -113,7 +113,7 @@ def test_the_recipes_fit_where_they_say(sdxl, recipe, gib):
 
 def test_pockets_recipe_fits_anywhere(pocket):
     """Its tensors take less than half a gibibyte."""
-    found = predict(pocket, file=Path(__file__).parent.parent / "configs/pocket.yaml")
+    found = predict(pocket, file=Path(__file__).parents[2] / "configs/pocket.yaml")
     assert found.peak_bytes < 2**29
     assert found.disk["download"] == 0
 

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from coeffdiff.cli.app import main
+from coeffdiff.cli.root import main
 from coeffdiff.training import run_summary
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.config.fields import EVALUATION_FIRST_SEED
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import save_settings, with_values

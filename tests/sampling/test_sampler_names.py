@@ -9,7 +9,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.errors import ConfigError
 from coeffdiff.sampling import output
 from coeffdiff.sampling.generation import generate

@@ -109,7 +109,7 @@ def test_scripts_expand_their_paths_too(home):
     assert path_argument("~/x") == home / "x"
     with pytest.raises(argparse.ArgumentTypeError, match="are not expanded"):
         path_argument("$HOME/x")
-    scripts = (Path(__file__).parent.parent / "scripts").glob("*.py")
+    scripts = (Path(__file__).parents[2] / "scripts").glob("*.py")
     forgetful = [
         file.name
         for file in scripts

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.errors import LaunchError
 from coeffdiff.pocket.model import save_random
 from coeffdiff.utils.launch_environment import Launch, forget_launch, read_launch

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.errors import NonFiniteLoss
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.pocket.model import save_random

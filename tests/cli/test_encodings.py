@@ -25,7 +25,7 @@ import sys, json, traceback
 from coeffdiff import cli
 from coeffdiff.training import run_summary
 from coeffdiff.utils import console
-sys.modules["coeffdiff.cli.app"].be_lenient = lambda: None  # every way of printing is to hold by itself
+sys.modules["coeffdiff.cli.root"].be_lenient = lambda: None  # every way of printing is to hold by itself
 run_summary.TIMING_SECONDS = 0.0
 for arguments in json.loads(sys.argv[1]):
     sys.argv[1:] = arguments

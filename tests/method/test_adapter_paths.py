@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.errors import AdapterError
 from coeffdiff.hosts.diffusers import load_adapter, loaded_adapters
 from coeffdiff.method.adapter_file import read_header

@@ -14,7 +14,7 @@ from PIL import Image
 from test_evaluate import Page, write_photos
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.config.loading import load_section
 from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError, Interrupted, NonFiniteLoss, NonFinitePicture, PhotoError

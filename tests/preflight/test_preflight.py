@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.config.loading import load_settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.data.photos import read_photos

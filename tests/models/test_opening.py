@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_backbone import original_layout
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.errors import AdapterError
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.pocket.model import save_random

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.errors import AdapterError, ConfigError, ModelError
 from coeffdiff.hosts.diffusers import save_adapter
 from coeffdiff.hosts.unet import inject

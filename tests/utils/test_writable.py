@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.errors import ConfigError
 from coeffdiff.pocket.world.subjects.named import DEV
 from coeffdiff.pocket.world.subjects.photos import write_photos

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.errors import ConfigError, LaunchError
 from coeffdiff.hosts.diffusers import save_adapter
 from coeffdiff.hosts.lora import add_lora

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.config.fields import EVALUATION_FIRST_SEED, VALIDATION_SEEDS
 from coeffdiff.config.loading import load_settings
 from coeffdiff.data.photos import read_photos

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.pocket.model import save_random
 
 SUBJECT = ["--images", "photos", "--token", "ohwx", "--class-word", "ball"]

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from coeffdiff import __version__
 from coeffdiff.cli.adapters import folder_and_scale
-from coeffdiff.cli.app import app, main
 from coeffdiff.cli.options import expanded_path, expanded_text
+from coeffdiff.cli.root import app, main
 from coeffdiff.config.documentation import documented_settings
 from coeffdiff.errors import AdapterError, KernelsUnused
 from coeffdiff.pocket.model import save_random
@@ -94,7 +94,7 @@ def test_how_threads_wait_is_chosen_before_torch_is_loaded():
     """Afterwards libgomp would no longer hear it; what the user chose stays."""
     code = (
         "import os, sys; from coeffdiff import cli; sys.argv = ['coeffdiff', 'train']\n"
-        "app = sys.modules['coeffdiff.cli.app']\n"
+        "app = sys.modules['coeffdiff.cli.root']\n"
         "app.choose_waiting = lambda choose=app.choose_waiting: (print('torch' in sys.modules), choose())\n"
         "try: cli.main()\n"
         "except SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
@@ -118,7 +118,7 @@ def test_warnings_of_ours_are_said_and_those_of_libraries_are_not(monkeypatch, c
             for module in ("coeffdiff.method.verified", "transformers.models"):
                 warnings.warn_explicit(f"{category.__name__} in {module}", category, "x.py", 1, module=module)
 
-    monkeypatch.setattr(sys.modules["coeffdiff.cli.app"], "app", warn_twice)
+    monkeypatch.setattr(sys.modules["coeffdiff.cli.root"], "app", warn_twice)
     with warnings.catch_warnings():
         warnings.resetwarnings()
         monkeypatch.setattr(sys, "warnoptions", [])

@@ -20,7 +20,7 @@ from coeffdiff.evaluation.comparison_plan import Comparison
 
 SDXL_ON_A_GPU = ModelFacts(2_567_463_684, 1024, "cuda", bf16=True)
 SMALL_ON_A_CPU = ModelFacts(600_000, 64, "cpu", bf16=False)
-FOLDER = Path(__file__).parent.parent / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 PLANS = sorted(FOLDER.glob("compare/*.yaml"))
 

@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app, main
+from coeffdiff.cli.root import app, main
 from coeffdiff.data.latent_cache import read_cache
 from coeffdiff.errors import AdapterError
 from coeffdiff.method import adapter_header as adapter_module

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
-from coeffdiff.cli.app import app
+from coeffdiff.cli.root import app
 from coeffdiff.config.loading import load_settings
 from coeffdiff.data.photos import offered_values, read_photos
 from coeffdiff.errors import ConfigError, PhotoError

@@ -14,4 +14,4 @@ fi
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # A process a core: the tests compute on one thread each (see tests/conftest.py).
-.venv/bin/python -m pytest --numprocesses auto --dist loadfile
+.venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

@@ -119,6 +119,22 @@ def clip(tmp_path_factory):
     return str(folder)
 
 
+# By far the longest files, begun first: a worker that began one of them last would keep all others waiting.
+_LONGEST = (
+    *("training/test_loop.py", "scripts/test_evidence.py", "evaluation/test_compare.py", "scripts/test_bench.py"),
+    *("hosts/test_silence.py", "method/test_triton_kernels.py", "training/test_watch.py", "pocket/test_pocket.py"),
+    *("preflight/test_prediction.py", "training/test_nothing_breaks.py", "evaluation/test_evaluate.py"),
+    *("training/test_text.py", "scripts/test_pocket_build.py", "cli/test_encodings.py", "cli/test_cli.py"),
+    *("sampling/test_sampling.py", "utils/test_distributed.py", "utils/test_launch_environment.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """_LONGEST first, in this order; the others as they come."""
+    rank = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get("/".join(item.path.parts[-2:]), len(rank)))
+
+
 # More than half of what a run of a few steps costs, and what tests of something else do not look at: what `check` finds,
 # the plot of the curves, and memory that is given back between the parts of a run. They are tested where they belong.
 _SLOW_IN_RUNS = (
@@ -148,6 +164,21 @@ def _quick_runs(request, monkeypatch):
     """Runs in this process do without _SLOW_IN_RUNS, unless a test takes `whole_runs`."""
     if "whole_runs" not in request.fixturenames:
         _quicken(monkeypatch)
+
+
+@pytest.fixture
+def replace_everywhere(monkeypatch):
+    """replace_everywhere(real, stand_in): in every module of the package that has it, and in those still to be loaded.
+
+    A patch of one module alone passes by all that have imported the name from it.
+    """
+
+    def replace(real, stand_in):
+        for module in [module for name, module in sys.modules.items() if name.startswith("coeffdiff")]:
+            for name in [name for name, value in vars(module).items() if value is real]:
+                monkeypatch.setattr(module, name, stand_in)
+
+    return replace
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from coeffdiff.cli.options import expanded_path, expanded_text
 from coeffdiff.cli.root import app, main
 from coeffdiff.config.documentation import documented_settings
 from coeffdiff.errors import AdapterError, KernelsUnused
+from coeffdiff.models.finding import find_backbone
 from coeffdiff.pocket.model import save_random
 
 QUICK = [
@@ -348,7 +349,7 @@ def test_json_is_all_there_is_on_stdout(trained):
     assert answer["loss"] > 0
 
 
-def test_what_was_found_and_chosen_is_said_first(trained):
+def test_what_was_found_and_chosen_is_said_first(trained, whole_runs):
     """Photos left out by name and reason, the missing class word's cost, every auto value, the run folder."""
     (photos := Path("photos")).mkdir()
     for file in (trained / "photos").iterdir():
@@ -484,13 +485,13 @@ def test_a_control_that_mixes_values_goes_all_the_way(trained):
     assert Path("seen/alpha.png").exists()
 
 
-def test_inspect_reads_the_newest_run_and_loads_no_model(trained, monkeypatch):
+def test_inspect_reads_the_newest_run_and_loads_no_model(trained, monkeypatch, replace_everywhere):
     """Tables for people, JSON for programs, a picture on demand; the base model is not even looked for."""
 
     def refuse(*_args, **_kwargs):
         raise AssertionError("inspect asked for a model")
 
-    monkeypatch.setattr("coeffdiff.models.finding.find_backbone", refuse)
+    replace_everywhere(find_backbone, refuse)
     monkeypatch.chdir(trained)
     result = call("inspect")
     assert result.exit_code == 0, result.output

@@ -23,7 +23,6 @@ from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
 from coeffdiff.hosts.diffusers import check_architecture, fill_alphas, loaded_adapters, save_adapter
 from coeffdiff.hosts.lora import add_lora
 from coeffdiff.hosts.unet import attention_layers, coefficients_of, inject
-from coeffdiff.method import adapter_header as adapter_module
 from coeffdiff.method.adapter_file import alphas_of, read_coefficients, read_header, read_lora, read_rows
 from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, LoraHeader
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, LORA_FILE, find_adapter
@@ -386,7 +385,7 @@ def test_a_failure_in_the_middle_leaves_the_old_adapter(pipe, tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     unet, header = trained(pipe, "new", **KINDS["both"])
-    monkeypatch.setattr(adapter_module, "save_lora", full)
+    monkeypatch.setattr("coeffdiff.hosts.diffusers.save_lora", full)
     with pytest.raises(OSError, match="No space left"):
         save_adapter(tmp_path / "adapter", unet, header)
     assert contents(tmp_path) == before

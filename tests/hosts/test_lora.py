@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError
-from coeffdiff.hosts import lora, lora_file
+from coeffdiff.hosts import lora
 from coeffdiff.hosts.lora import add_lora, load_lora, lora_parameters, remove_lora, save_lora, set_lora_scale
 from coeffdiff.hosts.unet import attention_layers, inject
 from coeffdiff.method.adapter_paths import LORA_FILE
@@ -291,7 +291,7 @@ def test_tensors_of_another_unet_are_refused(saved, refused):
 
 def test_a_tensor_that_does_not_arrive_is_noticed(saved, refused, monkeypatch):
     """Should diffusers or PEFT leave one out, or change it, that is an error and not a weaker adapter."""
-    good, read = saved(rank=3, alpha=3), lora_file.get_peft_model_state_dict
+    good, read = saved(rank=3, alpha=3), lora.get_peft_model_state_dict
     key = f"{LAYER}.to_k.lora_A.weight"
 
     def lossy(*args, **options):

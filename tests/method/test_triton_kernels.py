@@ -14,8 +14,6 @@ if not torch.cuda.is_available() and isinstance(triton.language.sum, triton.runt
     pytest.skip("there is no GPU, and TRITON_INTERPRET=1 is not set", allow_module_level=True)
 
 from coeffdiff.method import chunked, triton_kernels, verified  # noqa: E402
-from coeffdiff.method import triton_kernels as kernels  # noqa: E402
-from coeffdiff.method import verified as checked  # noqa: E402
 from coeffdiff.method.attention import mixed_attention, reference_attention  # noqa: E402
 from coeffdiff.method.triton_kernels import unsupported  # noqa: E402
 
@@ -258,7 +256,10 @@ def test_kernels_that_are_right_are_used(verdicts, keys, dtype, recwarn):
     tensors, mask = inputs(1, 2, 5, keys, 4, dtype=dtype), torch.zeros(1, 1, 1, keys, device=DEVICE)
     for hidden in (None, mask):
         for _ in range(2):
-            got, want = through(checked, *tensors, mask=hidden), through(kernels, *tensors, mask=hidden)
+            got, want = (
+                through(verified, *tensors, mask=hidden),
+                through(triton_kernels, *tensors, mask=hidden),
+            )
             assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
     assert list(verdicts.values()) == [True] * 4
     assert torch.equal(torch.get_rng_state(), before)
@@ -297,14 +298,14 @@ def broken(results):
 def test_kernels_that_are_wrong_are_replaced_by_chunks(verdicts, monkeypatch, way, spoil, sentence):
     """Bit for bit, with one warning that says why, however often they would have been used."""
     tensors = inputs(1, 2, 5, 9, 4, dtype=torch.bfloat16)
-    right = through(kernels, *tensors)
-    good = getattr(kernels, way)
-    monkeypatch.setattr(kernels, way, lambda *a: spoil(good(*a)))
+    right = through(triton_kernels, *tensors)
+    good = getattr(triton_kernels, way)
+    monkeypatch.setattr(triton_kernels, way, lambda *a: spoil(good(*a)))
     with pytest.warns(
         RuntimeWarning, match=rf"not used here \({way}, 2 heads, 5 x 9 .*: .*{sentence}"
     ) as said:
-        got = through(checked, *tensors)
-        again = through(checked, *tensors)
+        got = through(verified, *tensors)
+        again = through(verified, *tensors)
     assert len([one for one in said if "fused" in str(one.message)]) == 1
     chunks = through(chunked, *tensors)
     want = chunks if way == "forward" else [right[0], *chunks[1:]]

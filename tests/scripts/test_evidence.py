@@ -42,7 +42,7 @@ def test_customization_is_measured_once_for_every_cell(tmp_path, forked):
     assert {(cell["arm"], cell.get("steps")) for cell in cells} == {
         ("base", None), ("coeff", 2), ("ceiling", None), ("floor", None)
     }  # fmt: skip
-    for more in ((), ("--pack",), ()):
+    for more in (("--pack",), ()):
         again = forked("evidence/measure_customization.py", *arguments, *more, cwd=tmp_path)
         assert again.stdout.replace(" --pack", "") == first.stdout and "robot_mug" not in again.stderr
     (packed,) = (tmp_path / "out" / "cells").iterdir()

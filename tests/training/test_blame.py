@@ -79,7 +79,7 @@ def refused(ended) -> str:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_zero_terminal_snr_trains_to_the_end(model, kind, monkeypatch):
+def test_zero_terminal_snr_trains_to_the_end(model, kind, monkeypatch, whole_runs):
     """Every sample of every other step is pure noise, at min-SNR's own gamma; the losses are numbers."""
     edit(model / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True, prediction_type=kind)
     real, seen = step_module.denoising_loss, []

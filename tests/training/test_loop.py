@@ -20,12 +20,14 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from coeffdiff.config.loading import load_settings
+from coeffdiff.config.schema import TrainingSettings
 from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError, NonFiniteLoss, ResumeError
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket.model import save_random
+from coeffdiff.sampling.output import write_pictures
 from coeffdiff.training import loop, metric_buffer, network, run_outputs
 from coeffdiff.training import step as step_module
 from coeffdiff.training.resuming import settings_to_resume
@@ -490,13 +492,13 @@ def test_a_loss_that_is_not_finite_is_found_at_the_next_look(tiny_folder, monkey
     assert not RunFolder(Path("run")).checkpoints()
 
 
-def test_pictures_that_fail_cost_nothing_but_themselves(tiny_folder, monkeypatch):
+def test_pictures_that_fail_cost_nothing_but_themselves(tiny_folder, monkeypatch, replace_everywhere):
     """Out of memory, or a picture that is not finite: said in a line, the adapter is there all the same."""
 
     def fails(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("coeffdiff.sampling.output.write_pictures", fails)
+    replace_everywhere(write_pictures, fails)
     values = {"validation.prompts": ["<V>"], "validation.every": 2, "training.steps": 3}
     loop.train(settings_for(tiny_folder, "run", **values))
     assert read_header(Path("run/adapter")).trained_steps == 3
@@ -638,14 +640,14 @@ def test_the_learning_rate_moves_once_per_optimizer_step(tiny_folder):
     assert rates == pytest.approx(expected, rel=1e-5)
 
 
-def test_alpha_and_lora_are_clipped_apart(tiny_folder):
+def test_alpha_and_lora_are_clipped_apart():
     """A huge LoRA gradient leaves alpha's as it is; each is brought down to its own limit."""
-    settings = settings_for(tiny_folder, "run", **{"training.clip_coeff": 1.0, "training.clip_lora": 2.0})
+    training = TrainingSettings(clip_coeff=1.0, clip_lora=2.0)
     coefficients = {"layer": Coefficients(2)}
     coefficients["layer"].alpha.grad = torch.full((2, 2), 0.25)  # norm 0.5: below its limit
     parameter = torch.nn.Parameter(torch.zeros(4))
     parameter.grad = torch.full((4,), 50.0)  # norm 100
-    norms = network.clip_gradients(Accelerator(), Trainables(coefficients, {"lora": parameter}), settings)
+    norms = network.clip_gradients(Accelerator(), Trainables(coefficients, {"lora": parameter}), training)
     assert norms == pytest.approx({"coeff": 0.5, "lora": 100.0})
     torch.testing.assert_close(coefficients["layer"].alpha.grad, torch.full((2, 2), 0.25))
     torch.testing.assert_close(parameter.grad.norm(), torch.tensor(2.0), rtol=1e-4, atol=0)

@@ -32,11 +32,12 @@ from typer.testing import CliRunner
 from coeffdiff.cli.root import app, main
 from coeffdiff.data.latent_cache import read_cache
 from coeffdiff.errors import AdapterError
-from coeffdiff.method import adapter_header as adapter_module
+from coeffdiff.hosts import diffusers
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_paths import COEFF_FILE, find_adapter
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop, resuming
+from coeffdiff.training import step as training_step
 from coeffdiff.training.checkpoints import load_checkpoint
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.trainables import Trainables
@@ -235,7 +236,7 @@ CHECKPOINT = {  # moments in the writing of the second checkpoint of a process, 
 }
 ADAPTER = {
     "half of alpha": lambda how: fails(Path, "write_bytes", how, where=".adapter.", when="half"),
-    "before the LoRA": lambda how: fails(adapter_module, "save_lora", how, where=".adapter."),
+    "before the LoRA": lambda how: fails(diffusers, "save_lora", how, where=".adapter."),
     "half of the LoRA": lambda how: fails(Path, "write_bytes", how, where=".adapter.", number=2, when="half"),
     "half of the card": lambda how: fails(Path, "write_bytes", how, where="README.md", when="half"),
     "before the flush": lambda how: fails(atomic, "_flush", how, where=".adapter."),
@@ -285,7 +286,7 @@ def test_8_steps_are_3_a_kill_and_5(method):
     ]
     whole = coeffdiff(*command(*more, output="whole", steps=8))
     assert whole.code == 0, whole.said
-    killed = coeffdiff(*command(*more, steps=8), fault=fails(loop, "draw_dropout", dies, number=5))
+    killed = coeffdiff(*command(*more, steps=8), fault=fails(training_step, "draw_dropout", dies, number=5))
     assert killed.code == -signal.SIGKILL
     assert [path.name for path in RunFolder(Path("run")).checkpoints()] == ["step-000003"]
     resumed = coeffdiff("train", "--resume", "--output", "run")
@@ -519,7 +520,7 @@ def wait_until(there: Callable[[], bool], child: int) -> None:
 
 def test_two_processes_do_not_train_one_run(is_whole):
     """While one is at its second step, a resume of the same run is refused, and so is a new run in its folder."""
-    first = start(*command(), fault=fails(loop, "denoising_loss", waits_for("go"), number=2))
+    first = start(*command(), fault=fails(training_step, "denoising_loss", waits_for("go"), number=2))
     wait_until(lambda: Path("run/checkpoints/step-000001").exists(), first[0])
     second = coeffdiff(*command("--resume"))
     assert (second.code, second.sentence) == (

@@ -199,7 +199,7 @@ def test_a_step_draws_lengths_back(tiny_pipeline):
     torch.testing.assert_close(token.rows["clip_g"].norm(), before)
 
 
-def test_nothing_to_learn_from_is_refused(tiny_folder, capsys):
+def test_nothing_to_learn_from_is_refused(tiny_folder, capsys, whole_runs):
     """All captions lack the token: one sentence, nothing written. One that lacks it: its photo is named."""
     values = {"subject.templates": ["a photo of a ball"], "training.steps": 1}
     with pytest.raises(

@@ -215,7 +215,7 @@ def test_scores_change_nothing_that_is_trained_and_resume_is_exact(scored, tiny_
     assert_same("blind", "whole")
     run = RunFolder(Path("broken"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("coeffdiff.sampling.output.write_pictures", broken_off(2, write_pictures))
+        patch.setattr("coeffdiff.training.preview.write_pictures", broken_off(2, write_pictures))
         loop.train(scored("broken", **{"training.checkpoint_every": 1}))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
@@ -285,7 +285,7 @@ def test_until_the_last_validation_a_run_that_keeps_its_best_is_unfinished(score
     steps to go those pictures are made first, so that no validation is missing."""
     monkeypatch.setattr(Judge, "scores", prescribed({2: 0.1, 4: 0.2, 6: 0.3, 8: 0.1}))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("coeffdiff.sampling.output.write_pictures", broken_off(3, write_pictures))
+        patch.setattr("coeffdiff.training.preview.write_pictures", broken_off(3, write_pictures))
         loop.train(scored("run", **{"validation.keep": "best"}))
     run = RunFolder(Path("run"))
     assert read_header(run.adapter).trained_steps == 4 and not run.finished

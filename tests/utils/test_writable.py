@@ -66,7 +66,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[0])
-def test_it_is_found_before_anything_is_computed(read_only, monkeypatch, command):
+def test_it_is_found_before_anything_is_computed(read_only, monkeypatch, replace_everywhere, command):
     """One sentence, exit code 2, no weights loaded and nothing written."""
     from coeffdiff.models.loading import load_pipeline
 
@@ -82,7 +82,7 @@ def test_it_is_found_before_anything_is_computed(read_only, monkeypatch, command
             return load(*args, parts=parts, **options)
         raise AssertionError("weights are being loaded")
 
-    monkeypatch.setattr("coeffdiff.sampling.session.load_pipeline", too_late)
+    replace_everywhere(load, too_late)
     if command.startswith("train"):
         write_photos(DEV[0], Path("photos"))
     before = sorted(Path().rglob("*"))

@@ -1,4 +1,4 @@
-"""The fused kernels where they have been seen to be right, chunks elsewhere: what "auto" is on a GPU.
+"""The fused kernels where verified against the chunks before use, chunks elsewhere: what "auto" is on a GPU.
 
 Cards, drivers and compilers differ, and a kernel that is wrong on one of them would spoil an adapter without a word.
 So before the kernels first meet inputs of some shape and type, their results are compared with those of the chunks
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from coeffdiff.errors import KernelsUnused
 from coeffdiff.method import chunked, triton_kernels
-from coeffdiff.method import triton_kernels as kernels
 
 # Of the largest number in a result: some four times the rounding of the type, which the kernels' second products see
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -26,7 +25,7 @@ _verdicts: dict[tuple[object, ...], bool] = {}
 def forward(
     q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """As kernels.forward; where the chunks step in, the second tensor is not initialised and nobody reads it."""
+    """As triton_kernels.forward; where the chunks step in, the second tensor is not initialised and nobody reads it."""
     if _trusted("forward", q, k, v, mask):
         return triton_kernels.forward(q, k, v, coeff, mask, scale)
     out, _ = chunked.forward(q, k, v, coeff, mask, scale)
@@ -43,12 +42,12 @@ def backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As kernels.backward; lse as forward gave it."""
+    """As triton_kernels.backward; lse as forward gave it."""
     trusted = _trusted("forward", q, k, v, mask) and _trusted("backward", q, k, v, mask)
     if trusted:
-        return kernels.backward(grad, q, k, v, coeff, mask, lse, scale)
+        return triton_kernels.backward(grad, q, k, v, coeff, mask, lse, scale)
     # Contiguous, as the compiler was told, whichever of the two does the work
-    dq, dk, dv, dcoeff = chunked.backward(grad, q, k, v, coeff, mask, lse, scale)
+    dq, dk, dv, dcoeff = chunked.backward(grad, q, k, v, coeff, mask, _no_maps(q), scale)
     return dq.contiguous(), dk.contiguous(), dv.contiguous(), dcoeff
 
 
@@ -84,7 +83,7 @@ def _difference(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) 
             expected: tuple[Tensor, ...] = chunked.forward(q, k, v, coeff, mask, scale, room=_ROOM)[:1]
         else:
             got = triton_kernels.backward(grad, q, k, v, coeff, mask, lse, scale)
-            expected = chunked.backward(grad, q, k, v, coeff, mask, lse, scale, room=_ROOM)
+            expected = chunked.backward(grad, q, k, v, coeff, mask, _no_maps(q), scale, room=_ROOM)
         if q.is_cuda:
             torch.cuda.synchronize(q.device)  # what failed on the GPU fails here
     except torch.OutOfMemoryError:  # which the chunks would not cure
@@ -98,6 +97,11 @@ def _difference(way: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) 
         if not off <= TOLERANCE[q.dtype]:  # NaN is no smaller than anything
             return f"their {name} differs by {off:.1e} of its largest number"
     return ""
+
+
+def _no_maps(q: Tensor) -> Tensor:
+    """What tells the chunks that forward has kept no maps; the kernels' log-sum-exp would be taken for some."""
+    return q.new_empty(0)
 
 
 def _room_like(one: Tensor) -> Tensor:

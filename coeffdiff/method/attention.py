@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError, KernelsUnused, ShapeError
-from coeffdiff.method import chunked
 from coeffdiff.method.numerics import exact_products, wide_dtype, without_autocast
-from coeffdiff.method.operator import chunked_attention, through_operator
+from coeffdiff.method.operator import through_operator
 
 _TRITON = importlib.util.find_spec("triton") is not None
 
@@ -109,9 +108,7 @@ def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[st
     """
     backend, why = _choice(q, k, mask)
     maps = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4
-    kept = backend == "chunked" and chunked.few_maps(q, k)
-    fate = "kept in training" if kept else "recomputed, never stored"
-    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are {fate}; {why}"
+    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored; {why}"
 
 
 def _choice(q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[str, str]:
@@ -169,18 +166,17 @@ def reference_attention(
 
 # name -> (q, k, v, coeff, additive mask or None, scale) -> [B, H, Q, D]
 #   reference   stores H x Q x K maps, several times over in training
-#   chunked     rows of queries whose maps fit in the cache; works anywhere; chosen by "auto", it keeps few_maps
+#   chunked     rows of queries whose maps fit in the cache; works anywhere
 #   fused       a Triton kernel; stores one float per head and query; CUDA GPUs
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
     "reference": reference_attention,
-    "chunked": chunked_attention,
+    "chunked": functools.partial(through_operator, "chunked"),
     "fused": functools.partial(through_operator, "fused"),
 }
 
 
 # What "auto" makes of some of them
 _CHOSEN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
-    "chunked": functools.partial(chunked_attention, may_keep=True),
     "fused": functools.partial(through_operator, "checked"),
 }
 

@@ -33,9 +33,6 @@ CPU_CHUNK_BYTES = 3 * 2**19
 CPU_CHUNK_ROWS = 192
 MOST_CHUNK_BYTES = 32 * 2**20
 UNKNOWN_CACHE_BYTES = 8 * 2**20
-# Maps of a batch entry up to this size are kept for backward: of all layers together far less than a network's other
-# activations
-MOST_KEPT_BYTES = 2 * 2**20
 LONG_SUM = 1024  # queries
 # How the product that gives dcoeff is taken apart: measured with MKL on an Intel Xeon
 LONG_PRODUCT = 2**15
@@ -55,27 +52,23 @@ def forward(
     scale: float,
     *,
     room: int | None = None,
-    keep: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Q, D] in q's dtype, heads side by side, and what backward takes: of no size, or the maps.
+    """Output [B, H, Q, D] in q's dtype, heads side by side, and nothing for backward (a tensor of no size).
 
     The softmax and the mixing run in float32, or float64 for float64 inputs.
 
     Args:
         room: bytes of one chunk's maps; see chunk_shape.
-        keep: all maps [B * H, Q, K], for few_maps.
     """
     heads = q.shape[1]
     queries, keys, values = _wide(q), _wide(k, scale), _wide(v)
     out, buffers = heads_beside(q), _buffers(2, q, k, room)
-    kept = queries.new_empty((*queries.shape[:2], k.shape[2]) if keep else 0)
     for entries, rows in _chunks(q, k, room):
         maps, mixed = _cut(buffers, entries, rows, k.shape[2])
-        maps = kept[entries] if keep else maps
         _fill_maps(maps, queries[entries, rows], keys[entries], mask, heads, entries, rows)
         _mix(coeff, maps, mixed)
         _put(out, entries, rows, torch.bmm(mixed, values[entries]))
-    return out, kept
+    return out, queries.new_empty(0)
 
 
 def backward(
@@ -85,7 +78,7 @@ def backward(
     v: Tensor,
     coeff: Tensor,
     mask: Tensor | None,
-    kept: Tensor,
+    _nothing: Tensor,
     scale: float,
     *,
     room: int | None = None,
@@ -104,10 +97,7 @@ def backward(
     for entries, rows in _chunks(q, k, room):
         maps, mixed, d_maps = _cut(buffers, entries, rows, k.shape[2])
         some, d_out, first = queries[entries, rows], grads[entries, rows], rows.start == 0
-        if kept.numel():
-            maps = kept[entries]
-        else:
-            _fill_maps(maps, some, keys[entries], mask, heads, entries, rows)
+        _fill_maps(maps, some, keys[entries], mask, heads, entries, rows)
         _mix(coeff, maps, mixed)
         _add_product(dv[entries], mixed.mT, d_out, first)
         d_mixed = torch.bmm(d_out, values[entries].mT, out=mixed)
@@ -240,14 +230,6 @@ def chunk_shape(q: Tensor, k: Tensor, room: int | None = None) -> tuple[int, int
     rows = -(-queries // -(-queries // rows))  # as many in each chunk
     entries = max(1, min(batch, room // (a_row * rows))) if rows == queries else 1
     return entries, rows
-
-
-def few_maps(q: Tensor, k: Tensor) -> bool:
-    """Whether the maps of a batch entry are so few that a training may keep them: one chunk, a MiB or two."""
-    if q.device.type != "cpu" or q.shape[1] * q.shape[2] * k.shape[2] * 4 > MOST_KEPT_BYTES:
-        return False
-    one_chunk: bool = chunk_shape(q, k)[1] == q.shape[2]
-    return one_chunk
 
 
 def chunk_bytes(device: torch.device, a_row: int) -> int:

@@ -18,51 +18,14 @@ def through_operator(
     return torch.ops.coeffdiff.mixed_attention(q, k, v, coeff, mask, scale, backend)[0]
 
 
-def chunked_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    *,
-    may_keep: bool = False,
-) -> Tensor:
-    """Through the operator where something is traced; elsewhere without it, since on a small layer it would take a
-    fifth of the time.
-
-    Args:
-        may_keep: few maps are kept for backward; it changes no bit of a result.
-    """
-    if torch.compiler.is_compiling() or type(q) is not Tensor or not q.is_cpu:
-        return through_operator("chunked", q, k, v, coeff, mask, scale)
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, coeff))
-    keep = may_keep and learns and chunked.few_maps(q, k)
-    out: Tensor = _Chunked.apply(q, k, v, coeff, mask, scale, "chunked", keep)
-    return out
-
-
 @torch.library.custom_op("coeffdiff::mixed_attention", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, Q, D] in q's dtype, and what the backend keeps for its backward."""
-    return _run_forward(q, k, v, coeff, mask, scale, backend)
-
-
-def _run_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    backend: str,
-    **options: bool,
-) -> tuple[Tensor, Tensor]:
     with exact_products(q):
         wide = coeff.detach().to(wide_dtype(q))
-        out, kept = _implementation(backend).forward(q, k, v, wide, mask, scale, **options)
+        out, kept = _implementation(backend).forward(q, k, v, wide, mask, scale)
     return out, kept
 
 
@@ -88,20 +51,6 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and coeff, in their dtypes; the maps are computed anew."""
-    return _run_backward(grad, q, k, v, coeff, mask, kept, scale, backend)
-
-
-def _run_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    kept: Tensor,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with exact_products(q):
         dq, dk, dv, dcoeff = _implementation(backend).backward(
             grad, q, k, v, coeff.detach().to(wide_dtype(q)), mask, kept, scale
@@ -147,25 +96,6 @@ def _differentiate(ctx, grad, _grad_kept):  # type: ignore[no-untyped-def]
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-class _Chunked(torch.autograd.Function):
-    """The chunks for autograd, without the operator around them."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, coeff, mask, scale, backend, keep):  # type: ignore[no-untyped-def]
-        out, kept = _run_forward(q, k, v, coeff, mask, scale, backend, keep=keep)
-        _save(ctx, (q, k, v, coeff, mask, scale, backend), (out, kept))
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, coeff, mask, kept = ctx.saved_tensors
-        if grad is None:
-            return (None,) * 8
-        found = _run_backward(grad, q, k, v, coeff, mask, kept, ctx.scale, ctx.backend)
-        return (*found, None, None, None, None)
 
 
 def _implementation(backend: str) -> Any:

@@ -121,8 +121,18 @@ def clip(tmp_path_factory):
 
 # By far the longest files, begun first: a worker that began one of them last would keep all others waiting.
 _LONGEST = (
-    *("training/test_loop.py", "scripts/test_evidence.py", "evaluation/test_compare.py", "scripts/test_bench.py"),
-    *("hosts/test_silence.py", "method/test_triton_kernels.py", "training/test_watch.py", "pocket/test_pocket.py"),
+    *(
+        "training/test_loop.py",
+        "scripts/test_evidence.py",
+        "evaluation/test_compare.py",
+        "scripts/test_bench.py",
+    ),
+    *(
+        "hosts/test_silence.py",
+        "method/test_triton_kernels.py",
+        "training/test_watch.py",
+        "pocket/test_pocket.py",
+    ),
     *("preflight/test_prediction.py", "training/test_nothing_breaks.py", "evaluation/test_evaluate.py"),
     *("training/test_text.py", "scripts/test_pocket_build.py", "cli/test_encodings.py", "cli/test_cli.py"),
     *("sampling/test_sampling.py", "utils/test_distributed.py", "utils/test_launch_environment.py"),

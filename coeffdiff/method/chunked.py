@@ -2,10 +2,10 @@
 
 Letters as in attention.py. A chunk is some batch entries with all their queries, or some queries of one entry.
 Forward and backward go through the chunks once, and backward computes the maps again, so that nothing of size
-H x Q x K is ever stored; what is, are a few buffers of one chunk, used over and over. Where all maps are smaller than
-such a buffer (few_maps), a training that chose by itself keeps them.
+H x Q x K is ever stored; what is, are a few buffers of one chunk, used over and over.
 
-What did not help on a CPU: keeping the log-sum-exp of the scores for backward, which takes twice as long to compute
+What did not help on a CPU: keeping the maps of small layers for backward, or an autograd.Function in place of the
+operator (pocket's steps took as long); keeping the log-sum-exp of the scores for backward, which takes twice as long to compute
 as the whole in-place softmax; the mixing as products over blocks of columns, as a convolution of width one, or with the
 heads last (none beats one product over the flattened maps); dcoeff of many heads by rows alone, without taking the
 heads apart.
@@ -30,7 +30,7 @@ GPU_CHUNK_BYTES = 256 * 2**20
 # On a CPU two buffers should stay in the cache of a core. Products of few rows are slow, though: a chunk has so many
 # rows at least, as long as its maps fit into half of the last cache.
 CPU_CHUNK_BYTES = 3 * 2**19
-CPU_CHUNK_ROWS = 192
+CPU_CHUNK_ROWS = 256
 MOST_CHUNK_BYTES = 32 * 2**20
 UNKNOWN_CACHE_BYTES = 8 * 2**20
 LONG_SUM = 1024  # queries

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes or reuses .venv, then checks style, types and behaviour.
-# Arguments go to pytest, and only the tests run: scripts/test.sh tests/test_token.py, scripts/test.sh -k adapter
+# Arguments go to pytest, and only the tests run: scripts/test.sh tests/hosts/test_learned_token.py, scripts/test.sh -k adapter
 set -euo pipefail
 cd "$(dirname "$0")/.."
 EXTRAS="[dev]"

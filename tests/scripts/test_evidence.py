@@ -49,16 +49,17 @@ def test_customization_is_measured_once_for_every_cell(tmp_path, forked):
     assert packed.name == "dev.jsonl" and packed.read_text().count("\n") == 5
 
 
-def test_a_comparisons_adapters_are_taken_apart(tmp_path, forked):
+def test_a_comparisons_adapters_are_taken_apart(tmp_path, run):
     """As trained they have the cell's scores; without alpha and without LoRA others; the subject itself the best."""
     (tmp_path / "plan.yaml").write_text(
         "{model: {name: pocket}, subjects: wooden_pot, seeds: [0], limit: 2, denoising_steps: 2, reference: coeff+lora,"
         " settings: {training.steps: 2, training.masked_loss: false}, arms: {coeff+lora: {method.kind: coeff+lora}}}"
     )
-    done = forked("coeffdiff", "compare", "plan.yaml", "--output", "comparison", cwd=tmp_path)
+    command = [sys.executable, "-m", "coeffdiff", "compare", "plan.yaml", "--output", "comparison"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     arguments = ("plan.yaml", "--comparison", "comparison", "--output", "dissected.json")
-    done = forked("evidence/dissect_comparison.py", *arguments, cwd=tmp_path)
+    done = run("evidence/dissect_comparison.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "dissected.json").read_text())
     scores = {row["part"]: row["scores"] for row in rows}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_backbone import edit, equal, find, original_layout, sentence, weights
+from test_base_models import edit, equal, find, original_layout, sentence, weights
 from test_opening import call, preview, same_pixels, sample, train
 
 from coeffdiff.errors import ModelError

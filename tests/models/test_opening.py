@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_backbone import original_layout
+from test_base_models import original_layout
 from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app

@@ -682,13 +682,13 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint():
 
 def alpha_overflows() -> None:
     """Behind the optimizer's first step, whose loss and gradients were finite."""
-    real = Trainables.moved
+    real = Trainables.mean_abs_alpha
 
     def moved(self):
         self.alphas[0].data.fill_(torch.inf)
         return real(self)
 
-    Trainables.moved = moved
+    Trainables.mean_abs_alpha = moved
 
 
 def test_a_step_that_overflows_is_not_saved():

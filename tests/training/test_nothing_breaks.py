@@ -36,7 +36,7 @@ from coeffdiff.hosts import diffusers
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_paths import COEFF_FILE, find_adapter
 from coeffdiff.pocket.model import save_random
-from coeffdiff.training import loop, resuming
+from coeffdiff.training import loop
 from coeffdiff.training import step as training_step
 from coeffdiff.training.checkpoints import load_checkpoint
 from coeffdiff.training.run_folder import RunFolder
@@ -215,7 +215,7 @@ def half_an_older_checkpoint(how: Fault) -> Fault:
             next(iter(Path(folder).iterdir())).unlink()
             how()
 
-        resuming.shutil.rmtree = faulty
+        shutil.rmtree = faulty
 
     return set_it
 

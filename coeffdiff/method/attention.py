@@ -75,8 +75,7 @@ def mixed_attention(
         backend, _ = _choice(q, k, mask)
     if reason := unusable(backend, q, k, mask):
         raise ConfigError(reason)
-    function = _CHOSEN.get(backend) if chosen else None
-    function = function or BACKENDS[backend]
+    function = _VERIFIED if chosen and backend == "fused" else BACKENDS[backend]
     return function(q, k, v, coeff, mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
 
 
@@ -175,10 +174,8 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, flo
 }
 
 
-# What "auto" makes of some of them
-_CHOSEN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
-    "fused": functools.partial(through_operator, "checked"),
-}
+# What "auto" makes of the fused kernels; see verified.py
+_VERIFIED = functools.partial(through_operator, "checked")
 
 
 def _additive(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:

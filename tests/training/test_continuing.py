@@ -148,7 +148,7 @@ def test_what_alters_nothing_goes_on(begun, here):
 
 
 def test_compile_and_the_backend_go_on_and_alter_rounding_alone(begun, here, monkeypatch):
-    """The compiler's part is test_speed.py's; here a UNet that is asked to be compiled is, and the run goes on."""
+    """The compiler's part is test_torch_setup.py's; here a UNet that is asked to be compiled is, and the run goes on."""
     asked = []
     monkeypatch.setattr(
         "coeffdiff.training.network.compile_blocks", lambda unet, device: asked.append(device.type)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError, KernelsUnused, ShapeError
+from coeffdiff.method import eager
 from coeffdiff.method.numerics import exact_products, wide_dtype, without_autocast
 from coeffdiff.method.operator import through_operator
 
@@ -107,11 +108,14 @@ def choose_backend(q: Tensor, k: Tensor, mask: Tensor | None = None) -> tuple[st
     """
     backend, why = _choice(q, k, mask)
     maps = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4
-    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are recomputed, never stored; {why}"
+    fate = "stored" if backend == "eager" else "recomputed, never stored"
+    return backend, f"{q.device.type}: {maps / 2**20:.1f} MiB of maps are {fate}; {why}"
 
 
 def _choice(q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[str, str]:
     # Apart from the sentence: torch.compile traces this, and cannot print sizes that it keeps symbolic
+    if q.device.type in ("cpu", "meta") and eager.is_faster(q, k):  # meta: what a dry run predicts
+        return "eager", "small enough for few calls to be faster than chunks"
     if q.device.type != "cuda":
         return "chunked", "in chunks that fit the cache"
     if reason := unusable("fused", q, k, mask):
@@ -165,10 +169,12 @@ def reference_attention(
 
 # name -> (q, k, v, coeff, additive mask or None, scale) -> [B, H, Q, D]
 #   reference   stores H x Q x K maps, several times over in training
+#   eager       stores the maps before and after mixing, in few calls: for small layers
 #   chunked     rows of queries whose maps fit in the cache; works anywhere
 #   fused       a Triton kernel; stores one float per head and query; CUDA GPUs
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]] = {
     "reference": reference_attention,
+    "eager": eager.eager_attention,
     "chunked": functools.partial(through_operator, "chunked"),
     "fused": functools.partial(through_operator, "fused"),
 }

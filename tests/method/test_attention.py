@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import math
 import sys
 import threading
@@ -370,14 +371,16 @@ def test_training_stores_no_map():
 
 def test_heads_come_out_side_by_side():
     """As projections give them, output and gradients: [B, H, T, D] seen as [B, T, H * D] is no copy."""
-    found = with_gradients(mixed_attention, inputs(2, 3, 7, 5, 4))
+    chunks = functools.partial(mixed_attention, backend="chunked")
+    found = with_gradients(chunks, inputs(2, 3, 7, 5, 4))
     assert all(tensor.transpose(1, 2).is_contiguous() for tensor in found[:4])
 
 
 def test_a_second_derivative_is_refused():
     """Nothing here has one; an error, not zeros."""
     leaves = inputs(1, 3, 7, 5, 4, requires_grad=True)
-    (first,) = torch.autograd.grad(mixed_attention(*leaves).square().sum(), leaves[:1], create_graph=True)
+    out = mixed_attention(*leaves, backend="chunked")
+    (first,) = torch.autograd.grad(out.square().sum(), leaves[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         first.sum().backward()
 
@@ -440,7 +443,7 @@ def test_shapes_that_do_not_fit_are_named():
 def test_an_unknown_backend_is_refused_with_the_known_ones():
     """The sentence lists what there is."""
     with pytest.raises(
-        ConfigError, match=r"no attention backend 'flash'; there are auto, reference, chunked, fused"
+        ConfigError, match=r"no attention backend 'flash'; there are auto, reference, eager, chunked, fused"
     ):
         mixed_attention(*inputs(1, 3, 5, 7, 2), backend="flash")
 
@@ -451,6 +454,18 @@ def test_the_choice_comes_with_its_reason():
     name, reason = choose_backend(q, k)
     assert name in BACKENDS
     assert reason.startswith("cpu:") and "12.0 MiB" in reason
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_small_maps_are_stored_and_large_ones_are_not(device):
+    """Up to 512 KiB an entry, whatever the batch: 2 * 256 * 256 * 4 bytes are that; one query more is too many."""
+
+    def chosen(batch, queries):
+        q, k = (torch.empty(batch, 2, tokens, 4, device=device) for tokens in (queries, 256))
+        return choose_backend(q, k)[0]
+
+    assert chosen(1, 256) == chosen(64, 256) == "eager"
+    assert chosen(1, 257) == chosen(64, 257) == "chunked"
 
 
 def test_the_fused_backend_says_where_it_cannot_run(monkeypatch):

@@ -52,7 +52,7 @@ def test_the_benchmark_of_attention_measures_every_backend_that_runs_here(tmp_pa
     assert [(row["shape"], row["arm"]) for row in rows] == [
         (f"128 px {shape}", arm)
         for shape in ("self, 10 x 64 x 64", "self, 20 x 16 x 16", "cross, 10 x 64 x 77", "cross, 20 x 16 x 77")
-        for arm in ("sdpa", "reference", "chunked", "fused")
+        for arm in ("sdpa", "reference", "eager", "chunked", "fused")
     ]  # fmt: skip
     for row in rows:
         if row["arm"] == "fused":

@@ -181,9 +181,16 @@ def _read_safetensors(
 
 
 def save_rows(folder: Path, rows: Mapping[str, Tensor]) -> None:
-    """Write EMBEDS_FILE, which diffusers' load_textual_inversion reads key by key."""
+    """Write EMBEDS_FILE."""
+    (folder / EMBEDS_FILE).write_bytes(pack_rows(rows))
+
+
+def pack_rows(rows: Mapping[str, Tensor]) -> bytes:
+    """The content of an EMBEDS_FILE, which diffusers' load_textual_inversion reads key by key, and A1111 and ComfyUI
+    as an embedding."""
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in rows.items()}
-    (folder / EMBEDS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
+    content: bytes = save(tensors, metadata={"format": "pt"})
+    return content
 
 
 def alphas_of(layers: dict[str, Coefficients]) -> dict[str, Tensor]:

@@ -5,10 +5,10 @@ Forward and backward go through the chunks once, and backward computes the maps 
 H x Q x K is ever stored; what is, are a few buffers of one chunk, used over and over.
 
 Small layers on a CPU go to eager.py. What did not help on a CPU: keeping the maps of small layers for backward here, or
-an autograd.Function in place of the operator (pocket's steps took as long); keeping the log-sum-exp of the scores for backward, which takes twice as long to
-compute as the whole in-place softmax; the mixing as products over blocks of columns, as a convolution of width one, or
-with the heads last (none beats one product over the flattened maps); dcoeff of many heads by rows alone, without taking
-the heads apart.
+an autograd.Function in place of the operator (pocket's steps took as long); keeping the log-sum-exp of the scores for
+backward, which takes twice as long to compute as the whole in-place softmax; the mixing as products over blocks of
+columns, as a convolution of width one, or with the heads last (none beats one product over the flattened maps); dcoeff
+of many heads by rows alone, without taking the heads apart.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from coeffdiff import __version__
@@ -224,6 +225,8 @@ def home(tmp_path, monkeypatch, trained) -> Path:
          "drawn/001-a-sks-ball-seed0.png"),
         ("inspect ~/runs/sks --output=~/seen", "seen/alpha.png"),
         ("merge ~/runs/sks:0.5 ~/runs/sks@1:0.5 --model ~/model --output=~/both", "both/coeff.safetensors"),
+        ("export ~/runs/sks --output=~/lora.safetensors", "lora.safetensors"),
+        ("export ~/absent --output=~/lora.safetensors", "There is no adapter HOME/absent"),
         ("check --images ~/absent --token sks", "There is no folder HOME/absent"),
         ("check --images ~/photos --token sks --model ~/absent", "There is no model folder or file HOME/absent"),
         ("check --images ~/photos --token sks --model ~/model --set model.vae=~/absent", "HOME/absent"),
@@ -518,6 +521,20 @@ def test_merge_writes_an_adapter_that_samples(trained):
     assert max(abs(a - b) for a, b in zip(*(p.tobytes() for p in pixels), strict=True)) <= 2
 
 
+def test_export_names_its_files_and_what_it_leaves_out(trained):
+    """One file on stdout, alpha named on stderr, and the run's own seed and steps in the metadata."""
+    run = str(trained / "runs/sks")
+    result = call("export", run, "--output", "mine.safetensors")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == "mine.safetensors" and "layers is left out" in result.stderr
+    with safe_open("mine.safetensors", "pt") as opened:
+        facts = opened.metadata()
+    assert (facts["ss_seed"], facts["ss_max_train_steps"], facts["ss_network_dim"]) == ("0", "2", "2")
+    assert facts["ss_sd_model_name"] == "model"
+    answer = json.loads(call("export", run, "--output", "b.safetensors", "--json").stdout)
+    assert answer["lora"] == "b.safetensors" and answer["embedding"] is None and len(answer["left_out"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -528,6 +545,9 @@ def test_merge_writes_an_adapter_that_samples(trained):
             ["inspect", "RUN", "--output", "note.txt"],
             "ConfigError: --output note.txt is a file",
         ),
+        (["export", "nowhere", "--output", "a.safetensors"], "AdapterError: There is no adapter nowhere"),
+        (["export", "RUN", "--output", "a.pt"], "ConfigError: --output a.pt must end in .safetensors"),
+        (["export", "RUN", "--output", "."], "ConfigError: --output . is a folder"),
         (["merge", "RUN", "--output", "m"], "AdapterError: Merging takes at least two adapters"),
         (["merge", "RUN:much", "RUN", "--output", "m"], "the scale 'much' is not a number"),
         (["merge", "RUN", "nowhere:2", "--output", "m"], "AdapterError: There is no adapter nowhere"),

@@ -10,6 +10,7 @@ import typer
 from coeffdiff.cli.adapters import parse_scales, select_adapters
 from coeffdiff.cli.listings import list_schedulers_and_exit
 from coeffdiff.cli.options import (
+    NAME,
     PATH,
     AdaptersModel,
     BatchSize,
@@ -64,6 +65,20 @@ ListSchedulers = Annotated[
         help="Print all names of samplers.",
     ),
 ]
+InitImage = Annotated[Path | None, typer.Option(help="A picture to begin from.", **PATH)]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="How much of it is drawn again, above 0 to 1. (default: 0.6, with a mask 1)"),
+]
+MaskImage = Annotated[
+    Path | None, typer.Option(help="Inpainting: white where --init-image is drawn again.", **PATH)
+]
+Control = Annotated[str | None, typer.Option(help="ControlNet for SDXL: hub id or diffusers folder.", **NAME)]
+ControlImage = Annotated[
+    Path | None,
+    typer.Option(help="What it follows, prepared as it wants it: edges, depth, a pose.", **PATH),
+]
+ControlScale = Annotated[float, typer.Option(help="How strongly it steers.")]
 Pictures = Annotated[Path | None, typer.Option(help="Folder for the pictures. (default: samples/N)", **PATH)]
 WrittenAsJson = Annotated[bool, typer.Option("--json", help="Print the files' paths as JSON on stdout.")]
 
@@ -89,6 +104,12 @@ def sample(
     offload: OffloadOption = "none",
     batch_size: BatchSize = 1,
     compile_: CompileUnet = False,
+    init_image: InitImage = None,
+    strength: Strength = None,
+    mask_image: MaskImage = None,
+    controlnet: Control = None,
+    control_image: ControlImage = None,
+    control_scale: ControlScale = 1.0,
     output: Pictures = None,
     model: AdaptersModel = None,
     model_config: ModelConfig = None,
@@ -108,6 +129,7 @@ def sample(
         from coeffdiff.models.opening import Asked
         from coeffdiff.preflight.sampling_time import expected_seconds
         from coeffdiff.sampling.drawing import draw
+        from coeffdiff.sampling.image_inputs import ImageOptions
         from coeffdiff.sampling.options import Options
 
         drawn = draw(
@@ -120,6 +142,7 @@ def sample(
             precision=precision,
             offload=offload,
             compiled=compile_,
+            images=ImageOptions(init_image, strength, mask_image, controlnet, control_image, control_scale),
             output=output,
             estimate=expected_seconds,
             team=team,

@@ -48,11 +48,9 @@ def find_backbone(model: ModelSettings) -> Backbone:
         if alone:
             backbone = replace(backbone, unet_alone=True, variant=model.variant or None)
     else:
-        repo = _hub_id(model.name)
+        repo = hub_id(model.name)
         variant = model.variant or None
-        source = _from_hub(
-            repo, [INDEX], SMALL_FILES, lambda cached: _is_here(cached, variant, not model.vae)
-        )
+        source = from_hub(repo, [INDEX], SMALL_FILES, lambda cached: _is_here(cached, variant, not model.vae))
         backbone = Backbone(repo, "hub", source, variant)
     check_configs(backbone.source)
     if model.vae:
@@ -73,7 +71,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
     return backbone
 
 
-def _hub_id(name: str) -> str:
+def hub_id(name: str) -> str:
     """The name, if it can be one on the hub. Raises: ModelError, saying what the name looks like instead."""
     on_hub = re.fullmatch(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+).*", name)
     if on_hub:
@@ -88,7 +86,7 @@ def _hub_id(name: str) -> str:
     return name
 
 
-def _from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable[[Source], bool]) -> Source:
+def from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable[[Source], bool]) -> Source:
     """A repository of the hub with its small files in the cache; asks the network only if is_here says no.
 
     markers: files of which the repository must have one.
@@ -128,7 +126,7 @@ def encoder_folder(name: str) -> Path:
         return path.resolve()
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"{name} is neither a folder here nor a hub id of the form owner/name.")
-    source = _from_hub(
+    source = from_hub(
         name, ["config.json"], ["*.json", "*.txt"], lambda s: not s.here().isdisjoint(ENCODER_WEIGHTS)
     )
     if source.remote:
@@ -189,8 +187,8 @@ def _find_vae(name: str) -> tuple[Source, str]:
         source = Source(name, path.resolve())
     else:
         stem = NETWORKS["vae"][1]
-        source = _from_hub(
-            _hub_id(name),
+        source = from_hub(
+            hub_id(name),
             ["config.json", "vae/config.json"],
             ["config.json", "vae/*.json"],
             lambda cached: any(

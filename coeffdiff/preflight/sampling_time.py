@@ -11,8 +11,8 @@ import torch
 from coeffdiff.hosts.guard import unwrapped
 from coeffdiff.preflight.dry_run import bytes_of, decode_picture, denoise_step
 from coeffdiff.preflight.stopwatch import Stopwatch
-from coeffdiff.sampling.generation import needs_upcast
 from coeffdiff.sampling.options import Options, picture_size
+from coeffdiff.sampling.vae_precision import needs_upcast
 from coeffdiff.utils.console import quiet_libraries
 
 

@@ -10,8 +10,8 @@ from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.hosts.guard import unwrapped
 from coeffdiff.method.coefficients import Coefficients
-from coeffdiff.sampling.generation import cast_to, needs_upcast
 from coeffdiff.sampling.memory_options import Offload, Precision
+from coeffdiff.sampling.vae_precision import cast_to, needs_upcast
 from coeffdiff.utils.torch_setup import DTYPES, compile_blocks, has_bf16, prepare_kernels
 
 

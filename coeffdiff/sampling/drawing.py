@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 
 from coeffdiff.hosts.diffusers import load_adapter
 from coeffdiff.hosts.token_vocabulary import announce_tokens
+from coeffdiff.models.controlnet import find_controlnet
 from coeffdiff.models.opening import Asked, recipe, unlike_previews
+from coeffdiff.sampling.image_inputs import Guide, ImageOptions, read_inputs
 from coeffdiff.sampling.memory_options import Offload, Precision
 from coeffdiff.sampling.options import Options, Request, check_options, picture_size
 from coeffdiff.sampling.output import plan, write_pictures
@@ -51,6 +53,7 @@ def draw(
     precision: Precision = "auto",
     offload: Offload = "none",
     compiled: bool = False,
+    images: ImageOptions = ImageOptions(),  # noqa: B008  # frozen
     output: Path | None = None,
     estimate: Estimate | None = None,
     team: DistributedContext = ONE_PROCESS,
@@ -63,6 +66,7 @@ def draw(
         prompts: <V> stands for the adapters' one token.
         asked: a base model, configs or VAE other than the adapters' own.
         scheduler: see set_scheduler; by default the model's own.
+        images: a picture to begin from, a mask, a ControlNet.
         output: by default the next free folder in SAMPLES.
         estimate: announces a wait of more than a minute.
         team: processes that share the work, all called with equal arguments.
@@ -74,6 +78,7 @@ def draw(
     session = open_session(adapters, asked, precision=precision, offload=offload, device=team.device)
     session.print_model(team.size)
     outline = _checked_outline(session, options, scheduler)
+    guide, options = _guide(session, outline, images, options)
     texts = _filled(prompts, session)
     _print_hints(session, selection, texts, outline, options, precision)
     requests = [Request(text, seed, scale) for text in texts for seed in seeds for scale in selection.scales]
@@ -83,20 +88,23 @@ def draw(
     with session.oom_hints(options):
         pipe = session.load()
     pipe.scheduler = outline.scheduler
+    pipe = guide.pipeline(pipe) if guide else pipe
     if selection.steps:
         print_info(f"steps    {', '.join(map(str, selection.steps))}, each loaded and drawn in turn")
     else:
         _load_adapters(pipe, session, selection)
     folder = team.on_main(lambda: output or next_folder(SAMPLES))
     if selection.steps:
-        files = _write_steps(session, pipe, selection, requests, options, folder, team)
+        files = _write_steps(session, pipe, selection, requests, options, guide, folder, team)
     else:
         with session.oom_hints(options):
             session.prepare(pipe, compiled=compiled)
-            if estimate:
+            if estimate and not images.controlnet:
                 share = math.ceil(len(requests) / team.size)
-                _print_wait(estimate(pipe, options, share, session.device), session.device)
-        files = _write_pictures(session, pipe, requests, options, folder, team)
+                steps = guide.steps(options.steps) if guide else options.steps
+                asked_steps = replace(options, steps=steps)
+                _print_wait(estimate(pipe, asked_steps, share, session.device), session.device)
+        files = _write_pictures(session, pipe, requests, options, guide, folder, team)
     return Drawn(folder, files)
 
 
@@ -112,6 +120,24 @@ def _checked_outline(session: Session, options: Options, scheduler: str | None) 
         set_scheduler(outline, scheduler)
     check_options(outline, options)
     return outline
+
+
+def _guide(
+    session: Session, outline: Any, asked: ImageOptions, options: Options
+) -> tuple[Guide | None, Options]:
+    """What pictures begin from and are steered by, read and checked, and the options with the size that it gives."""
+    if not asked:
+        return None, options
+    factor = outline.vae_scale_factor
+    native = outline.default_sample_size * factor
+    inputs, options = read_inputs(asked, options, native, math.lcm(8, factor))
+    check_options(outline, options)
+    found = None
+    if asked.controlnet:
+        half = session.dtype != torch.float32
+        found = find_controlnet(asked.controlnet, session.unet_config, half=half)
+        print_info(f"control  {found.name} at {asked.control_scale:g}")
+    return Guide(inputs, found, session.dtype), options
 
 
 def _filled(prompts: Sequence[str], session: Session) -> list[str]:
@@ -165,12 +191,20 @@ def _write_pictures(
     pipe: Any,
     requests: Sequence[Request],
     options: Options,
+    guide: Guide | None,
     folder: Path,
     team: DistributedContext,
 ) -> list[Path]:
     with session.oom_hints(options), progress("sampling", len(requests)) as bar:
         return write_pictures(
-            pipe, requests, options, folder, details=recipe(session.base), on_progress=bar, team=team
+            pipe,
+            requests,
+            options,
+            folder,
+            images=guide.inputs if guide else None,
+            details=recipe(session.base),
+            on_progress=bar,
+            team=team,
         )
 
 
@@ -180,6 +214,7 @@ def _write_steps(
     selection: Selection,
     requests: Sequence[Request],
     options: Options,
+    guide: Guide | None,
     folder: Path,
     team: DistributedContext,
 ) -> list[Path]:
@@ -192,6 +227,7 @@ def _write_steps(
             requests,
             options,
             folder,
+            images=guide.inputs if guide else None,
             prepare=lambda: session.prepare(pipe),
             details=recipe(session.base),
             on_progress=bar,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from coeffdiff.errors import ConfigError, NonFinitePicture
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.hosts.guard import unwrapped, verify
 from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.sampling.image_inputs import ImageInputs, call_arguments
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, check_options, picture_size
 from coeffdiff.sampling.prompts import encode_prompts, shortened
+from coeffdiff.sampling.vae_precision import in_its_precision, kept_precision
 
 
 def generate(
@@ -25,6 +27,7 @@ def generate(
     options: Options = Options(),  # noqa: B008  # frozen
     *,
     encoded: Mapping[str, Encoded] | None = None,
+    images: ImageInputs | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[tuple[Request, Image.Image]]:
     """Pictures in the order of their requests, each made when the iterator reaches it.
@@ -35,7 +38,8 @@ def generate(
     itself makes of this seed.
 
     Args:
-        pipe: a StableDiffusionXLPipeline, in eval mode; text encoders may be None with `encoded`.
+        pipe: a StableDiffusionXLPipeline, in eval mode, or with `images` what pipeline_for made of one; text encoders
+            may be None with `encoded`.
         encoded: from encode_prompts, for this negative prompt and guidance; by default all are encoded here.
         on_progress: takes how many pictures are done, a started one counted by its steps.
     Raises: ConfigError for a size that the model cannot make, or a scale without an adapter; InjectionError if an
@@ -57,7 +61,7 @@ def generate(
         embeddings = _encode_requests(pipe, requests, options)
     else:
         embeddings = [_embedding_of(request, encoded, options) for request in requests]
-    return _generate(pipe, requests, embeddings, options, size, on_progress)
+    return _generate(pipe, requests, embeddings, options, size, images, on_progress)
 
 
 def _encode_requests(pipe: Any, requests: Sequence[Request], options: Options) -> list[Encoded]:
@@ -95,6 +99,7 @@ def _generate(
     embeddings: list[Encoded],
     options: Options,
     size: tuple[int, int],
+    images: ImageInputs | None,
     on_progress: OnProgress | None,
 ) -> Generator[tuple[Request, Image.Image]]:
     done = 0
@@ -107,7 +112,8 @@ def _generate(
                 if on_progress:
                     on_progress(done + part * count)
 
-            latents = _denoise(pipe, asked, [embeddings[i] for i in batch], options, size, denoised)
+            texts = [embeddings[i] for i in batch]
+            latents = _denoise(pipe, asked, texts, options, size, images, denoised)
             for request, latent in zip(asked, latents, strict=True):
                 yield request, _decode(pipe, latent, request)
             pipe.maybe_free_model_hooks()
@@ -147,6 +153,7 @@ def _denoise(
     embeddings: list[Encoded],
     options: Options,
     size: tuple[int, int],
+    images: ImageInputs | None,
     denoised: OnProgress,
 ) -> Tensor:
     """Latents [B, C, h, w] after all steps."""
@@ -159,7 +166,10 @@ def _denoise(
     )
     # A generator draws the picture's initial noise, then the noise that its scheduler adds
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    begun = call_arguments(images, len(requests), size) if images else {"width": width, "height": height}
+    if not (images and images.init):  # else diffusers draws the noise, after the latents of the picture
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        begun["latents"] = noise.to(dtype)
     if hasattr(pipe.scheduler, "noise_sampler_seed"):  # DPMSolverSDE has a generator of its own
         pipe.scheduler.noise_sampler_seed = [request.seed for request in requests]
 
@@ -173,7 +183,7 @@ def _denoise(
         denoised((step + 1) / pipe.num_timesteps)
         return {}
 
-    with _without_bar(pipe):
+    with _without_bar(pipe), kept_precision(pipe.vae) if images else nullcontext():
         latents: Tensor = pipe(
             prompt_embeds=stacked([e.text for e in embeddings]),
             pooled_prompt_embeds=stacked([e.pooled for e in embeddings]),
@@ -183,9 +193,7 @@ def _denoise(
             else None,
             guidance_scale=options.guidance,
             num_inference_steps=options.steps,
-            width=width,
-            height=height,
-            latents=noise.to(dtype),
+            **begun,
             generator=generators,
             callback_on_step_end=after_step,
             output_type="latent",  # diffusers' own decoding fails with a float32 VAE beside a half-precision UNet
@@ -198,10 +206,7 @@ def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
     """One picture at a time: decoding is the peak of memory, and a batch of the VAE would change pictures."""
     vae = pipe.vae
     _check_finite(latent, request, f"the UNet in {dtype_name(pipe.unet)}", pipe)
-    upcast = needs_upcast(vae) and not next(vae.parameters()).is_meta
-    try:
-        if upcast:
-            cast_to(vae, torch.float32)
+    with in_its_precision(vae):
         scaled = latent[None].to(vae.dtype)
         if vae.config.get("latents_mean") is not None and vae.config.get("latents_std") is not None:
             mean, std = (
@@ -213,22 +218,10 @@ def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
             scaled = scaled / vae.config.scaling_factor
         decoded = vae.decode(scaled, return_dict=False)[0]
         _check_finite(decoded, request, f"the VAE in {dtype_name(vae)}", pipe)
-    finally:
-        if upcast:
-            cast_to(vae, torch.float16)
     if pipe.watermark is not None:
         decoded = pipe.watermark.apply_watermark(decoded)
     image: Image.Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
     return image
-
-
-def needs_upcast(vae: Any) -> bool:
-    """Whether the VAE is in float16 and its config demands float32."""
-    return vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-
-
-def cast_to(vae: Any, dtype: torch.dtype) -> None:
-    torch.nn.Module.to(vae, dtype)  # diffusers' own method warns about every cast
 
 
 def _check_finite(tensor: Tensor, request: Request, source: str, pipe: Any) -> None:

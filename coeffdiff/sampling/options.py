@@ -99,8 +99,11 @@ def check_options(pipe: Any, options: Options) -> None:
 
 def picture_size(pipe: Any, options: Options) -> tuple[int, int]:
     """Width and height in pixels. Raises: ConfigError that names the nearest possible size."""
-    native = pipe.default_sample_size
-    height, width = native if isinstance(native, list | tuple) else (native, native)
+    if options.width and options.height:  # pipelines for images know no size of their own
+        width = height = 0
+    else:
+        native = pipe.default_sample_size
+        height, width = native if isinstance(native, list | tuple) else (native, native)
     sizes = []
     for name, asked, own in (("width", options.width, width), ("height", options.height, height)):
         pixels = own * pipe.vae_scale_factor if asked is None else asked

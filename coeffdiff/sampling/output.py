@@ -16,9 +16,11 @@ from PIL import Image
 
 from coeffdiff import __version__
 from coeffdiff.hosts.diffusers import loaded_adapters
-from coeffdiff.sampling.generation import batches_of, dtype_name, generate, needs_upcast
+from coeffdiff.sampling.generation import batches_of, dtype_name, generate
+from coeffdiff.sampling.image_inputs import ImageInputs
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, picture_size
 from coeffdiff.sampling.schedulers import settings_of_scheduler
+from coeffdiff.sampling.vae_precision import needs_upcast
 from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
 from coeffdiff.utils.grids import fitted, labelled_grid
 from coeffdiff.utils.png import free_name, save_png
@@ -33,6 +35,7 @@ def write_pictures(
     folder: Path,
     *,
     encoded: Mapping[str, Encoded] | None = None,
+    images: ImageInputs | None = None,
     details: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -46,6 +49,7 @@ def write_pictures(
     the requests.
 
     Args:
+        images: what all pictures begin from or are steered by; pipe is then what pipeline_for made for it.
         details: added to the recipes: the model's name and whatever else it takes to repeat a picture.
         overwrite: replace files of the same name; otherwise new files take the next free names.
         team: processes that share the work, all called with equal arguments. Each batch is made by one of them and
@@ -69,14 +73,15 @@ def write_pictures(
 
     own = [i for share in shares for i in share]
     with closing(
-        generate(pipe, [requests[i] for i in own], options, encoded=encoded, on_progress=made)
+        generate(pipe, [requests[i] for i in own], options, encoded=encoded, images=images, on_progress=made)
     ) as pictures:
         for number in range(rounds):
             share = shares[number] if number < len(shares) else []
             for i, (request, image) in zip(share, pictures, strict=False):
                 file = folder / _file_name(i + 1, request, ending)
                 file = file if overwrite else free_name(file)
-                save_png(image, file, recipe(pipe, request, options, details))
+                told = {**(images.details if images else {}), **(details or {})}
+                save_png(image, file, recipe(pipe, request, options, told))
                 written[i] = file, fitted(image, cell)
             team.gather(None)  # after each round, so that an error of one ends all before the next
     for others in team.gather(written):

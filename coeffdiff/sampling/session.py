@@ -94,6 +94,11 @@ class Session:
             )
         )
 
+    @property
+    def unet_config(self) -> Any:
+        """The config of the UNet, known before its weights are."""
+        return self._unet.config
+
     @cached_property
     def _unet(self) -> torch.nn.Module:
         """The UNet without weights, on the meta device."""

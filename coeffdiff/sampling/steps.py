@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from coeffdiff.hosts.diffusers import load_adapter
+from coeffdiff.sampling.image_inputs import ImageInputs
 from coeffdiff.sampling.options import OnProgress, Options, Request
 from coeffdiff.sampling.output import GRID_FILE, write_pictures
 from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
@@ -24,6 +25,7 @@ def write_steps(
     options: Options,
     folder: Path,
     *,
+    images: ImageInputs | None = None,
     prepare: Callable[[], None],
     details: Mapping[str, Any],
     on_progress: OnProgress,
@@ -53,6 +55,7 @@ def write_steps(
             requests,
             options,
             folder,
+            images=images,
             details={**details, "step": step},
             on_progress=report,
             team=team,

@@ -13,11 +13,10 @@ from coeffdiff.errors import ModelError
 from coeffdiff.models.architecture import vae_config_of
 from coeffdiff.models.checking import check_configs, check_single_file, read_json, refuse_quantized
 from coeffdiff.models.files import files_of, joined_path, source_of, variant_choices, weights_of
-from coeffdiff.models.hub_errors import HUB_SECONDS, hub_access_errors, within_seconds
+from coeffdiff.models.hub_errors import hub_access_errors
 from coeffdiff.models.source import (
     CONFIG_FILES,
     ENCODER_WEIGHTS,
-    HUB_ID,
     INDEX,
     NETWORKS,
     PICKLES,
@@ -26,6 +25,7 @@ from coeffdiff.models.source import (
     Source,
 )
 from coeffdiff.pocket import POCKET, shipped
+from coeffdiff.utils.hub import HUB_ID, HUB_SECONDS, within_seconds
 
 
 def find_backbone(model: ModelSettings) -> Backbone:

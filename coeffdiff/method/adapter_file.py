@@ -39,6 +39,17 @@ _LARGEST_HEADER = (
 )  # bytes of names, shapes and metadata, which cost some thirty times as much to parse
 
 
+def files_of(header: AdapterHeader) -> tuple[str, ...]:
+    """The files that an adapter with this header consists of."""
+    return (COEFF_FILE, *[LORA_FILE] * bool(header.lora), *[EMBEDS_FILE] * bool(header.vectors))
+
+
+def refuse_large(where: str, name: str, size: int) -> None:
+    """Raises: AdapterError if a file of this name is larger, in bytes, than any adapter's; where: to call it by."""
+    if size > _LARGEST[name]:
+        raise AdapterError(f"{where} has {size / 2**20:.0f} MiB; no {name} is that large.")
+
+
 def pack_coefficients(alphas: dict[str, Tensor], header: AdapterHeader) -> bytes:
     """The content of a COEFF_FILE: alphas as of alphas_of, and the header that describes the folder."""
     content: bytes = save(alphas, metadata={"format": "pt", HEADER_KEY: header.model_dump_json()})
@@ -148,8 +159,7 @@ def _read_safetensors(
 ) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, Tensor]]:
     try:
         size = file.stat().st_size
-        if size > _LARGEST[file.name]:
-            raise AdapterError(f"{file} has {size / 2**20:.0f} MiB; no {file.name} is that large.")
+        refuse_large(str(file), file.name, size)
         with file.open("rb") as start:
             length = int.from_bytes(start.read(8), "little")
         if _LARGEST_HEADER < length <= size:  # beyond the file it is damage, which safetensors names

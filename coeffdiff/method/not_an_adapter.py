@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 _LARGEST_HEADER = 100 * 2**20
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic")
+_PLAIN_LORA = "pytorch_lora_weights.safetensors"  # diffusers' name
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic")
 _LYCORIS = re.compile(r"\.(hada_|lokr_|oft_|glora_|lora_mid)|\.diff$|\.on_input$")
 
 
@@ -21,21 +23,33 @@ def what_it_is(path: Path) -> str:
         return _of_file(path)
     files = sorted(file.name for file in path.iterdir() if file.is_file()) if path.is_dir() else []
     tensors = [name for name in files if name.endswith(".safetensors")]
-    if "model_index.json" in files:
-        return f"{path} is a base model in diffusers' layout and no adapter; name it with --model."
-    if "adapter_config.json" in files:
-        return f"{path} holds an adapter of PEFT's alone, without coeff.safetensors. {_BESIDE}"
-    if "pytorch_lora_weights.safetensors" in tensors and not _is_other(path):
-        return (
-            f"{path} holds a plain LoRA without coeff.safetensors; load it with diffusers' load_lora_weights, "
-            "before or after coeffdiff's own adapters."
-        )
+    telling = [name for name in files if name != _PLAIN_LORA or not _is_other(path)]
+    if named := by_names(str(path), telling):
+        return named
     if len(tensors) == 1:
         return _of_file(path / tensors[0])
     if "config.json" in files:
         return f"{path} is a part of a model (it has a config.json) and no adapter. {_NAME_ONE}"
-    found = f" It holds {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}." if files else ""
-    return f"{path} is no adapter: it has no coeff.safetensors. {_NAME_ONE}{found}"
+    return f"{path} is no adapter: it has no coeff.safetensors. {_NAME_ONE}{listed(files)}"
+
+
+def by_names(where: str, files: Collection[str]) -> str | None:
+    """What a folder or repository is by the names of its files alone; None if they do not say."""
+    if "model_index.json" in files:
+        return f"{where} is a base model in diffusers' layout and no adapter; name it with --model."
+    if "adapter_config.json" in files:
+        return f"{where} holds an adapter of PEFT's alone, without coeff.safetensors. {_BESIDE}"
+    if _PLAIN_LORA in files:
+        return (
+            f"{where} holds a plain LoRA without coeff.safetensors; load it with diffusers' load_lora_weights, "
+            "before or after coeffdiff's own adapters."
+        )
+    return None
+
+
+def listed(files: Sequence[str]) -> str:
+    """ " It holds a, b, c, d, e, ...", or nothing for no files."""
+    return f" It holds {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}." if files else ""
 
 
 _NAME_ONE = "Name a run folder or its adapter folder."
@@ -47,15 +61,15 @@ _BESIDE = (
 
 def _is_other(folder: Path) -> bool:
     """Whether the file of diffusers' name holds something else than diffusers' LoRA."""
-    names, _ = read_names(folder / "pytorch_lora_weights.safetensors")
+    names, _ = read_names(folder / _PLAIN_LORA)
     return not any(".lora_A." in name or ".lora.down." in name for name in names)
 
 
 def _of_file(file: Path) -> str:
     suffix = file.suffix.lower()
-    if suffix in _PICTURES:
+    if suffix in PICTURES:
         return f"{file} is a picture and no adapter. {_NAME_ONE}"
-    if suffix in _PICKLES:
+    if suffix in PICKLES:
         return (
             f"{file} is a pickled file ({suffix}), which may run code when it is opened, so it is not; coeffdiff's "
             f"adapters are folders with safetensors. {_NAME_ONE}"

@@ -74,7 +74,9 @@ def _underlying(error: Exception) -> Exception:
     from huggingface_hub import errors
 
     cause = error.__cause__
-    return cause if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(cause, Exception) else error
+    return (
+        cause if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(cause, Exception) else error
+    )
 
 
 def trouble_of(error: Exception) -> Trouble:

@@ -80,8 +80,8 @@ def _push_errors(repo: str) -> Any:
         repo,
         HubError,
         absent=(
-            f"The Hub does not let this token write to {repo}: check the name, and that the token has the right to write "
-            f"to {repo.split('/')[0]}'s repositories (`hf auth login` stores another)."
+            f"The Hub does not let this token write to {repo}: check the name, and that the token may write to "
+            f"{repo.split('/')[0]}'s repositories (`hf auth login` stores another)."
         ),
         unreachable=lambda reason: (
             f"{repo} was not changed: {reason}. A push is one commit, so run it again as a whole."
@@ -124,8 +124,8 @@ def _create(api: Any, repo: str, public: bool) -> None:
         if error.response.status_code != _CONFLICT:
             raise
         raise HubError(
-            f"The name {repo} is in use on the Hub, by a repository of another kind or one that this token may not see; "
-            "name another."
+            f"The name {repo} is in use on the Hub, by a repository of another kind or one that this token may not "
+            "see; name another."
         ) from error
 
 

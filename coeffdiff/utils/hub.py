@@ -55,7 +55,7 @@ def hub_sentence(error: Exception, repo: str, *, absent: str, unreachable: Calla
         return f"{repo} is on the hub, but has no such revision; name a branch, a tag or a commit of it."
     if trouble == "refused":
         return (
-            f"The hub refuses access to {repo} ({first_sentence(error)}); log in with `hf auth login`, with a token "
+            f"The hub refuses access to {repo} ({_said(error)}); log in with `hf auth login`, with a token "
             "that is valid and has the right."
         )
     if trouble == "unwritable":
@@ -64,9 +64,7 @@ def hub_sentence(error: Exception, repo: str, *, absent: str, unreachable: Calla
             "HF_HOME moves the cache to another disk."
         )
     offline = isinstance(error, errors.OfflineModeIsEnabled)
-    return unreachable(
-        "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({first_sentence(error)})"
-    )
+    return unreachable("HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_said(error)})")
 
 
 def _underlying(error: Exception) -> Exception:
@@ -116,6 +114,16 @@ def within_seconds(seconds: float, call: Callable[[], T]) -> T:
     if not succeeded:
         raise result
     return result
+
+
+def _said(error: Exception) -> str:
+    """The reason in an error: of an answer its status and message, without its address and number."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not isinstance(error, HfHubHTTPError):
+        return first_sentence(error)
+    message = " ".join((error.server_message or error.response.reason_phrase or "").split())
+    return f"{error.response.status_code} {message[:200]}".rstrip(" .")
 
 
 def first_sentence(error: BaseException) -> str:

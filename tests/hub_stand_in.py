@@ -48,7 +48,7 @@ class Repo:
 class Hub:
     """The stand-in's state. asked: method and path of every call. cuts: how many downloads still break off midway.
 
-    sizes: lies about sizes by file name; silent: take connections and answer nothing."""
+    sizes: what it says of files in place of their sizes, by name. down: it answers nothing."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -75,7 +75,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer()
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    def do_HEAD(self):
+        self.answer()
+
+    def do_POST(self):
+        self.answer()
+
+    def do_PUT(self):
+        self.answer()
 
     def answer(self):
         url = urlsplit(self.path)
@@ -85,12 +92,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.hub.down:
             self.close_connection = True
             return
+        path = unquote(url.path)
+        calls = [
+            (call, found.groupdict())
+            for methods, pattern, call in ROUTES
+            if self.command in methods and (found := re.fullmatch(pattern, path))
+        ]
         try:
-            for method, pattern, call in ROUTES:
-                found = re.fullmatch(pattern, unquote(url.path))
-                if found and self.command in method:
-                    return call(self, **found.groupdict())
-            raise Refused(404)
+            if not calls:
+                raise Refused(404)
+            calls[0][0](self, **calls[0][1])
         except Refused as refused:
             headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
             self.send(refused.status, refused.body or {"error": refused.message}, headers)
@@ -140,13 +151,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refused(404, "EntryNotFound", "Entry not found")
         data, digest = there.commits[sha][name], hashlib.sha256(there.commits[sha][name]).hexdigest()
         headers = {"X-Repo-Commit": sha, "ETag": f'"{digest}"', "X-Linked-Etag": f'"{digest}"'}
-        if self.command == "HEAD":
-            return self.send(200, data, headers)
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
         headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-        cut = self.hub.cuts > 0
+        cut = self.command == "GET" and self.hub.cuts > 0
         self.hub.cuts -= cut
-        return self.send(206 if start else 200, data[start:], headers, only=len(data) // 3 if cut else None)
+        self.send(206 if start else 200, data[start:], headers, only=len(data) // 3 if cut else None)
 
     # --- writing
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +157,14 @@ def _validate_card(card: Path | bytes) -> None:
     try:
         ModelCard(text).validate()
     except ValueError as error:
-        reason = " ".join(re.findall(r'"message":\s*"([^"]*)"', str(error))) or str(error).splitlines()[0]
-        raise HubError(
-            f"The Hub does not accept the card: {reason.rstrip('.')}. Nothing was uploaded."
-        ) from error
+        reason = _reasons(str(error))
+        raise HubError(f"The Hub does not accept the card: {reason}. Nothing was uploaded.") from error
+
+
+def _reasons(answer: str) -> str:
+    """What the Hub objects to, out of its answer: JSON with a list of errors, or plain text."""
+    try:
+        messages = [str(one["message"]) for one in json.loads(answer)["errors"]]
+    except (ValueError, KeyError, TypeError):
+        messages = answer.splitlines()[:1]
+    return "; ".join(" ".join(message.split()) for message in messages).rstrip(".") or "it does not say why"

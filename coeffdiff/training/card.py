@@ -46,8 +46,9 @@ def model_card(
     always = ("holds", "versions", *["learning rates"] * bool(settings))
     table = "".join(f"| {name} | {text} |\n" for name, text in rows.items() if text or name in always)
     subject = subject_of(header)
+    front = "\n".join(f"{name}: {_quoted(value)}" for name, value in front_matter(header).to_dict().items())
     return f"""---
-{front_matter(header).to_yaml()}
+{front}
 ---
 
 # {_plain(subject)}
@@ -176,9 +177,9 @@ for key, encoder, tokenizer in parts:
 ```"""
 
 
-def _quoted(text: str) -> str:
-    """Text that came from a person as a YAML string: JSON is a part of YAML."""
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: str | list[str]) -> str:
+    """Text that came from a person as a YAML string, or a list of texts: JSON is a part of YAML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _plain(text: str) -> str:

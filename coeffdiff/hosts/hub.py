@@ -143,7 +143,10 @@ def _fetch(source: _Source, remote: _Remote) -> Path:
     folder = _download(source, place + COEFF_FILE, source.address.revision)
     if _commit_of(folder) != remote.commit:
         raise AdapterError(f"{source.address} was changed while it was fetched; run the same command again.")
-    header = read_header(folder)
+    try:
+        header = read_header(folder)
+    except AdapterError as error:
+        raise type(error)(f"{source.address} on the hub is no sound adapter: {error}") from None
     _check_names(source.address, remote, place, header)
     names = [place + name for name in files_of(header)[1:]]
     for name in names:

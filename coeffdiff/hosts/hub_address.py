@@ -96,7 +96,7 @@ def _parsed(uri: str) -> Address:
         found = parse_hf_uri(uri, constants.ENDPOINT)
     except HfUriError as error:
         raise AdapterError(
-            f"{uri} is no address of an adapter on the Hub ({error.msg.rstrip('.')}); write user/repo, "
+            f"{uri} is no address of an adapter on the Hub ({error.msg.rstrip(' .')}); write user/repo, "
             "user/repo@revision or hf://user/repo@revision/folder."
         ) from None
     if found.type != "model":

@@ -42,7 +42,9 @@ def find_adapter(path: str | Path) -> Path:
     if not exists(path) and (named := _WHICH.fullmatch(str(path))):
         return _of_step(Path(named["run"]), named["which"])
     if not exists(path):
-        raise AdapterError(f"There is no adapter {path}{_refusal(path)}.{_nearest_step(path)}")
+        raise AdapterError(
+            f"There is no adapter {path}{_refusal(path)}.{_nearest_step(path)}{_neighbours(path)}"
+        )
     folder = _folder_of(path)
     for place in (folder, folder / "adapter"):
         if (place / COEFF_FILE).is_file():
@@ -206,6 +208,17 @@ def _nearest_step(path: Path) -> str:
     kept = kept_steps(Path(run))
     steps = f" (kept: {_listed(kept)})" if kept else ""
     return f" A step of {run} is named by its number, best or last{steps}, not {which!r}."
+
+
+def _neighbours(path: Path) -> str:
+    """For a run or adapter that is not there: those beside it."""
+    if not exists(path.parent):
+        return ""
+    runs = {file.parents[1].name for file in path.parent.glob(f"*/adapter/{COEFF_FILE}")}
+    names = sorted(runs | {file.parent.name for file in path.parent.glob(f"*/{COEFF_FILE}")})
+    more = ", ..." if len(names) > 5 else ""
+    where = "The working folder" if path.parent == Path() else path.parent
+    return f" {where} holds {', '.join(names[:5])}{more}." if names else ""
 
 
 def _listed(kept: dict[int, Path]) -> str:

@@ -23,6 +23,7 @@ def what_it_is(path: Path) -> str:
         return _of_file(path)
     files = sorted(file.name for file in path.iterdir() if file.is_file()) if path.is_dir() else []
     tensors = [name for name in files if name.endswith(".safetensors")]
+    tensors = tensors or [name for name in files if name.endswith(PICKLES)]
     telling = [name for name in files if name != _PLAIN_LORA or not _is_other(path)]
     if named := by_names(str(path), telling):
         return named
@@ -70,14 +71,53 @@ def _of_file(file: Path) -> str:
     if suffix in PICTURES:
         return f"{file} is a picture and no adapter. {_NAME_ONE}"
     if suffix in PICKLES:
+        return f"{file} is a pickled file ({suffix}){_pickled(file)}"
+    if other := no_tensors(file):
+        return f"{file} is {other}"
+    named = name_of_tensors(file)
+    return f"{file} is {named}" if named else f"{file} is no adapter, and no file of one. {_NAME_ONE}"
+
+
+def _pickled(file: Path) -> str:
+    """The rest of a sentence about a pickle, by words in its first bytes: it is not unpickled."""
+    closed = "A pickle may run code when it is opened, so it is not"
+    if b"string_to_param" in _start(file, 2**20):
         return (
-            f"{file} is a pickled file ({suffix}), which may run code when it is opened, so it is not; coeffdiff's "
-            f"adapters are folders with safetensors. {_NAME_ONE}"
+            f" that looks like a textual inversion of A1111 (embeddings of a word). {closed}; load it with diffusers' "
+            "pipe.load_textual_inversion, if you trust it."
         )
+    if file.suffix.lower() == ".ckpt":
+        return f", as checkpoints of whole models are. {closed}; convert it to .safetensors and name it with --model."
+    return f". {closed}; coeffdiff's adapters are folders with safetensors. {_NAME_ONE}"
+
+
+def no_tensors(file: Path) -> str | None:
+    """What lies in place of a safetensors file, and what to do; None for what may be one."""
+    start = _start(file, 64)
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "a git-lfs pointer and not the file itself; run `git lfs pull` in its folder, or download it with "
+            "`hf download`."
+        )
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page and not the file that it should be; download it again, for instance with `hf download`."
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "a zip file or a pickle, which is not opened, and no safetensors file."
+    return None
+
+
+def name_of_tensors(file: Path) -> str | None:
+    """What a safetensors file is by the names of its tensors, and what to do; None for files that have none."""
     names, metadata = read_names(file)
-    if not names:
-        return f"{file} is no adapter, and no file of one. {_NAME_ONE}"
-    return f"{file} is {_named(names, metadata)}"
+    return _named(names, metadata) if names else None
+
+
+def _start(file: Path, size: int) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(size)
+    except OSError:
+        return b""
 
 
 def _named(names: list[str], metadata: dict[str, str]) -> str:
@@ -111,7 +151,8 @@ def _named(names: list[str], metadata: dict[str, str]) -> str:
         ".processor.",
     ):
         return f"a LoRA in diffusers' layout, without coeff.safetensors. {_BESIDE}"
-    if {"clip_l", "clip_g"} & set(names) or "emb_params" in names or "string_to_param" in names:
+    words = all(name.startswith("<") and name.endswith(">") for name in names)  # as diffusers names them
+    if {"clip_l", "clip_g", "emb_params", "string_to_param"} & set(names) or words:
         return (
             "a textual inversion (embeddings of a word). It is not coeffdiff's: load it with diffusers' "
             "pipe.load_textual_inversion, once for each text encoder."

@@ -8,6 +8,7 @@ import http.server
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -46,16 +47,20 @@ class Repo:
 
 @dataclass
 class Hub:
-    """The stand-in's state. asked: method and path of every call. cuts: how many downloads still break off midway.
+    """The stand-in's state. asked: method and path of every call. cuts: how many downloads still break off midway;
+    resumed: how many went on from where they had broken off.
 
-    sizes: what it says of files in place of their sizes, by name. down: it answers nothing."""
+    sizes: what it says of files in place of their sizes, by name. down: it answers nothing. delay: seconds before it
+    answers."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     cuts: int = 0
+    resumed: int = 0
     down: bool = False
+    delay: float = 0
     endpoint: str = ""
 
     def fetched(self) -> list[str]:
@@ -89,6 +94,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         self.hub.asked.append((self.command, unquote(url.path)))
         self.content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(self.hub.delay)
         if self.hub.down:
             self.close_connection = True
             return
@@ -120,13 +126,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         mine = owner is not None and owner[0] == repo.split("/")[0]
         if there is None or there.kind != "model" or (there.private and not mine):
             raise Refused(404 if owner else 401, "RepoNotFound", "Repository not found")
-        if there.gated and not mine:
-            raise Refused(403 if owner else 401, "GatedRepo", "Access to it is restricted")
         if writing and not (mine and owner[1]):
             raise Refused(403, message="you have no write access to it")
         return there
 
-    # --- reading
+    # --- reading; of a gated repository everybody sees which files it has
 
     def info(self, repo: str, revision: str | None = None):
         there = self.found(repo)
@@ -139,6 +143,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ]
         self.send(200, {"id": repo, "sha": sha, "private": there.private, "siblings": files})
 
+    def tree(self, repo: str, commit: str):
+        files = self.found(repo).commits[commit]
+        listed = [
+            {
+                "type": "file",
+                "path": name,
+                "size": self.size(name, data),
+                "oid": hashlib.sha1(data).hexdigest(),
+            }
+            for name, data in files.items()
+        ]
+        self.send(200, listed)
+
     def size(self, name: str, data: bytes) -> int:
         return self.hub.sizes.get(name, len(data))
 
@@ -147,12 +164,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         sha = there.resolve(revision)
         if sha is None:
             raise Refused(404, "RevisionNotFound", "Invalid rev id")
+        if there.gated and self.owner() is None:
+            raise Refused(401, "GatedRepo", "Access to it is restricted")
         if name not in there.commits[sha]:
             raise Refused(404, "EntryNotFound", "Entry not found")
         data, digest = there.commits[sha][name], hashlib.sha256(there.commits[sha][name]).hexdigest()
         headers = {"X-Repo-Commit": sha, "ETag": f'"{digest}"', "X-Linked-Etag": f'"{digest}"'}
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
         headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
+        self.hub.resumed += bool(start)
         cut = self.command == "GET" and self.hub.cuts > 0
         self.hub.cuts -= cut
         self.send(206 if start else 200, data[start:], headers, only=len(data) // 3 if cut else None)
@@ -250,6 +270,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 ROUTES = (
     (("GET",), rf"/api/models/{REPO}", Handler.info),
     (("GET",), rf"/api/models/{REPO}/revision/(?P<revision>.+)", Handler.info),
+    (("GET",), rf"/api/models/{REPO}/tree/(?P<commit>[0-9a-f]+)", Handler.tree),
     (("GET", "HEAD"), rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.resolve),
     (("POST",), "/api/repos/create", Handler.create),
     (("POST",), "/api/validate-yaml", Handler.validate),

@@ -39,22 +39,30 @@ def fetch_adapter(
     try:
         remote = _look_up(address, token)
     except Exception as error:
-        cached = _cached(address, where) if trouble_of(error) == "unreachable" else None
-        if cached is None:
-            sentence = hub_sentence(
-                error,
-                address.repo,
-                absent=_absent(address),
-                unreachable=lambda reason: _out_of_reach(address, reason),
-            )
-            raise AdapterError(sentence) from error
+        return _without_hub(address, where, error)
+    return _fetch(_Source(address, token, where), remote)
+
+
+def _without_hub(address: Address, cache_dir: str | None, error: Exception) -> Path:
+    """The cached copy if only the network is to blame, with a warning unless it was asked for. Raises: AdapterError."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    cached = _cached(address, cache_dir) if trouble_of(error) == "unreachable" else None
+    if cached is None:
+        sentence = hub_sentence(
+            error,
+            address.repo,
+            absent=_absent(address),
+            unreachable=lambda reason: _out_of_reach(address, reason),
+        )
+        raise AdapterError(sentence) from error
+    if not isinstance(error, OfflineModeIsEnabled):
         warnings.warn(
             f"The hub cannot be reached; {address} is taken from the cache, as of commit {_commit_of(cached)[:12]}.",
             CachedAdapter,
-            stacklevel=3,
+            stacklevel=4,
         )
-        return cached
-    return _fetch(_Source(address, token, where), remote)
+    return cached
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def _body(text: str, header: AdapterHeader, repo: str, pictures: Mapping[str, st
         text = text.replace(here, f"{there}\n\n{_elsewhere(header, repo)}")
     elif there not in text:
         text = f"{text.rstrip()}\n\n## How to load it\n\n{there}\n\n{_elsewhere(header, repo)}\n"
+    text = text.replace('load_adapter(pipe, ".")', f'load_adapter(pipe, "{repo}")')  # of merged adapters
     missing = [name for name in pictures if f"]({name})" not in text]
     return f"{text.rstrip()}\n\n{gallery(missing)}" if missing else text
 

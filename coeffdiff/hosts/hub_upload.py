@@ -84,7 +84,7 @@ def _push_errors(repo: str) -> Any:
             f"{repo.split('/')[0]}'s repositories (`hf auth login` stores another)."
         ),
         unreachable=lambda reason: (
-            f"{repo} was not changed: {reason}. A push is one commit, so run it again as a whole."
+            f"Nothing was uploaded to {repo}: {reason}. A push is one commit, so run it again as a whole."
         ),
     )
 

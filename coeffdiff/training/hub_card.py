@@ -67,12 +67,17 @@ def _elsewhere(header: AdapterHeader, repo: str) -> str:
     """The pipeline of diffusers that `usage` loads into, and ComfyUI."""
     base = header.base_model if HUB_ID.fullmatch(header.base_model) else None
     pipe = (
-        f'StableDiffusionXLPipeline.from_pretrained("{base}")' if base else "any SDXL pipeline of diffusers"
+        f'`StableDiffusionXLPipeline.from_pretrained("{base}")`' if base else "any SDXL pipeline of diffusers"
     )
     return (
-        f"Here `pipe` is `{pipe}`. In ComfyUI, coeffdiff's node *Load coeffdiff adapter* takes the folder that "
-        f"`hf download {repo} --local-dir FOLDER` makes (`coeffdiff comfyui install PATH_OF_COMFYUI` adds the node)."
+        f"Here `pipe` is {pipe}. In ComfyUI's folder, `hf download {repo} --local-dir models/coeffdiff/{_name(repo)}` "
+        "puts the adapter where the node *Load coeffdiff adapter* lists it; `coeffdiff comfyui install "
+        "PATH_OF_COMFYUI` adds the node."
     )
+
+
+def _name(repo: str) -> str:
+    return repo.rpartition("/")[2]
 
 
 def _as_list(value: object) -> list[object]:

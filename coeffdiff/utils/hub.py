@@ -18,7 +18,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # The longest wait for a first answer. Looking a name up has no time limit of its own where packets are dropped.
 HUB_SECONDS = 10.0
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-_REFUSED = (401, 403)
+_REFUSED = (401, 402, 403)
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ def test_the_card_has_all_that_the_hub_shows(hub, login, run, tmp_path):
         "coeffdiff sample --adapter me/mug --prompt 'a photo of ohwx mug in the snow'",
         'coeffdiff.load_adapter(pipe, "me/mug", scale=1)',
         'StableDiffusionXLPipeline.from_pretrained("me/tiny")',
-        "hf download me/mug --local-dir FOLDER",
+        "hf download me/mug --local-dir models/coeffdiff/mug",
         "called **ohwx mug**",
         "![grid.png](grid.png)",
     ):
@@ -209,7 +209,7 @@ def test_a_card_that_the_hub_refuses_creates_nothing(hub, login, run):
 
 def test_no_network_and_wrong_names(hub, login, run):
     hub.down = True
-    assert "me/mug was not changed: the hub cannot be reached" in refusal(run, "me/mug")
+    assert "Nothing was uploaded to me/mug: the hub cannot be reached" in refusal(run, "me/mug")
     for name in ("mug", "me/a--b", "me/mug/x", "./mug", "me/mug.git"):
         assert "is no name of a repository on the Hub" in refusal(run, name)
     assert check_repo_id("me/mug-2.0_x") == "me/mug-2.0_x"

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.pocket import POCKET
 from coeffdiff.training.card import front_matter, gallery, usage
 from coeffdiff.utils.hub import HUB_ID
 
@@ -66,13 +67,17 @@ def _body(text: str, header: AdapterHeader, repo: str, pictures: Mapping[str, st
 def _elsewhere(header: AdapterHeader, repo: str) -> str:
     """The pipeline of diffusers that `usage` loads into, and ComfyUI."""
     base = header.base_model if HUB_ID.fullmatch(header.base_model) else None
-    pipe = (
-        f'`StableDiffusionXLPipeline.from_pretrained("{base}")`' if base else "any SDXL pipeline of diffusers"
+    opened = (
+        f'`StableDiffusionXLPipeline.from_pretrained("{base}")`'
+        if base
+        else "a diffusers pipeline of the base model"
     )
+    pipe = f"Here `pipe` is {opened}."
+    if header.base_model == POCKET:  # which ComfyUI cannot load
+        return pipe
     return (
-        f"Here `pipe` is {pipe}. In ComfyUI's folder, `hf download {repo} --local-dir models/coeffdiff/{_name(repo)}` "
-        "puts the adapter where the node *Load coeffdiff adapter* lists it; `coeffdiff comfyui install "
-        "PATH_OF_COMFYUI` adds the node."
+        f"{pipe} In ComfyUI's folder, `hf download {repo} --local-dir models/coeffdiff/{_name(repo)}` puts the adapter "
+        "where the node *Load coeffdiff adapter* lists it; `coeffdiff comfyui install PATH_OF_COMFYUI` adds the node."
     )
 
 

@@ -136,6 +136,8 @@ def test_what_an_owner_wrote_into_the_card_stays(run):
     assert hub_card(once, header, "me/mug", {"001-ohwx.png": "a sloth"}) == once
     elsewhere = header.model_copy(update={"base_model": "/models/sdxl"})
     assert ModelCard(hub_card(written, elsewhere, "me/mug", {})).data.base_model is None
+    pocket = hub_card(written, header.model_copy(update={"base_model": "pocket"}), "me/mug", {})
+    assert "ComfyUI" in once and "ComfyUI" not in pocket  # ComfyUI cannot load pocket
 
 
 def test_a_step_without_a_card_gets_one_and_its_validation_pictures(hub, login, run, small_adapter):

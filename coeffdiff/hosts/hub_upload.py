@@ -14,7 +14,7 @@ from coeffdiff.method.not_an_adapter import listed
 from coeffdiff.utils.hub import HUB_ID, HUB_SECONDS, hub_errors, trouble_of, within_seconds
 
 _HARMLESS = (".gitattributes", "README.md", "LICENSE", ".gitignore")
-_CONFLICT = 409
+_BAD_REQUEST, _CONFLICT = 400, 409
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def upload(
         )
     api = HfApi(token=token)
     with _push_errors(repo):
-        _validate_card(files["README.md"])
+        _validate_card(api, files["README.md"])
         found = _look_up(api, repo)
         if found:
             _check_target(repo, found, public)
@@ -149,16 +149,21 @@ def _commit(api: Any, repo: str, files: Mapping[str, Path | bytes], outdated: li
     return str(api.create_commit(repo, operations, commit_message=message).oid)
 
 
-def _validate_card(card: Path | bytes) -> None:
-    """Raises: HubError with the Hub's own words if it does not accept the card's front matter."""
-    from huggingface_hub import ModelCard
+def _validate_card(api: Any, card: Path | bytes) -> None:
+    """Raises: HubError with the Hub's own words if it does not accept the card's front matter.
+
+    create_commit asks the same, but when the repository has been created; ModelCard.validate asks huggingface.co, in
+    older versions whatever HF_ENDPOINT says.
+    """
+    from huggingface_hub.utils import get_session, hf_raise_for_status
 
     text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
-    try:
-        ModelCard(text).validate()
-    except ValueError as error:
-        reason = _reasons(str(error))
-        raise HubError(f"The Hub does not accept the card: {reason}. Nothing was uploaded.") from error
+    response = get_session().post(
+        f"{api.endpoint}/api/validate-yaml", json={"content": text, "repoType": "model"}
+    )
+    if response.status_code == _BAD_REQUEST:
+        raise HubError(f"The Hub does not accept the card: {_reasons(response.text)}. Nothing was uploaded.")
+    hf_raise_for_status(response)
 
 
 def _reasons(answer: str) -> str:

@@ -6,6 +6,7 @@
     |-- PhotoError                  the photo folder: missing, empty, nothing usable
     |-- ModelError                  a base model that cannot be had or is not SDXL
     |   `-- NonFinitePicture        a picture that came out as NaN
+    |-- HubError                    a push: no login, no right, a name in use, no network
     |-- InjectionError              attention layers that cannot take alpha, or have lost it
     |-- AdapterError                an adapter: missing, damaged, foreign
     |   `-- AdapterMismatch         a sound adapter for another base model
@@ -41,6 +42,10 @@ class PhotoError(CoeffDiffError):
 
 
 class ModelError(CoeffDiffError):
+    pass
+
+
+class HubError(CoeffDiffError):
     pass
 
 
@@ -86,6 +91,10 @@ class KernelsUnused(RuntimeWarning):
 
 class BaseWeightsChanged(RuntimeWarning):
     """The base model is not bit for bit what it was before an adapter: its LoRA was fused and taken out again."""
+
+
+class CachedAdapter(RuntimeWarning):
+    """The Hub cannot be reached, and an adapter is the cached copy, which may be older than the Hub's."""
 
 
 class Interrupted(CoeffDiffError):  # noqa: N818

@@ -200,3 +200,36 @@ def whole_runs(monkeypatch):
     monkeypatch.setattr(loop, "print_findings", run_summary.print_findings)
     monkeypatch.setattr(watch, "draw_curves", curves.draw_curves)
     monkeypatch.setattr(run_summary, "check", lambda *a, **k: check(*a, **k | {"budget_seconds": 0.0}))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub on localhost, see hub_stand_in.py, and an empty cache; nobody is logged in."""
+    import hub_stand_in
+
+    with hub_stand_in.serving(hub_stand_in.Hub()) as standing:
+        hub_stand_in.point_at(monkeypatch, standing.endpoint, str(tmp_path / "hub-cache"))
+        yield standing
+
+
+@pytest.fixture(scope="session")
+def small_adapter(built_pipeline, tmp_path_factory):
+    """The folder of an adapter of the tiny model with random alphas and a LoRA of rank 2."""
+    from coeffdiff.hosts.diffusers import save_adapter
+    from coeffdiff.hosts.lora import add_lora
+    from coeffdiff.hosts.unet import inject
+    from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
+
+    unet, noise = copy.deepcopy(built_pipeline.unet), torch.Generator().manual_seed(0)
+    for parameter in add_lora(unet, rank=2, alpha=2.0, targets=["to_q"], dora=False, seed=0).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=noise)
+    layers = inject(unet)
+    for coefficients in layers.values():
+        coefficients.alpha.data += 0.1 * torch.randn(coefficients.alpha.shape, generator=noise)
+    header = AdapterHeader(
+        format_version=1, kind="coeff+lora", base_model="me/tiny", token="ohwx", class_word="mug", trained_steps=7,
+        resolution=64, heads={name: c.heads for name, c in layers.items()}, lora=LoraHeader(rank=2, alpha=2.0),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("small") / "adapter"
+    save_adapter(folder, unet, header)
+    return folder

@@ -13,6 +13,7 @@ from coeffdiff.cli import sample
 from coeffdiff.cli import inspect
 from coeffdiff.cli import merge
 from coeffdiff.cli import export
+from coeffdiff.cli import push
 from coeffdiff.cli import demo
 from coeffdiff.cli import evaluate
 from coeffdiff.cli import compare

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from coeffdiff.errors import AdapterError, ConfigError
+from coeffdiff.hosts.hub_address import hub_address
 from coeffdiff.sampling.selection import Selection
 from coeffdiff.utils.console import print_info
 
@@ -63,7 +64,7 @@ def parse_scales(text: str | None, adapters: list[str] | None) -> tuple[float | 
 
 
 def adapters_and_scales(given: list[str] | None, with_scales: bool = True) -> list[tuple[Path, float | None]]:
-    """Adapter folders and scales; the newest finished run's where none is given."""
+    """Adapter folders, those of the Hub fetched, and scales; the newest finished run's where none is given."""
     from coeffdiff.sampling.runs import find_newest_run
 
     if given == ["none"] and with_scales:
@@ -72,20 +73,21 @@ def adapters_and_scales(given: list[str] | None, with_scales: bool = True) -> li
         run = find_newest_run(RUNS)
         print_info(f"run      {run} (the newest finished one)")
         return [(run / "adapter", None)]
-    from coeffdiff.method.adapter_paths import find_adapter
+    from coeffdiff.hosts.hub import resolve_adapter
 
     pairs = map(folder_and_scale, given) if with_scales else [(folder, None) for folder in given]
-    return [(find_adapter(folder), scale) for folder, scale in pairs]
+    return [(resolve_adapter(folder), scale) for folder, scale in pairs]
 
 
 def folder_and_scale(text: str) -> tuple[str, float | None]:
     """ "runs/sks:0.6" -> ("runs/sks", 0.6); no scale where a path of this very name exists."""
     folder, colon, scale = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or Path(text).exists() or scale.startswith("//"):  # hf://user/repo
         return text, None
     try:
         return folder, float(scale)
     except ValueError:
-        if Path(folder).exists() or Path(re.sub(r"@\w+$", "", folder)).is_dir():
+        here = Path(folder).exists() or Path(re.sub(r"@\w+$", "", folder)).is_dir()
+        if here or hub_address(folder):
             raise AdapterError(f"--adapter {text}: the scale {scale!r} is not a number.") from None
         return text, None

@@ -31,7 +31,9 @@ from coeffdiff.utils.output_folder import check_output, next_folder
 Runs = Annotated[
     list[str],
     typer.Argument(
-        parser=expanded_text, metavar="RUN[:SCALE]...", help="Run or adapter folders, each scored alone."
+        parser=expanded_text,
+        metavar="RUN[:SCALE]...",
+        help="Run or adapter folders, or user/repo on the Hub, each scored alone.",
     ),
 ]
 Photos = Annotated[
@@ -98,10 +100,15 @@ def evaluate(
         check_output(output)
         from coeffdiff.evaluation.evaluate import evaluate as run_evaluation
         from coeffdiff.evaluation.tables import summary
+        from coeffdiff.hosts.hub import resolve_adapter
         from coeffdiff.sampling.options import Options
         from coeffdiff.sampling.runs import every_step
 
         named = [folder_and_scale(text) for text in runs]
+        if team.size > 1 and not checkpoints:
+            team.on_main(
+                lambda: [resolve_adapter(path) for path, _ in named]
+            )  # fetched once, for all processes
         result = run_evaluation(
             team.on_main(lambda: every_step(named)) if checkpoints else named,
             team.on_main(lambda: output or next_folder(Path("evaluations"))),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coeffdiff.cli.adapters import adapters_and_scales
-from coeffdiff.cli.options import PATH, expanded_path
+from coeffdiff.cli.options import PATH, expanded_text
 from coeffdiff.cli.root import answering, app
 from coeffdiff.errors import AdapterError
 from coeffdiff.utils.console import print_json, print_result, print_table
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 AdapterFolder = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
-        parser=expanded_path,
+        parser=expanded_text,
         metavar="ADAPTER",
-        help="Run or adapter folder. (default: newest finished run)",
+        help="Run or adapter folder, or user/repo on the Hub. (default: newest finished run)",
     ),
 ]
 Output = Annotated[Path | None, typer.Option(help="Folder for a picture of all alphas as heat maps.", **PATH)]
@@ -43,7 +43,7 @@ def inspect(
     from coeffdiff.utils.launch_environment import forget_launch
 
     forget_launch()
-    [(folder, _)] = adapters_and_scales([str(adapter)] if adapter else None, with_scales=False)
+    [(folder, _)] = adapters_and_scales([adapter] if adapter else None, with_scales=False)
     if output:
         refuse_unwritable(output)
     found = inspect_adapter(folder)

@@ -20,7 +20,11 @@ from coeffdiff.utils.output_folder import check_output
 def merge(
     adapters: Annotated[
         list[str],
-        typer.Argument(parser=expanded_text, metavar="DIR[:SCALE]...", help="Run or adapter folders."),
+        typer.Argument(
+            parser=expanded_text,
+            metavar="DIR[:SCALE]...",
+            help="Run or adapter folders, or user/repo on the Hub.",
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the merged adapter.", **PATH)],
     model: Annotated[

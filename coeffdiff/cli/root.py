@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from coeffdiff import __version__
-from coeffdiff.errors import CoeffDiffError, KernelsUnused
+from coeffdiff.errors import CachedAdapter, CoeffDiffError, KernelsUnused
 from coeffdiff.utils.console import (
     be_lenient,
     hush_bitsandbytes,
@@ -71,7 +71,8 @@ def main() -> None:
     if not sys.warnoptions:
         # Users see this package's warnings, not the deprecations of libraries
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", category=KernelsUnused)
+        for category in (KernelsUnused, CachedAdapter):
+            warnings.filterwarnings("default", category=category)
         warnings.showwarning = lambda message, *_, **__: print_info(f"warning  {message}")
     app()
 

@@ -37,8 +37,8 @@ Adapters = Annotated[
     typer.Option(
         parser=expanded_text,
         metavar="DIR[:SCALE]",
-        help="Run or adapter folder, or RUN@STEP; repeatable, adapters add up; none for the bare model. (default: "
-        "newest run)",
+        help="Run or adapter folder, RUN@STEP, or user/repo[@revision] on the Hub; repeatable, adapters add up; none "
+        "for the bare model. (default: newest run)",
     ),
 ]
 Scales = Annotated[

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coeffdiff.evaluation.inspection import PROJECTIONS, BlockReport, HeadReport, Inspection, SimplexReport
+from coeffdiff.hosts.hub_address import origin_of
 
 # Title of a column -> key of a BlockReport's norms, where they differ
 _KEYS = {"off-diagonal": "off_diagonal", "mean |entry|": "mean"}
@@ -58,7 +59,7 @@ def _facts(inspection: Inspection) -> Table:
         )
     files = [f"{name} {size:,} bytes" for name, size in inspection.files.items()]
     lines = {
-        "adapter": str(inspection.folder),
+        "adapter": origin_of(inspection.folder),
         "kind": header.described,
         "base model": header.base_model,
         "VAE": (header.base and header.base.vae) or "",

@@ -17,9 +17,11 @@ from coeffdiff.evaluation.prompts import (
     read_listing,
 )
 from coeffdiff.evaluation.protocol import Asked, Protocol, Subject, asked_for
+from coeffdiff.hosts.hub import resolve_adapter
+from coeffdiff.hosts.hub_address import hub_address, origin_of
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_header import AdapterHeader
-from coeffdiff.method.adapter_paths import find_adapter, run_of
+from coeffdiff.method.adapter_paths import run_of
 from coeffdiff.models import opening
 from coeffdiff.training.run_folder import RunFolder
 
@@ -57,7 +59,7 @@ def find_candidates(
     """Adapters with their photos and prompts.
 
     Args:
-        runs: run or adapter folders, and scales.
+        runs: run or adapter folders, or repositories of the Hub, and scales.
         images: photos, or a data set in DreamBooth's layout; None: those of each run.
         prompts: a list's name or a file, see choose_prompts.  limit: at most this many prompts.
         protocol: makes a protocol of the chosen prompts.
@@ -65,7 +67,7 @@ def find_candidates(
     """
     found: list[Candidate] = []
     for label, scale in runs:
-        adapter = find_adapter(label)
+        adapter = resolve_adapter(label)
         if twin := next((one for one in found if one.scale == scale and one.adapter.samefile(adapter)), None):
             raise AdapterError(
                 f"{label} and {twin.label} are the same adapter at the same scale; give it once, or with another "
@@ -74,7 +76,7 @@ def find_candidates(
         header = read_header(adapter)
         its_run = run_of(adapter)
         run = RunFolder(its_run) if its_run else None
-        label = str(adapter) if Path(label).is_file() else label
+        label = origin_of(adapter) if Path(label).is_file() or hub_address(label) else label
         subject, listing = _read_subject(photo_folder(run, images, label), header)
         chosen = choose_prompts(
             prompts, base_model=header.base_model, class_word=subject.class_word, listing=listing, limit=limit

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts.applied_adapter import Adapter, adapters_on
 from coeffdiff.hosts.guard import unwatch, unwrapped, watch
+from coeffdiff.hosts.hub import resolve_adapter
 from coeffdiff.hosts.learned_token import TokenPart, add_token, remove_token
 from coeffdiff.hosts.lora import load_lora, remove_lora, save_lora
 from coeffdiff.hosts.lora_file import check_lora
@@ -31,7 +32,6 @@ from coeffdiff.method.adapter_paths import (
     COEFF_FILE,
     EMBEDS_FILE,
     LORA_FILE,
-    find_adapter,
     same_adapter,
     same_run,
 )
@@ -40,22 +40,41 @@ from coeffdiff.utils.atomic import atomic_write
 
 
 def load_adapter(
-    pipe: Any, path: str | Path, scale: float | None = None, *, backend: str = "auto"
+    pipe: Any,
+    path: str | Path,
+    scale: float | None = None,
+    *,
+    backend: str = "auto",
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> Adapter:
     """Apply an adapter (alpha, LoRA and learned token) to a StableDiffusionXLPipeline.
 
     Args:
         pipe: anything with an SDXL `unet`; for a learned token also with its text encoders and tokenizers.
         path: a run folder, an adapter folder, a checkpoint, a file in one of them, or a step of a run: runs/a@200.
+            As a string also a repository of the Hub: user/repo, user/repo@revision. A path that exists wins.
         scale: how strongly it is applied; by default what the adapter recommends.
         backend: of mixed attention; see attention.choose_backend.
+        revision, subfolder, token, cache_dir, local_files_only: of the repository, as diffusers names them; see
+            hub.resolve_adapter.
     Returns: the applied adapter. Several may be loaded, of any kinds; they add up: on each layer
         coeff = I + sum of scale_i * alpha_i, and to each weight the sum of scale_i * LoRA_i. Those that mix values
         have a coeff of their own, and mixed maps meet mixed values.
     Raises: AdapterError if the files are missing, damaged or hostile, or the token is taken by a loaded adapter;
         AdapterMismatch if they are sound but belong to another architecture. The pipeline is then as before.
     """
-    folder = find_adapter(path)
+    folder = resolve_adapter(
+        path,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
     header, alphas = read_coefficients(folder)
     rows = read_rows(folder, header)
     unet = unwrapped(pipe.unet)

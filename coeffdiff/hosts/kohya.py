@@ -17,10 +17,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError
+from coeffdiff.hosts.hub import resolve_adapter
 from coeffdiff.hosts.lora_file import lora_pairs, peft_key
 from coeffdiff.method.adapter_file import pack_rows, read_header, read_lora, read_rows
 from coeffdiff.method.adapter_header import AdapterHeader
-from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE, find_adapter
+from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_unwritable, write_errors
 
@@ -44,7 +45,7 @@ def export_kohya(adapter: str | Path, output: Path, facts: Mapping[str, str] | N
     Raises: AdapterError for an adapter whose effect the file could not carry, or a file that exists already;
         ConfigError if the folder cannot be written.
     """
-    folder = find_adapter(adapter)
+    folder = resolve_adapter(adapter)
     header = read_header(folder)
     refuse_kohya(header, folder)
     tensors = kohya_tensors(read_lora(folder, header), header, str(folder / LORA_FILE))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
+from coeffdiff.hosts.hub import resolve_adapter
 from coeffdiff.hosts.lora_file import lora_pairs, write_lora
 from coeffdiff.hosts.merge_checks import Part, check_parts, common_base
 from coeffdiff.method.adapter_file import pack_coefficients, read_coefficients, read_lora
@@ -24,7 +25,7 @@ from coeffdiff.method.adapter_header import (
     MergedPart,
     format_for,
 )
-from coeffdiff.method.adapter_paths import COEFF_FILE, find_adapter, same_adapter
+from coeffdiff.method.adapter_paths import COEFF_FILE, same_adapter
 from coeffdiff.method.coefficients import Mixes, deviation_of
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_occupied, why_unwritable, write_errors
@@ -46,7 +47,7 @@ def merge_adapters(
     the merged one's; the header's `merged` lists all tokens, and each still calls its own subject.
 
     Args:
-        adapters: run or adapter folders and scales; None is the adapter's recommended one.
+        adapters: run or adapter folders, or repositories of the Hub, and scales; None is the adapter's recommended one.
         base_model: to record as the base; needed where the adapters name different ones.
         vae: likewise; OWN_VAE is the base model's own.
     Returns: the header that was written; its recommended scale is 1.
@@ -73,7 +74,7 @@ def merge_adapters(
 
 def _read_parts(adapters: Sequence[tuple[str | Path, float | None]]) -> list[Part]:
     """Raises: AdapterError for a damaged adapter, or for the same one twice."""
-    folders = [find_adapter(path) for path, _ in adapters]
+    folders = [resolve_adapter(path) for path, _ in adapters]
     for one, other in itertools.combinations(folders, 2):
         if same_adapter(one, other):
             raise AdapterError(

@@ -22,6 +22,7 @@ from coeffdiff.errors import AdapterError
 from coeffdiff.method.adapter_header import FORMAT_VERSION, PARTS, AdapterHeader, is_harmless
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, HEADER_KEY, LORA_FILE
 from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.not_an_adapter import name_of_tensors, no_tensors
 from coeffdiff.utils.atomic import in_utf8
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -37,6 +38,17 @@ _LARGEST = {
 _LARGEST_HEADER = (
     4 * 2**20
 )  # bytes of names, shapes and metadata, which cost some thirty times as much to parse
+
+
+def files_of(header: AdapterHeader) -> tuple[str, ...]:
+    """The files that an adapter with this header consists of."""
+    return (COEFF_FILE, *[LORA_FILE] * bool(header.lora), *[EMBEDS_FILE] * bool(header.vectors))
+
+
+def refuse_large(where: str, name: str, size: int) -> None:
+    """Raises: AdapterError if a file of this name is larger, in bytes, than any adapter's; where: to call it by."""
+    if size > _LARGEST[name]:
+        raise AdapterError(f"{where} has {size / 2**20:.0f} MiB; no {name} is that large.")
 
 
 def pack_coefficients(alphas: dict[str, Tensor], header: AdapterHeader) -> bytes:
@@ -55,7 +67,11 @@ def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader
     file = folder / COEFF_FILE
     metadata, shapes, values = _read_safetensors(file, tensors)
     if HEADER_KEY not in metadata:
-        raise AdapterError(f"{file} was not written by coeffdiff: its header has no {HEADER_KEY!r} entry.")
+        named = name_of_tensors(file)
+        raise AdapterError(
+            f"{file} was not written by coeffdiff: its header has no {HEADER_KEY!r} entry."
+            + (f" It is {named}" if named else "")
+        )
     try:
         raw = json.loads(metadata[HEADER_KEY])
         version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -148,8 +164,7 @@ def _read_safetensors(
 ) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, Tensor]]:
     try:
         size = file.stat().st_size
-        if size > _LARGEST[file.name]:
-            raise AdapterError(f"{file} has {size / 2**20:.0f} MiB; no {file.name} is that large.")
+        refuse_large(str(file), file.name, size)
         with file.open("rb") as start:
             length = int.from_bytes(start.read(8), "little")
         if _LARGEST_HEADER < length <= size:  # beyond the file it is damage, which safetensors names
@@ -175,6 +190,8 @@ def _read_safetensors(
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = "".join(filter(str.isprintable, reason[:200]))  # it may quote the file
+        if other := no_tensors(file):
+            raise AdapterError(f"{file} is {other}") from None
         raise AdapterError(
             f"{file} cannot be read; it is damaged or not a safetensors file ({reason})."
         ) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.method.not_an_adapter import read_names, what_it_is
-from coeffdiff.utils.paths import expanded
+from coeffdiff.utils.paths import exists, expanded
 
 COEFF_FILE = "coeff.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -39,10 +39,12 @@ def find_adapter(path: str | Path) -> Path:
         path = Path(expanded(path))
     except ValueError as error:
         raise AdapterError(f"{path}: {error}.") from None
-    if not _exists(path) and (named := _WHICH.fullmatch(str(path))):
+    if not exists(path) and (named := _WHICH.fullmatch(str(path))):
         return _of_step(Path(named["run"]), named["which"])
-    if not _exists(path):
-        raise AdapterError(f"There is no adapter {path}{_refusal(path)}.{_nearest_step(path)}")
+    if not exists(path):
+        raise AdapterError(
+            f"There is no adapter {path}{_refusal(path)}.{_nearest_step(path)}{_neighbours(path)}"
+        )
     folder = _folder_of(path)
     for place in (folder, folder / "adapter"):
         if (place / COEFF_FILE).is_file():
@@ -115,13 +117,6 @@ def _equal(one: Path, other: Path) -> bool:
     return True
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long a name, a zero byte
-        return False
-
-
 def _refusal(path: Path) -> str:
     """What the system says of a path beside that there is nothing: too long a name, no right to look."""
     try:
@@ -151,7 +146,7 @@ def _of_step(run: Path, which: str) -> Path:
     """Raises: AdapterError for a step that is not kept, naming those that are."""
     if run.name == "adapter" and not (run / "config.yaml").is_file():  # RUN/adapter@200
         run = run.parent
-    if not _exists(run) or not run.is_dir():
+    if not exists(run) or not run.is_dir():
         raise AdapterError(f"There is no run {run}, so there is no {run}@{which} either.")
     kept = kept_steps(run)
     if not kept:
@@ -208,11 +203,22 @@ def _header_of(folder: Path) -> dict[str, int]:
 def _nearest_step(path: Path) -> str:
     """For RUN@100:0.5x, RUN@x and the like: how a step is named."""
     run, at, which = str(path).rpartition("@")
-    if not at or not run or not _exists(Path(run)) or not Path(run).is_dir():
+    if not at or not run or not exists(Path(run)) or not Path(run).is_dir():
         return ""
     kept = kept_steps(Path(run))
     steps = f" (kept: {_listed(kept)})" if kept else ""
     return f" A step of {run} is named by its number, best or last{steps}, not {which!r}."
+
+
+def _neighbours(path: Path) -> str:
+    """For a run or adapter that is not there: those beside it."""
+    if not exists(path.parent):
+        return ""
+    runs = {file.parents[1].name for file in path.parent.glob(f"*/adapter/{COEFF_FILE}")}
+    names = sorted(runs | {file.parent.name for file in path.parent.glob(f"*/{COEFF_FILE}")})
+    more = ", ..." if len(names) > 5 else ""
+    where = "The working folder" if path.parent == Path() else path.parent
+    return f" {where} holds {', '.join(names[:5])}{more}." if names else ""
 
 
 def _listed(kept: dict[int, Path]) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 _LARGEST_HEADER = 100 * 2**20
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic")
+_PLAIN_LORA = "pytorch_lora_weights.safetensors"  # diffusers' name
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic")
 _LYCORIS = re.compile(r"\.(hada_|lokr_|oft_|glora_|lora_mid)|\.diff$|\.on_input$")
 
 
@@ -21,21 +23,34 @@ def what_it_is(path: Path) -> str:
         return _of_file(path)
     files = sorted(file.name for file in path.iterdir() if file.is_file()) if path.is_dir() else []
     tensors = [name for name in files if name.endswith(".safetensors")]
-    if "model_index.json" in files:
-        return f"{path} is a base model in diffusers' layout and no adapter; name it with --model."
-    if "adapter_config.json" in files:
-        return f"{path} holds an adapter of PEFT's alone, without coeff.safetensors. {_BESIDE}"
-    if "pytorch_lora_weights.safetensors" in tensors and not _is_other(path):
-        return (
-            f"{path} holds a plain LoRA without coeff.safetensors; load it with diffusers' load_lora_weights, "
-            "before or after coeffdiff's own adapters."
-        )
+    tensors = tensors or [name for name in files if name.endswith(PICKLES)]
+    telling = [name for name in files if name != _PLAIN_LORA or not _is_other(path)]
+    if named := by_names(str(path), telling):
+        return named
     if len(tensors) == 1:
         return _of_file(path / tensors[0])
     if "config.json" in files:
         return f"{path} is a part of a model (it has a config.json) and no adapter. {_NAME_ONE}"
-    found = f" It holds {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}." if files else ""
-    return f"{path} is no adapter: it has no coeff.safetensors. {_NAME_ONE}{found}"
+    return f"{path} is no adapter: it has no coeff.safetensors. {_NAME_ONE}{listed(files)}"
+
+
+def by_names(where: str, files: Collection[str]) -> str | None:
+    """What a folder or repository is by the names of its files alone; None if they do not say."""
+    if "model_index.json" in files:
+        return f"{where} is a base model in diffusers' layout and no adapter; name it with --model."
+    if "adapter_config.json" in files:
+        return f"{where} holds an adapter of PEFT's alone, without coeff.safetensors. {_BESIDE}"
+    if _PLAIN_LORA in files:
+        return (
+            f"{where} holds a plain LoRA without coeff.safetensors; load it with diffusers' load_lora_weights, "
+            "before or after coeffdiff's own adapters."
+        )
+    return None
+
+
+def listed(files: Sequence[str]) -> str:
+    """ " It holds a, b, c, d, e, ...", or nothing for no files."""
+    return f" It holds {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}." if files else ""
 
 
 _NAME_ONE = "Name a run folder or its adapter folder."
@@ -47,23 +62,62 @@ _BESIDE = (
 
 def _is_other(folder: Path) -> bool:
     """Whether the file of diffusers' name holds something else than diffusers' LoRA."""
-    names, _ = read_names(folder / "pytorch_lora_weights.safetensors")
+    names, _ = read_names(folder / _PLAIN_LORA)
     return not any(".lora_A." in name or ".lora.down." in name for name in names)
 
 
 def _of_file(file: Path) -> str:
     suffix = file.suffix.lower()
-    if suffix in _PICTURES:
+    if suffix in PICTURES:
         return f"{file} is a picture and no adapter. {_NAME_ONE}"
-    if suffix in _PICKLES:
+    if suffix in PICKLES:
+        return f"{file} is a pickled file ({suffix}){_pickled(file)}"
+    if other := no_tensors(file):
+        return f"{file} is {other}"
+    named = name_of_tensors(file)
+    return f"{file} is {named}" if named else f"{file} is no adapter, and no file of one. {_NAME_ONE}"
+
+
+def _pickled(file: Path) -> str:
+    """The rest of a sentence about a pickle, by words in its first bytes: it is not unpickled."""
+    closed = "A pickle may run code when it is opened, so it is not"
+    if b"string_to_param" in _start(file, 2**20):
         return (
-            f"{file} is a pickled file ({suffix}), which may run code when it is opened, so it is not; coeffdiff's "
-            f"adapters are folders with safetensors. {_NAME_ONE}"
+            f" that looks like a textual inversion of A1111 (embeddings of a word). {closed}; load it with diffusers' "
+            "pipe.load_textual_inversion, if you trust it."
         )
+    if file.suffix.lower() == ".ckpt":
+        return f", as checkpoints of whole models are. {closed}; convert it to .safetensors and name it with --model."
+    return f". {closed}; coeffdiff's adapters are folders with safetensors. {_NAME_ONE}"
+
+
+def no_tensors(file: Path) -> str | None:
+    """What lies in place of a safetensors file, and what to do; None for what may be one."""
+    start = _start(file, 64)
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "a git-lfs pointer and not the file itself; run `git lfs pull` in its folder, or download it with "
+            "`hf download`."
+        )
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page and not the file that it should be; download it again, for instance with `hf download`."
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "a zip file or a pickle, which is not opened, and no safetensors file."
+    return None
+
+
+def name_of_tensors(file: Path) -> str | None:
+    """What a safetensors file is by the names of its tensors, and what to do; None for files that have none."""
     names, metadata = read_names(file)
-    if not names:
-        return f"{file} is no adapter, and no file of one. {_NAME_ONE}"
-    return f"{file} is {_named(names, metadata)}"
+    return _named(names, metadata) if names else None
+
+
+def _start(file: Path, size: int) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(size)
+    except OSError:
+        return b""
 
 
 def _named(names: list[str], metadata: dict[str, str]) -> str:
@@ -97,7 +151,8 @@ def _named(names: list[str], metadata: dict[str, str]) -> str:
         ".processor.",
     ):
         return f"a LoRA in diffusers' layout, without coeff.safetensors. {_BESIDE}"
-    if {"clip_l", "clip_g"} & set(names) or "emb_params" in names or "string_to_param" in names:
+    words = all(name.startswith("<") and name.endswith(">") for name in names)  # as diffusers names them
+    if {"clip_l", "clip_g", "emb_params", "string_to_param"} & set(names) or words:
         return (
             "a textual inversion (embeddings of a word). It is not coeffdiff's: load it with diffusers' "
             "pipe.load_textual_inversion, once for each text encoder."

@@ -10,14 +10,14 @@ from pathlib import Path
 from coeffdiff.config.fields import SDXL_BASE
 from coeffdiff.config.schema import ModelSettings
 from coeffdiff.errors import ModelError
+from coeffdiff.method.adapter_paths import COEFF_FILE
 from coeffdiff.models.architecture import vae_config_of
 from coeffdiff.models.checking import check_configs, check_single_file, read_json, refuse_quantized
 from coeffdiff.models.files import files_of, joined_path, source_of, variant_choices, weights_of
-from coeffdiff.models.hub_errors import HUB_SECONDS, hub_access_errors, within_seconds
+from coeffdiff.models.hub_errors import hub_access_errors
 from coeffdiff.models.source import (
     CONFIG_FILES,
     ENCODER_WEIGHTS,
-    HUB_ID,
     INDEX,
     NETWORKS,
     PICKLES,
@@ -26,6 +26,7 @@ from coeffdiff.models.source import (
     Source,
 )
 from coeffdiff.pocket import POCKET, shipped
+from coeffdiff.utils.hub import HUB_ID, HUB_SECONDS, within_seconds
 
 
 def find_backbone(model: ModelSettings) -> Backbone:
@@ -103,6 +104,11 @@ def from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable[
     with hub_access_errors(repo):
         info = within_seconds(HUB_SECONDS, lambda: HfApi().model_info(repo, timeout=HUB_SECONDS / 2))
     remote = frozenset(file.rfilename for file in info.siblings or ())
+    if COEFF_FILE in remote and not remote.intersection(markers):
+        raise ModelError(
+            f"{repo} on the hub is an adapter, not a base model; pass it as --adapter, and --model with what it was "
+            "trained on."
+        )
     if not remote.intersection(markers):
         raise ModelError(
             f"{repo} on the hub has no {' or '.join(markers)}, so it is not in diffusers' layout; if it holds a "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,7 +40,6 @@ IN_FILE = {
 }
 ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers unpickles tensors alone
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)

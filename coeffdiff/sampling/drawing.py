@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from coeffdiff.hosts.diffusers import load_adapter
+from coeffdiff.hosts.hub_address import origin_of
 from coeffdiff.hosts.token_vocabulary import announce_tokens
 from coeffdiff.models.controlnet import find_controlnet
 from coeffdiff.models.opening import Asked, recipe, unlike_previews
@@ -183,7 +184,7 @@ def _load_adapters(pipe: Any, session: Session, selection: Selection) -> None:
         loaded, header = load_adapter(pipe, path, scale), adapter.header
         at = f"scales {swept}" if swept and path == first else f"scale {loaded.scale:g}"
         what = f"{header.described}, {header.trained_steps} steps, token {' and '.join(header.tokens)}"
-        print_info(f"adapter  {path} at {at} ({what})")
+        print_info(f"adapter  {origin_of(path)} at {at} ({what})")
 
 
 def _write_pictures(

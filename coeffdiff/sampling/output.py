@@ -16,6 +16,7 @@ from PIL import Image
 
 from coeffdiff import __version__
 from coeffdiff.hosts.diffusers import loaded_adapters
+from coeffdiff.hosts.hub_address import origin_of
 from coeffdiff.sampling.generation import batches_of, dtype_name, generate
 from coeffdiff.sampling.image_inputs import ImageInputs
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, picture_size
@@ -176,7 +177,7 @@ def recipe(
         "device": pipe._execution_device.type,
         "adapters": [
             {
-                "path": str(adapter.path),
+                "path": origin_of(adapter.path),
                 "scale": adapter.scale if number or request.scale is None else request.scale,
                 "kind": adapter.header.kind,
                 "token": adapter.header.token,

@@ -7,9 +7,12 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
+from huggingface_hub import ModelCardData
+
 from coeffdiff.config.schema import MethodSettings, Settings, ValidationSettings
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
+from coeffdiff.utils.hub import HUB_ID
 
 _CONTROL = (
     "Not Coeff-Tuning but a control for comparisons: its alpha recombines the heads' values before ordinary attention, "
@@ -19,51 +22,43 @@ _CONTROL = (
 
 def model_card(
     header: AdapterHeader,
-    settings: Settings,
-    loss: float,
+    settings: Settings | None,
+    loss: float | None,
     pictures: Iterable[str],
     scores: Mapping[str, float] | None = None,
 ) -> str:
     """Markdown with the front matter that model hubs read. pictures are file names beside the card.
 
+    settings, loss: of its run; None where they are not known.
     scores: of those pictures, where there was something to score them with.
     """
-    training = settings.training
-    subject = " ".join(filter(None, (header.token, header.class_word)))
-    gallery = "".join(f"![{_plain(name)}]({name})\n" for name in pictures)
-    holds, rates = _parts_and_rates(header, settings.method)
+    holds, rates = _parts_and_rates(header, settings.method if settings else None)
     rows = {
         "holds": "; ".join(holds),
-        "trained": f"{header.trained_steps} steps{_kept(header)}, batch {training.batch_size} x {training.accumulate} "
-        f"a process, {training.resolution} px, {training.precision} precision",
+        "trained": _trained(header, settings),
         "VAE": _vae(header),
         "learning rates": ", ".join(rates),
-        "last loss": f"{loss:.4f}",
-        "scores of its validation pictures": _judged(scores or {}, settings.validation),
-        "seed": str(training.seed),
+        "last loss": "" if loss is None else f"{loss:.4f}",
+        "scores of its validation pictures": _judged(scores or {}, settings.validation) if settings else "",
+        "seed": str(settings.training.seed) if settings else "",
         "versions": ", ".join(f"{name} {version}" for name, version in header.versions.items()),
     }
-    always = ("holds", "learning rates", "versions")
+    always = ("holds", "versions", *["learning rates"] * bool(settings))
     table = "".join(f"| {name} | {text} |\n" for name, text in rows.items() if text or name in always)
+    subject = subject_of(header)
+    front = "\n".join(f"{name}: {_quoted(value)}" for name, value in front_matter(header).to_dict().items())
     return f"""---
-library_name: coeffdiff
-base_model: {_quoted(header.base_model)}
-tags: [text-to-image, stable-diffusion-xl, coeff-tuning{", lora" if header.lora else ""}]
-instance_prompt: {_quoted(f"a photo of {subject}")}
+{front}
 ---
 
 # {_plain(subject)}
 
 An adapter for {_code(header.base_model)}, trained with coeffdiff ({header.described}).
 
-{gallery}
+{gallery(pictures)}
 In prompts the subject is called **{_plain(subject.strip())}**.
 
-    coeffdiff sample --adapter . --prompt {shlex.quote(f"a photo of {subject} in the snow")}
-
-```python
-adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
-```
+{usage(header)}
 
 {_in_other_tools(header)}
 
@@ -72,21 +67,63 @@ adapter = coeffdiff.load_adapter(pipe, ".", scale={header.recommended_scale:g})
 {table}"""
 
 
-def _parts_and_rates(header: AdapterHeader, method: MethodSettings) -> tuple[list[str], list[str]]:
-    """What the adapter holds, and the learning rate of each part."""
+def front_matter(header: AdapterHeader) -> ModelCardData:
+    """What the Hub reads of an adapter. It refuses a base model that is no id of its own, so others are left out."""
+    loras = ["lora", "template:sd-lora"] if header.lora else []
+    return ModelCardData(
+        library_name="coeffdiff",
+        pipeline_tag="text-to-image",
+        base_model=header.base_model if HUB_ID.fullmatch(header.base_model) else None,
+        tags=["text-to-image", "stable-diffusion-xl", "diffusers", "coeff-tuning", *loras],
+        instance_prompt=f"a photo of {subject_of(header)}",
+    )
+
+
+def subject_of(header: AdapterHeader) -> str:
+    """How prompts call the subject: the token and the class word."""
+    return " ".join(filter(None, (header.token, header.class_word)))
+
+
+def gallery(pictures: Iterable[str]) -> str:
+    return "".join(f"![{_plain(name)}]({name})\n" for name in pictures)
+
+
+def usage(header: AdapterHeader, place: str = ".") -> str:
+    """How coeffdiff loads the adapter from a place: at the command line, and on a pipeline of diffusers."""
+    prompt = shlex.quote(f"a photo of {subject_of(header)} in the snow")
+    return f"""    coeffdiff sample --adapter {place} --prompt {prompt}
+
+```python
+adapter = coeffdiff.load_adapter(pipe, "{place}", scale={header.recommended_scale:g})
+```"""
+
+
+def _trained(header: AdapterHeader, settings: Settings | None) -> str:
+    steps = f"{header.trained_steps} steps{_kept(header)}"
+    if settings is None:
+        return f"{steps}, {header.resolution} px"
+    training = settings.training
+    return (
+        f"{steps}, batch {training.batch_size} x {training.accumulate} a process, {training.resolution} px, "
+        f"{training.precision} precision"
+    )
+
+
+def _parts_and_rates(header: AdapterHeader, method: MethodSettings | None) -> tuple[list[str], list[str]]:
+    """What the adapter holds, and the learning rate of each part, as far as the settings are known."""
     holds, rates = [], []
     if header.heads:
         alphas = sum(heads * heads for heads in header.heads.values())
         holds.append(f"alpha: {len(header.heads)} attention layers, {alphas:,} numbers ({header.form} form)")
-        rates.append(f"alpha {method.coeff.learning_rate:g}")
+        rates += [f"alpha {method.coeff.learning_rate:g}"] if method else []
     if header.lora:
         name = "DoRA" if header.lora.dora else "LoRA"
         holds.append(f"{name}: rank {header.lora.rank}, alpha {header.lora.alpha:g}")
-        rates.append(f"LoRA {method.lora.learning_rate:g}")
+        rates += [f"LoRA {method.lora.learning_rate:g}"] if method else []
     if header.vectors:
         plural = "s" * (header.vectors > 1)
         holds.append(f"learned token: {header.vectors} embedding{plural} in each text encoder")
-        rates.append(f"token {method.token.learning_rate:g}")
+        rates += [f"token {method.token.learning_rate:g}"] if method else []
     return holds, rates
 
 
@@ -103,7 +140,7 @@ def _in_other_tools(header: AdapterHeader) -> str:
         sentences.append(f"It also loads with diffusers' `load_lora_weights` ({LORA_FILE}).")
     elif header.heads and not control:
         sentences.append(
-            "Mixing attention maps is no change of weights, so alpha cannot be merged or loaded elsewhere."
+            "Mixing attention maps is no change of weights, so alpha cannot be merged into a model and needs coeffdiff."
         )
     plain = " ".join(sentences)
     return f"{plain}\n\n{_elsewhere(header)}".strip() if header.vectors else plain
@@ -140,9 +177,9 @@ for key, encoder, tokenizer in parts:
 ```"""
 
 
-def _quoted(text: str) -> str:
-    """Text that came from a person as a YAML string: JSON is a part of YAML."""
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: str | list[str]) -> str:
+    """Text that came from a person as a YAML string, or a list of texts: JSON is a part of YAML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _plain(text: str) -> str:

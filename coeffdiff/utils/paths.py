@@ -24,7 +24,7 @@ def expanded(path: Any) -> Any:
         try:
             text = str(Path(text).expanduser())
         except (RuntimeError, KeyError, ValueError):
-            if not _exists(text):
+            if not exists(text):
                 user = re.split(r"[/\\]", text[1:])[0]
                 whose = (
                     f"there is no user {user!r} whose home it could be" if user else "there is no home folder"
@@ -35,7 +35,7 @@ def expanded(path: Any) -> Any:
     elif re.match(r"(\.[/\\])+~", text):
         text = str(Path.cwd() / text)
     variable = _VARIABLE.search(text)
-    if variable and not _exists(text[: variable.end()] + re.split(r"[/\\]", text[variable.end() :])[0]):
+    if variable and not exists(text[: variable.end()] + re.split(r"[/\\]", text[variable.end() :])[0]):
         raise ValueError(
             f"it does not exist, and variables of the environment such as {variable[0]} are not expanded; write the "
             "whole path, or begin it with ~/ for your home folder"
@@ -51,8 +51,9 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _exists(text: str) -> bool:
+def exists(path: str | Path) -> bool:
+    """Path.exists, which is False for what can be no path at all."""
     try:
-        return Path(text).exists()
+        return Path(path).exists()
     except (OSError, ValueError):  # a name that is too long, a zero byte
         return False

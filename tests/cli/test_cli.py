@@ -288,6 +288,9 @@ def test_no_option_forgets_its_home():
         "arm",
         "seeds",
         "part",
+        "repo",
+        "licence",
+        "message",
     }
     forgotten = []
     for command in app.registered_commands:

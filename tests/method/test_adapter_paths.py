@@ -160,6 +160,8 @@ def test_an_adapter_is_kept_the_same_by_a_run_that_was_stopped(place):
         ("model", r"model is a base model in diffusers' layout and no adapter; name it with --model"),
         ("model/unet", r"model/unet/diffusion_pytorch_model\.safetensors is a part of a model"),
         ("a" * 300, r"There is no adapter a{300}"),
+        ("rum", r"There is no adapter rum\. The working folder holds .*run"),
+        ("run/adapters/step-2", r"step-2\. run/adapters holds step-000002, step-000004\."),
     ],
 )
 def test_what_is_no_adapter_says_what_it_is(path, sentence):
@@ -189,6 +191,7 @@ FOREIGN = {
     "whole model": ("model.diffusion_model.input_blocks.0.0.weight", "a whole model and no adapter.*--model"),
     "UNet": ("down_blocks.0.resnets.0.conv1.weight", "a part of a model"),
     "IP-Adapter": ("image_proj.proj.weight", "IP-Adapter.*load_ip_adapter"),
+    "diffusers' inversion": ("<sks>", r"a textual inversion .*load_textual_inversion"),
     "anything": ("blorp", r"a safetensors file of 1 tensors such as 'blorp', none of them coeffdiff's"),
 }
 
@@ -233,6 +236,47 @@ def test_an_adapter_under_another_name_and_a_pickle(tmp_path):
     torch.save({}, tmp_path / "old.pt")
     with pytest.raises(AdapterError, match=r"old\.pt is a pickled file \(\.pt\)"):
         find_adapter(tmp_path / "old.pt")
+
+
+NO_TENSORS = {
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n",
+        "a git-lfs pointer .* `git lfs pull`",
+    ),
+    "page": (b"<!DOCTYPE html><html>404</html>", "a web page and not the file"),
+    "pickle": (b"\x80\x04\x95", "a zip file or a pickle, which is not opened"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_TENSORS)
+def test_what_lies_in_place_of_the_tensors_is_named(kind, tmp_path):
+    """As what a clone without git-lfs leaves: under the adapter's own name, and alone under another."""
+    content, sentence = NO_TENSORS[kind]
+    for name in ("coeff.safetensors", "style.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AdapterError, match=rf"{name} is {sentence}"):
+            read_header(find_adapter(tmp_path / name if name[0] == "c" else tmp_path))
+        (tmp_path / name).unlink()
+
+
+def test_a_pickle_of_a_known_tool_is_named_unopened(tmp_path):
+    torch.save({"string_to_param": {"*": torch.ones(2, 3)}}, tmp_path / "sloth.pt")
+    with pytest.raises(
+        AdapterError, match=r"sloth\.pt is .* a textual inversion of A1111 .*load_textual_inversion"
+    ):
+        find_adapter(tmp_path)
+    (tmp_path / "sloth.pt").rename(tmp_path / "model.ckpt")
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
+    with pytest.raises(AdapterError, match=r"as checkpoints of whole models are.* --model"):
+        find_adapter(tmp_path)
+
+
+def test_another_tools_file_under_our_name(tmp_path):
+    save_file({"lora_unet_a.lora_up.weight": torch.ones(1)}, tmp_path / "coeff.safetensors")
+    with pytest.raises(
+        AdapterError, match=r"not written by coeffdiff.* It is a LoRA in kohya's layout.*load_lora"
+    ):
+        read_header(find_adapter(tmp_path))
 
 
 def test_a_checkpoint_from_before_says_so(tmp_path):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import json
 import re
 import shutil
 import socket
-import threading
 import time
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from hub_stand_in import Repo, point_at
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -34,7 +32,6 @@ from coeffdiff.pocket import shipped
 from coeffdiff.pocket.model import build_pipeline, parameter_count, save_random, tokenizer_pair
 
 NETWORKS = ("text_encoder", "text_encoder_2", "vae", "unet")
-COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,14 +69,7 @@ def folder(saved, tmp_path):
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch, tmp_path):
     """An empty cache, and a hub at a port where nobody listens."""
-    point_hub_at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
-
-
-def point_hub_at(monkeypatch, endpoint, cache):
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    point_at(monkeypatch, "http://127.0.0.1:9", str(tmp_path / "cache"))
 
 
 def find(name, **settings):
@@ -453,75 +443,23 @@ def test_a_folder_with_a_single_file_points_at_it(tmp_path):
 # --- the hub ---------------------------------------------------------------------------------------------------
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download needs: a listing, a tree, and files with their ETag."""
-
-    root: Path
-    mood = "well"
-    asked: list[str]
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def answer(self, with_body):
-        path = self.path.split("?")[0]
-        self.asked.append(path)
-        headers = {"X-Repo-Commit": COMMIT}
-        files = {p.relative_to(self.root).as_posix(): p for p in self.root.rglob("*") if p.is_file()}
-        status, body = 404, b"{}"
-        if self.mood == "silent":
-            time.sleep(3)
-        elif self.mood == "absent":
-            status, headers["X-Error-Code"] = 401, "RepoNotFound"
-        elif path.startswith("/api/models/me/tiny/tree/"):
-            listed = [
-                {"type": "file", "path": n, "size": p.stat().st_size, "oid": digest(p)}
-                for n, p in files.items()
-            ]
-            status, body = 200, json.dumps(listed).encode()
-        elif path.startswith("/api/models/me/tiny"):
-            info = {"id": "me/tiny", "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
-            status, body = 200, json.dumps(info).encode()
-        elif "/resolve/" in path and self.mood == "gated":
-            status, headers["X-Error-Code"] = 403, "GatedRepo"
-        elif (name := path.rpartition(f"/resolve/{COMMIT}/")[2]) in files:
-            status, body, headers["ETag"] = 200, files[name].read_bytes(), f'"{digest(files[name])}"'
-        try:
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(body if with_body else b"")
-        except BrokenPipeError:
-            pass  # the client gave up waiting, which is what a silent hub is for
-
-    def log_message(self, *_):
-        pass
-
-
-def digest(path):
-    return hashlib.sha1(path.read_bytes()).hexdigest()
-
-
 @pytest.fixture
-def hub(saved, tmp_path, monkeypatch):
-    """A hub on localhost that holds me/tiny, and a cache of its own."""
-    handler = type("HubHere", (Hub,), {"root": saved, "asked": [], "mood": "well"})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    point_hub_at(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path / "hub-cache")
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def hub(hub, saved):
+    """The hub on localhost, with me/tiny."""
+    hub.repos["me/tiny"] = Repo()
+    upload(hub, saved)
+    return hub
+
+
+def upload(hub, folder):
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    hub.repos["me/tiny"].commit(files)
 
 
 def fetched(hub, ending):
-    return {path.rpartition(f"{COMMIT}/")[2] for path in hub.asked if path.endswith(ending)}
+    return {name for name in hub.fetched() if name.endswith(ending)}
 
 
 def test_a_hub_model_is_fetched_once_and_only_what_is_needed(hub, tiny, monkeypatch):
@@ -546,8 +484,9 @@ def test_a_hub_model_is_fetched_once_and_only_what_is_needed(hub, tiny, monkeypa
 
 def test_half_precision_downloads_fp16_alone(hub, saved, tmp_path):
     """Both are on the hub; a half-precision UNet takes 2 bytes a number over the line, not 6."""
-    hub.root = Path(shutil.copytree(saved, tmp_path / "both"))
-    marked(saved, hub.root, "fp16")
+    both = Path(shutil.copytree(saved, tmp_path / "both"))
+    marked(saved, both, "fp16")
+    upload(hub, both)
     load_pipeline(find("me/tiny"), dtype=torch.float16, parts=["unet"])
     assert fetched(hub, ".safetensors") == {"unet/diffusion_pytorch_model.fp16.safetensors"}
 
@@ -557,8 +496,8 @@ def test_a_cache_with_configs_alone_asks_the_hub_again(hub):
     find("me/tiny")
     hub.asked.clear()
     find("me/tiny")
-    assert "/api/models/me/tiny" in hub.asked
-    hub.mood = "absent"
+    assert ("GET", "/api/models/me/tiny") in hub.asked
+    del hub.repos["me/tiny"]
     assert "no public model me/tiny on the hub" in sentence(find, "me/tiny")
 
 
@@ -571,7 +510,7 @@ def test_another_vae_from_the_hub(hub, saved):
 def test_a_silent_network_is_given_up(hub, monkeypatch):
     """A server that takes the connection and never answers."""
     monkeypatch.setattr("coeffdiff.models.finding.HUB_SECONDS", 0.4)
-    hub.mood = "silent"
+    hub.delay = 3
     begun = time.monotonic()
     text = sentence(find, "me/tiny")
     assert time.monotonic() - begun < 2
@@ -595,9 +534,9 @@ def test_offline_mode_is_named(monkeypatch):
 
 
 def test_absent_and_gated_models_are_told_apart_from_no_network(hub):
-    hub.mood = "absent"
+    repo = hub.repos.pop("me/tiny")
     assert "no folder me/tiny here and no public model me/tiny on the hub" in sentence(find, "me/tiny")
-    hub.mood = "gated"
+    repo.gated, hub.repos["me/tiny"] = True, repo
     assert f"me/tiny is gated: accept its terms at {constants.ENDPOINT}/me/tiny and log in" in sentence(
         find, "me/tiny"
     )
@@ -606,8 +545,13 @@ def test_absent_and_gated_models_are_told_apart_from_no_network(hub):
 def test_a_repository_in_another_layout_is_refused(hub, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "sdxl.safetensors").write_bytes(b"")
-    hub.root = tmp_path / "files"
+    upload(hub, tmp_path / "files")
     assert "has no model_index.json, so it is not in diffusers' layout" in sentence(find, "me/tiny")
+    (tmp_path / "files" / "coeff.safetensors").write_bytes(b"")
+    upload(hub, tmp_path / "files")
+    assert "me/tiny on the hub is an adapter, not a base model; pass it as --adapter" in sentence(
+        find, "me/tiny"
+    )
 
 
 def test_a_full_disk_is_not_called_a_network_problem(hub, monkeypatch):

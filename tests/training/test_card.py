@@ -14,6 +14,7 @@ from coeffdiff.config.loading import load_settings
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader, format_for
 from coeffdiff.method.coefficients import Mixes
 from coeffdiff.training.card import model_card
+from coeffdiff.utils.hub import HUB_ID
 
 PRINTABLE = st.text(min_size=1, max_size=60).filter(lambda t: t.isprintable() and t.strip())
 HOSTILE = "a`<script>alert(1)</script>![x](javascript:alert(1))[y](http://e.vil)|**b**&lt;i&gt;<b>``"
@@ -44,11 +45,15 @@ def card(token: str, word: str, model: str, mixes: Mixes = "maps", lora: LoraHea
 @example(" 0", "0 ", " ")
 @example('"', "'", "\\")
 @example("$(reboot)", "`reboot`", "x`` ` ```y")
+@example("sks", "mug", "stabilityai/stable-diffusion-xl-base-1.0")
 def test_any_words_give_the_same_page(token, word, model):
-    """Rendered, the page has the tags of a harmless one, and shows the words letter by letter; so does its YAML."""
+    """Rendered, the page has the tags of a harmless one, and shows the words letter by letter; so does its YAML.
+
+    A base model that can be no id of the Hub, which would refuse the card for it, is on the page alone.
+    """
     _, front, body = card(token, word, model).split("---\n", 2)
     meta = yaml.safe_load(front)
-    assert meta["base_model"] == model
+    assert meta.get("base_model") == (model if HUB_ID.fullmatch(model) else None)
     assert meta["instance_prompt"] == f"a photo of {token} {word}"
 
     def tags(text: str) -> list[str]:

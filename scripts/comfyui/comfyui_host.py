@@ -29,19 +29,23 @@ def version(folder: Path) -> str:
 
 
 def put_on_path(folder: Path) -> None:
-    """Let this process import ComfyUI, as on a machine without a GPU. transformers is imported first: it would take
-    the stand-ins for the real libraries."""
-    from transformers import CLIPTokenizer
-
-    assert CLIPTokenizer
-    for name in _STANDINS:
-        if name.partition(".")[0] not in sys.modules and importlib.util.find_spec(name.partition(".")[0]):
-            continue
-        sys.modules[name] = _standin(name)
+    """Let this process import ComfyUI, as on a machine without a GPU."""
+    add_standins()
     sys.path.insert(0, str(folder))
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
+
+
+def add_standins() -> None:
+    """transformers is imported first: it would take the stand-ins for the real libraries."""
+    from transformers import CLIPTokenizer
+
+    assert CLIPTokenizer
+    for name in _STANDINS:
+        library = name.partition(".")[0]
+        if library in sys.modules or importlib.util.find_spec(library) is None:
+            sys.modules.setdefault(name, _standin(name))
 
 
 def _standin(name: str) -> types.ModuleType:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+import coeffdiff
 from coeffdiff.errors import CoeffDiffError
 from coeffdiff.hosts.comfyui.folders import chosen, fingerprint, names, register_folder
 from coeffdiff.hosts.comfyui.loading import apply_adapter
@@ -71,6 +74,9 @@ class LoadCoeffdiffAdapter(io.ComfyNode):
 class CoeffdiffExtension(ComfyExtension):
     async def get_node_list(self) -> list[Any]:
         register_folder()
+        logging.info(
+            f"coeffdiff {coeffdiff.__version__}: the node and its package are in {Path(__file__).parents[2]}."
+        )
         return [LoadCoeffdiffAdapter]
 
 

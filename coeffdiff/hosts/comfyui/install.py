@@ -16,7 +16,7 @@ _NODE = Path(__file__).resolve().parent
 _PACKAGE = _NODE.parents[1]
 _NODE_FILE = Path("coeffdiff", "hosts", "comfyui", "node.py")  # by which a copy of ours is known
 _PARTS = ("__init__.py", "errors.py", "utils", "method", "hosts/__init__.py", "hosts/comfyui")
-_BESIDE = ("__init__.py", "README.md", "icon.png", "workflow.png", "example_workflows")
+_BESIDE = ("__init__.py", "README.md", "icon.png", "workflow.png", "side_by_side.png", "example_workflows")
 _NOT_COPIED = shutil.ignore_patterns(
     "__pycache__", "*.png", "*.md", "*.toml", "example_workflows", "install.py"
 )

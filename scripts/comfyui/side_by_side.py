@@ -22,7 +22,7 @@ from comfyui_host import comfyui_folder, put_on_path, version
 TARGET = Path(__file__).resolve().parents[2] / "coeffdiff" / "hosts" / "comfyui" / "side_by_side.png"
 PROMPT, STEPS, SIDE, GUIDANCE, SEED = "a photo of ohwx toy", 3, 256, 5.0, 0
 AMPLIFIED = 100  # how much the difference is made brighter
-STRIP = 44  # pixels of text below each picture
+STRIP = 64  # pixels of text below each picture
 
 
 def main() -> int:

@@ -38,5 +38,5 @@ if [ -z "${COMFYUI:-}" ]; then
     fi
     export COMFYUI=$cache/ComfyUI PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$cache/packages
 fi
-if [ $# -eq 0 ]; then set -- tests/hosts/test_comfyui.py tests/hosts/test_comfyui_server.py -rP; fi
+if [ $# -eq 0 ]; then set -- tests/hosts/comfyui -rP; fi
 exec .venv/bin/python -m pytest "$@"

@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfyui_twins import relative
 from PIL import Image
 from safetensors.torch import load_file
 
 import coeffdiff
 from coeffdiff.hosts.comfyui.install import install
-from comfyui_host import comfyui_folder, put_on_path
+from comfyui_host import comfyui_folder
 
 pytestmark = pytest.mark.skipif(comfyui_folder() is None, reason="COMFYUI names no ComfyUI")
 PROMPT, STEPS, SIDE, GUIDANCE = "a photo of ohwx toy, in the snow", 3, 64, 5.0
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(on_path, tmp_path_factory):
     """A server's folders with the node installed, models, and one adapter of each layout in models/coeffdiff."""
-    put_on_path(comfyui_folder())
     from comfyui_server import make_base
     from comfyui_workflow import first_latent, make_pipeline, save_latent, save_models
     from narrow_sdxl import make_adapter
@@ -75,10 +75,6 @@ def picture(server, adapter, prompt=PROMPT, **inputs):
 def first(server):
     """Latents and picture of the run in models/coeffdiff/toys/ohwx."""
     return picture(server, "toys/ohwx")
-
-
-def relative(one, other):
-    return float((one.double() - other.double()).norm() / other.double().norm())
 
 
 def test_the_picture_over_http_is_coeffdiffs(server, base, first):

@@ -88,6 +88,17 @@ def test_the_method_imports_no_host_and_no_settings():
         assert {wing_of(module) for module in imported_modules(file)} <= {"errors", "utils", "method"}, file
 
 
+def test_the_node_for_comfyui_imports_no_other_host():
+    """What runs inside ComfyUI knows errors, utils, method and itself; the command that copies it is not among that."""
+    for file in (PACKAGE / "hosts" / "comfyui").glob("*.py"):
+        others = {
+            m
+            for m in imported_modules(file)
+            if not m.startswith(("hosts.comfyui", "errors", "utils", "method"))
+        }
+        assert others <= {"hosts"}, file
+
+
 READER = """
 import sys
 for name in ("diffusers", "transformers", "peft", "accelerate", "typer", "rich", "PIL", "tokenizers"):

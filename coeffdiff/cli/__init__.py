@@ -18,5 +18,6 @@ from coeffdiff.cli import demo
 from coeffdiff.cli import evaluate
 from coeffdiff.cli import compare
 from coeffdiff.cli import toy
+from coeffdiff.cli import comfyui
 
 __all__ = ["app", "main"]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coeffdiff.hosts.lora_file import lora_pairs
 from coeffdiff.method.adapter_file import read_coefficients, read_lora
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import LORA_FILE
 from coeffdiff.method.coefficients import deviation_of
+from coeffdiff.method.lora_layout import lora_pairs
 
 # A row counts as a mixture of maps (in the simplex) within these: float32 sums of 20 entries, and room for noise.
 _NEGATIVE, _SUM = -1e-6, 1e-3

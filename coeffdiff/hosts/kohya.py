@@ -18,10 +18,10 @@ from torch import Tensor
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.hosts.lora_file import lora_pairs, peft_key
 from coeffdiff.method.adapter_file import pack_rows, read_header, read_lora, read_rows
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
+from coeffdiff.method.lora_layout import lora_pairs, peft_key
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_unwritable, write_errors
 

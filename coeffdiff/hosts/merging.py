@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.hosts.lora_file import lora_pairs, write_lora
+from coeffdiff.hosts.lora_file import write_lora
 from coeffdiff.hosts.merge_checks import Part, check_parts, common_base
 from coeffdiff.method.adapter_file import pack_coefficients, read_coefficients, read_lora
 from coeffdiff.method.adapter_header import (
@@ -27,6 +27,7 @@ from coeffdiff.method.adapter_header import (
 )
 from coeffdiff.method.adapter_paths import COEFF_FILE, same_adapter
 from coeffdiff.method.coefficients import Mixes, deviation_of
+from coeffdiff.method.lora_layout import lora_pairs
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_occupied, why_unwritable, write_errors
 

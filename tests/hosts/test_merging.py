@@ -13,12 +13,12 @@ from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts.diffusers import save_adapter
 from coeffdiff.hosts.lora import add_lora
-from coeffdiff.hosts.lora_file import lora_pairs
 from coeffdiff.hosts.merging import merge_adapters
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_file import read_coefficients, read_header
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader, format_for
 from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE
+from coeffdiff.method.lora_layout import lora_pairs
 from coeffdiff.utils.seeding import generator_for
 
 # name -> what it is; ranks, alphas, forms and layers all differ, so that none passes for another

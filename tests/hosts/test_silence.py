@@ -14,7 +14,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
     ControlNetModel,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
@@ -599,24 +604,66 @@ TASKS = {
         {"image": PICTURE, "mask_image": (PICTURE[:, :1] > 0.5).double(), "strength": 0.9},
     ),
     "PAG at 0": (StableDiffusionXLPAGPipeline, {"pag_scale": 0.0}),
+    "ControlNet": (StableDiffusionXLControlNetPipeline, {"image": PICTURE}),
+    "ControlNet img2img": (
+        StableDiffusionXLControlNetImg2ImgPipeline,
+        {"image": PICTURE, "control_image": PICTURE, "strength": 0.9},
+    ),
+    "ControlNet inpaint": (
+        StableDiffusionXLControlNetInpaintPipeline,
+        {
+            "image": PICTURE,
+            "control_image": PICTURE,
+            "mask_image": (PICTURE[:, :1] > 0.5).double(),
+            "strength": 0.9,
+        },
+    ),
 }
+
+
+@pytest.fixture(scope="module")
+def control(base):
+    """What further components a task's pipeline takes: a ControlNet of random weights, for those that steer by one."""
+    net = ControlNetModel.from_unet(copy.deepcopy(base.unet)).double()
+    for name, parameter in net.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator_for("control", name))
+        parameter.data += 0.05 * drawn
+    return lambda task: {"controlnet": net} if task.startswith("ControlNet") else {}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("task", TASKS)
-def test_pipelines_of_the_same_components(task, when, bench, oracle):
-    """from_pipe or the constructor, before the load or after it: the UNet is one, and so is the adapter."""
+def test_pipelines_of_the_same_components(task, when, bench, oracle, control):
+    """From components, before the load or after it: the UNet is one, and so is the adapter."""
     cls, how = TASKS[task]
-    c = bench(None)
-    made = cls(**c.pipe.components) if when == "before" else None
+    c, more = bench(None), control(task)
+    made = cls(**c.pipe.components, **more) if when == "before" else None
     adapter = c.load("coeff+lora")
     c.unet.double()
-    made = made or cls(**c.pipe.components)
-    want = c.draw(cls, cls(**(dict(c.pipe.components) | {"unet": oracle(BOTH)})), **how)
-    torch.testing.assert_close(c.draw(cls, made, **how), want, rtol=1e-5, atol=1e-5)
+    made = made or cls(**c.pipe.components, **more)
+
+    def wanted(unet):
+        return c.draw(cls, cls(**(dict(c.pipe.components) | {"unet": unet}), **more), **how)
+
+    torch.testing.assert_close(c.draw(cls, made, **how), wanted(oracle(BOTH)), rtol=1e-5, atol=1e-5)
     adapter.remove()
-    want = c.draw(cls, cls(**(dict(c.pipe.components) | {"unet": oracle({})})), **how)
-    torch.testing.assert_close(c.draw(cls, made, **how), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(c.draw(cls, made, **how), wanted(oracle({})), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("auto", "task"), [(AutoPipelineForImage2Image, "img2img"), (AutoPipelineForInpainting, "inpaint")]
+)
+def test_pipelines_that_auto_pipeline_makes(auto, task, bench, oracle):
+    """AutoPipeline.from_pipe of the pipeline with the adapter, and back from there to text alone."""
+    c = bench("coeff+lora")
+    made = auto.from_pipe(c.pipe, torch_dtype=torch.float64)
+    assert made.unet is c.unet and type(made) is TASKS[task][0]
+    for pipe, cls, how in (
+        (made, type(made), TASKS[task][1]),
+        (AutoPipelineForText2Image.from_pipe(made, torch_dtype=torch.float64), StableDiffusionXLPipeline, {}),
+    ):
+        want = c.draw(cls, cls(**(dict(c.pipe.components) | {"unet": oracle(BOTH)})), **how)
+        torch.testing.assert_close(c.draw(cls, pipe, **how), want, rtol=1e-5, atol=1e-5)
 
 
 def test_perturbed_attention_guidance_is_refused(bench):

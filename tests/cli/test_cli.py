@@ -41,7 +41,7 @@ QUICK = [
 def trained(tmp_path_factory) -> Path:
     """A folder with a tiny model, photos, and one finished run of token sks."""
     folder = tmp_path_factory.mktemp("trained")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     (folder / "photos").mkdir()
     for i in range(2):
         Image.radial_gradient("L").resize((70, 64)).convert("RGB").rotate(45 * i).save(

@@ -41,10 +41,10 @@ for arguments in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def shop(built_pipeline, tmp_path_factory) -> Path:
+def shop(built_micro, tmp_path_factory) -> Path:
     """A folder in which everything has a name in other letters: model, photos, adapter."""
     folder = tmp_path_factory.mktemp("лавка")
-    model = save_random("tiny", folder / "модель")
+    model = save_random("micro", folder / "модель")
     (folder / "写真").mkdir()
     for number in range(2):
         picture = Image.radial_gradient("L").resize((64, 64)).rotate(90 * number).convert("RGB")
@@ -52,7 +52,7 @@ def shop(built_pipeline, tmp_path_factory) -> Path:
         picture.save(folder / f"写真/фото{number}.png")
     (folder / "写真/фото0.txt").write_text(f"a {TOKEN} {WORD} 🦥", encoding="utf-8")
     (folder / "写真/пусто.png").write_bytes(b"")
-    unet = built_pipeline.unet.__class__.from_pretrained(model / "unet")
+    unet = built_micro.unet.__class__.from_pretrained(model / "unet")
     layers = inject(unet)
     with torch.no_grad():
         for coefficients in layers.values():

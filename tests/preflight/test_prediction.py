@@ -26,13 +26,13 @@ from coeffdiff.sampling.options import Options
 from coeffdiff.sampling.schedulers import set_scheduler
 
 
-def test_expected_time_grows_with_the_work(tiny_pipeline, monkeypatch):
+def test_expected_time_grows_with_the_work(micro_pipeline, monkeypatch):
     """At a speed of one flop a second the time is the work: of every call of the UNet, and of every picture's VAE."""
     monkeypatch.setattr(Stopwatch, "seconds", lambda self, ledger: ledger.flops)
     monkeypatch.setattr(Stopwatch, "seconds_to_fetch", lambda self: 0)
     with torch.device("meta"):  # where torch counts attention too
-        unet = type(tiny_pipeline.unet).from_config(tiny_pipeline.unet.config)
-        vae = type(tiny_pipeline.vae).from_config(tiny_pipeline.vae.config)
+        unet = type(micro_pipeline.unet).from_config(micro_pipeline.unet.config)
+        vae = type(micro_pipeline.vae).from_config(micro_pipeline.vae.config)
 
     def flops(run):
         with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
@@ -44,21 +44,21 @@ def test_expected_time_grows_with_the_work(tiny_pipeline, monkeypatch):
 
     def expected(pictures, **options):
         options = Options(steps=5, width=96, height=64, **options)
-        return expected_seconds(tiny_pipeline, options, pictures, "cpu")
+        return expected_seconds(micro_pipeline, options, pictures, "cpu")
 
     one, decoding = drawing(1), flops(lambda: vae.decode(torch.zeros(1, 4, 8, 12)))
     assert one > decoding / 10 > 0
     assert expected(3, guidance=1) == 3 * (5 * one + decoding)
     assert expected(3, batch_size=3) == 5 * drawing(6) + 3 * decoding
-    set_scheduler(tiny_pipeline, "heun")  # calls the UNet 2 * 5 - 1 times
+    set_scheduler(micro_pipeline, "heun")  # calls the UNet 2 * 5 - 1 times
     assert expected(3, guidance=1) == 3 * (9 * one + decoding)
     assert expected(0, guidance=1) == 0
 
 
-def test_expecting_time_draws_no_numbers(tiny_pipeline):
+def test_expecting_time_draws_no_numbers(micro_pipeline):
     """It is positive and far from absurd, and torch's global generator is where it was."""
     state = torch.get_rng_state()
-    seconds = expected_seconds(tiny_pipeline, Options(steps=5, width=96, height=64), 3, "cpu")
+    seconds = expected_seconds(micro_pipeline, Options(steps=5, width=96, height=64), 3, "cpu")
     assert 1e-3 < seconds < 60
     assert torch.equal(torch.get_rng_state(), state)
 

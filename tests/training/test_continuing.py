@@ -32,7 +32,7 @@ QUICK = [
 def begun(tmp_path_factory) -> Path:
     """A folder with a tiny model, photos, and two runs: `run` stands at step 2, `whole` has made all 4."""
     folder = tmp_path_factory.mktemp("begun")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     for name in ("photos", "class"):
         (folder / name).mkdir()
         for i, size in enumerate(((90, 80), (64, 64), (50, 110))):
@@ -194,7 +194,7 @@ def reconfigure(file: str, **values):
 
 def other_vae(here: Path) -> list[str]:
     torch.manual_seed(5)
-    save_random("tiny", here / "other", seed=5)
+    save_random("micro", here / "other", seed=5)
     return ["--set", "model.vae=other"]
 
 

@@ -114,7 +114,7 @@ def coeffdiff(*arguments: str, fault: Fault = lambda: None) -> Ended:
 def place(tmp_path_factory) -> Path:
     """The tiny model, two photos, and the adapters of runs that were left alone: DIR/whole-STEPS/adapter."""
     folder = tmp_path_factory.mktemp("place")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     (folder / "photos").mkdir()
     for i in range(2):
         Image.radial_gradient("L").resize((70, 64)).convert("RGB").rotate(45 * i).save(

@@ -30,11 +30,11 @@ WORKER = Path(__file__).with_name("team_worker.py")
 
 
 @pytest.fixture(scope="module")
-def studio(built_pipeline, tmp_path_factory) -> Path:
+def studio(built_micro, tmp_path_factory) -> Path:
     """A folder with the tiny model and an adapter of both kinds with large random values, token sks."""
     folder = tmp_path_factory.mktemp("studio")
-    save_random("tiny", folder / "model")
-    unet, generator = copy.deepcopy(built_pipeline.unet), torch.Generator().manual_seed(3)
+    save_random("micro", folder / "model")
+    unet, generator = copy.deepcopy(built_micro.unet), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in add_lora(unet, rank=2, alpha=2.0).values():
             weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.3)

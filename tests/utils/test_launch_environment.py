@@ -32,7 +32,7 @@ RUN = ("-m", "coeffdiff")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("place")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     (folder / "photos").mkdir()
     Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(folder / "photos/1.png")
     return folder

@@ -318,7 +318,9 @@ def test_masks_are_cached_with_their_photo(tmp_path, micro_pipeline):
 
 def test_pictures_are_encoded_in_the_sizes_that_are_asked_for(tmp_path, micro_pipeline):
     """Two photos of two buckets; a third picture in both of them."""
-    photos = encode(folder_of(tmp_path, square=(70, 70), tall=(40, 90)), micro_pipeline, tmp_path / "cache")[0]
+    photos = encode(folder_of(tmp_path, square=(70, 70), tall=(40, 90)), micro_pipeline, tmp_path / "cache")[
+        0
+    ]
     assert sizes_of(photos) == [(64, 64), (32, 96)]
     (tmp_path / "class").mkdir()
     other = folder_of(tmp_path / "class", wide=(90, 40))

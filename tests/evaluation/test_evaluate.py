@@ -6,10 +6,6 @@ import copy
 import csv
 import html.parser
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from forking import fork_ranks
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -213,7 +210,9 @@ def test_scores_are_those_of_the_definitions_in_numpy(studio, encoders, micro_pi
     assert (scored["photos"]["count"], scored["photos"]["with_masks"]) == (3, 2)
 
 
-def test_nothing_drifts_at_scale_zero_and_the_base_is_made_once(studio, encoders, micro_pipeline, monkeypatch):
+def test_nothing_drifts_at_scale_zero_and_the_base_is_made_once(
+    studio, encoders, micro_pipeline, monkeypatch
+):
     """At scale 0 the pictures are the base model's, so drift is 0; what `base` holds is not made again."""
     adapter = load_adapter(micro_pipeline, studio / "runs" / "ball", 0.0)
     base, made = {}, []
@@ -333,29 +332,13 @@ def test_a_page_without_curves_maps_and_drift_is_one_too(studio, evaluated):
 
 
 def test_two_processes_come_to_the_numbers_of_one(studio, command, tmp_path):
-    """Started as a person would start them; pictures, scores and table are equal to the last digit."""
+    """Pictures, scores and table are equal to the last digit."""
     arguments = [*command, str(studio / "runs" / "ball"), "--prompts", "dreambooth", "--output"]
     one = CliRunner().invoke(app, [*arguments, str(tmp_path / "one")])
     assert one.exit_code == 0, one.output
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        env = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": 2,
-            "MASTER_PORT": port,
-            "MASTER_ADDR": "127.0.0.1",
-        }
-        env |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": torch.get_num_threads()}
-        line = [sys.executable, "-m", "coeffdiff", *arguments, str(tmp_path / "two")]
-        environment = os.environ | {name: str(value) for name, value in env.items()}
-        ranks.append(subprocess.Popen(line, env=environment, stdout=-1, stderr=-1, text=True))
-    said = [rank.communicate(timeout=600) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert said[1][0] == "" and "in 2 processes" in said[0][1]
+    ranks = fork_ranks("-m", "coeffdiff", *arguments, str(tmp_path / "two"))
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    assert ranks[1].stdout == "" and "in 2 processes" in ranks[0].stderr
     first, second = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert (first["processes"], second["processes"]) == (1, 2)
     for results in (first, second):

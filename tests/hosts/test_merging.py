@@ -69,9 +69,7 @@ def write(
 @pytest.fixture(scope="module")
 def shelf(built_micro, tmp_path_factory):
     place = tmp_path_factory.mktemp("shelf")
-    return {
-        name: write(built_micro.unet, place / name, name, **options) for name, options in KINDS.items()
-    }
+    return {name: write(built_micro.unet, place / name, name, **options) for name, options in KINDS.items()}
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import test_loop
 import torch
+from forking import fork_ranks
 from PIL import Image
 from safetensors.torch import load_file
-from test_loop import WORKER, assert_same, command_line, environment, logged, settings_for, weights
+from test_loop import WORKER, assert_same, command_line, logged, settings_for, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from coeffdiff import load_adapter
@@ -99,10 +98,7 @@ def test_the_work_may_be_divided(micro_folder, kind):
 
     extra = [part for name, value in KINDS[kind].items() for part in ("--set", f"{name}={value}")]
     extra += ["--steps", "2", "--set", "training.batch_size=1", "--set", "training.accumulate=2"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", str(WORKER), "two.pt", *command_line(micro_folder, "two", *extra)]
-    env = environment() | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, env=env, capture_output=True, text=True)
+    done, _ = fork_ranks(WORKER, "two.pt", *command_line(micro_folder, "two", *extra))
     assert done.returncode == 0, done.stderr
     two = torch.load("two.pt")
     assert len(found[0]) == len(two)

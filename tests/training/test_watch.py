@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from forking import fork_ranks
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -337,7 +336,10 @@ def test_tensorboard_has_every_step_once_across_a_resume(scored):
 
 def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(micro_folder):
     """Step 1 logged by two processes, both of which began at 0: the second counts."""
-    settings, run = settings_for(micro_folder, "run", **{"tracking.tensorboard": True}), RunFolder(Path("run"))
+    settings, run = (
+        settings_for(micro_folder, "run", **{"tracking.tensorboard": True}),
+        RunFolder(Path("run")),
+    )
     for value in (1.0, 2.0):
         accelerator = Accelerator(cpu=True, log_with=trackers_for(settings, run))
         start_trackers(accelerator, settings, run, 0)
@@ -453,14 +455,11 @@ def test_two_processes_make_one_set_of_pictures(micro_folder, vit):
         "validation.keep=best", "tracking.tensorboard=true",
     ):  # fmt: skip
         line += ["--set", setting]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", "-m", "coeffdiff", *line]
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done, other = fork_ranks("-m", "coeffdiff", *line)
+    assert done.returncode == other.returncode == 0, done.stderr + other.stderr
     assert list(scores_of("run")) == [1, 2]
     assert len(list(Path("run/samples/step-000001").glob("*.png"))) == 2
-    assert done.stderr.count("scores   step 1:") == 1
+    assert (done.stderr + other.stderr).count("scores   step 1:") == 1
     assert [e.step for e in events("run").Scalars("loss")] == [1, 2]
     assert read_header(Path("run/adapter")).run_steps == 2
 

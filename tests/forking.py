@@ -21,7 +21,7 @@ _LIBRARIES_HIDE = (DeprecationWarning, PendingDeprecationWarning, ImportWarning,
 
 
 class Fork:
-    """`python *arguments`, that is a script or -m and a module, with what they are given; used as a Popen is.
+    """`python *arguments`: a script, -m and a module or -c and code, with what they are given; used as a Popen is.
 
     What the tests have patched is patched in it, too. Its standard output and error are kept in files.
     """
@@ -31,7 +31,7 @@ class Fork:
         self.arguments = arguments
         self.returncode: int | None = None
         # Closed with this object, or never by a child that is killed
-        self._files = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
+        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -52,7 +52,7 @@ class Fork:
             if time.monotonic() > deadline:
                 self.send_signal(signal.SIGKILL)
                 os.waitpid(self.pid, 0)
-                raise subprocess.TimeoutExpired(list(self.arguments), timeout, *self._texts())
+                raise subprocess.TimeoutExpired(list(self.arguments), timeout, *self.printed())
             time.sleep(0.01)
         return code
 
@@ -63,15 +63,12 @@ class Fork:
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """What it printed on standard output and on standard error, once it has ended."""
         self.wait(timeout)
-        out, err = self._texts()
-        return out, err
+        out, err = self.printed()
+        return out.decode(), err.decode()
 
-    def _texts(self) -> list[str]:
-        texts = []
-        for file in self._files:
-            file.seek(0)
-            texts.append(file.read())
-        return texts
+    def printed(self) -> list[bytes]:
+        """What it has printed so far on either."""
+        return [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0) for file in self._files]
 
 
 def fork_run(*arguments: str, **place) -> subprocess.CompletedProcess[str]:
@@ -107,8 +104,8 @@ def _become(
     code = 1
     gc.freeze()  # a collection would walk, and so copy, all that was inherited
     try:
-        _forget_the_tests(streams)
         os.environ.update(env)
+        _forget_the_tests(streams)
         if cwd is not None:
             os.chdir(cwd)
         _run(arguments)
@@ -131,7 +128,9 @@ def _forget_the_tests(streams: Sequence[int]) -> None:
     atexit._clear()
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream, number)
-    sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", encoding="utf-8")  # noqa: SIM115
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout = open(1, "w", encoding=encoding)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace")  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.resetwarnings()
@@ -141,7 +140,10 @@ def _forget_the_tests(streams: Sequence[int]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    if arguments[0] == "-m":
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(arguments[1], {"__name__": "__main__"})
+    elif arguments[0] == "-m":
         module, sys.argv = arguments[1], list(arguments[1:])
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:

@@ -96,7 +96,7 @@ def test_how_threads_wait_is_chosen_before_torch_is_loaded():
     code = (
         "import os, sys; from coeffdiff import cli; sys.argv = ['coeffdiff', 'train']\n"
         "app = sys.modules['coeffdiff.cli.root']\n"
-        "app.choose_waiting = lambda choose=app.choose_waiting: (print('torch' in sys.modules), choose())\n"
+        "app.choose_waiting = lambda choose=app.choose_waiting: (print('torch' in sys.modules), choose(), sys.exit())\n"
         "try: cli.main()\n"
         "except SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
     )

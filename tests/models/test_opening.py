@@ -169,9 +169,11 @@ def test_an_adapter_without_another_vae_is_written_for_older_readers():
         read_header(Path("run/adapter"))
 
 
-def test_a_single_files_configs_are_remembered(micro_pipeline):
+def test_a_single_files_configs_are_remembered(tiny_pipeline):
     """sample --adapter RUN needs no --model-config; where they have moved, the sentence names the option."""
-    save_file(original_layout(micro_pipeline), "single.safetensors", {"format": "pt"})
+    shutil.rmtree("model")
+    save_random("tiny", "model")  # its blocks are those that single files have
+    save_file(original_layout(tiny_pipeline), "single.safetensors", {"format": "pt"})
     train("--set", "model.config=model", model="single.safetensors")
     sample()
     assert same_pixels()

@@ -437,7 +437,7 @@ def test_a_disk_that_is_really_full(disk, is_whole, monkeypatch):
     assert ended.code == 2, ended.said
     assert ended.sentence.startswith("ConfigError: The run folder disk/run cannot be written: ")
     assert not Path(run).exists()
-    disk.give(96 * 1024, 16 * 1024)
+    disk.give(48 * 1024, 16 * 1024)
     ended = coeffdiff(*command(output=run), fault=disk.fault)  # settings and log, no checkpoint
     assert ended.code == 2, ended.said
     assert ended.sentence.startswith(

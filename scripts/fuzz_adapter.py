@@ -3,8 +3,8 @@
 python scripts/fuzz_adapter.py                         # 20,000 inputs, counts by outcome
 python scripts/fuzz_adapter.py --seed 3 --only 1234    # one of them again, with what was done to it
 
-Input i of a seed is the same everywhere: a real adapter (alpha, LoRA, both, DoRA) of the tiny random model with one to
-three changes to its bytes, safetensors header, own header, tensors or files. It may load and verify, or raise
+Input i of a seed and a size is the same everywhere: a real adapter (alpha, LoRA, both, DoRA) of a random model with
+one to three changes to its bytes, safetensors header, own header, tensors or files. It may load and verify, or raise
 AdapterError or AdapterMismatch with one printable sentence; the UNet must be bare afterwards. Anything else counts as
 a crash: another exception, a signal, more than SECONDS, or GROWTH more address space. Exit code 1 if there is any.
 """
@@ -434,8 +434,9 @@ KINDS: dict[str, tuple[str, LoraHeader | None]] = {
 }
 
 
-def stock(shelf: Path, pipe: Any) -> None:
-    """One sound adapter of each kind, on a few layers: a load then takes little time."""
+def stock(shelf: Path, size: str) -> None:
+    """One sound adapter of each kind, on a few layers of a model of this size: a load then takes little time."""
+    pipe = build_pipeline(size)
     for name, (kind, lora) in KINDS.items():
         unet, heads = copy.deepcopy(pipe.unet), {}
         if lora:
@@ -451,7 +452,7 @@ def stock(shelf: Path, pipe: Any) -> None:
         header = AdapterHeader(
             format_version=FORMAT_VERSION,
             kind=kind,  # type: ignore[arg-type]
-            base_model="tiny",
+            base_model=size,
             token="sks",
             class_word="mug",
             templates=("a photo of {token} {class_word}",),
@@ -500,11 +501,11 @@ def judge(pipe: Any, folder: Path) -> str:
 # --- many of them, in a process that may die ---------------------------------------------------------------------
 
 
-def work(shelf: Path, seed: int, first: int, last: int) -> None:
+def work(shelf: Path, size: str, seed: int, first: int, last: int) -> None:
     """Judge inputs first to last - 1; one JSON line before each and one after it."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    pipe = build_pipeline("tiny")
+    pipe = build_pipeline(size)
     weights = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     for kind in KINDS:
         assert judge(pipe, shelf / kind) == "loads", kind
@@ -524,7 +525,7 @@ def work(shelf: Path, seed: int, first: int, last: int) -> None:
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"[:500]
                 outcome = {"crash": problem, "trace": traceback.format_exc()[-3000:]}
-                pipe = build_pipeline("tiny")
+                pipe = build_pipeline(size)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
             print(json.dumps({"number": number, "done": done, **outcome}), flush=True)
@@ -538,10 +539,10 @@ def work(shelf: Path, seed: int, first: int, last: int) -> None:
         )
 
 
-def results(shelf: Path, seed: int, first: int, last: int) -> Iterator[dict[str, Any]]:
+def results(shelf: Path, size: str, seed: int, first: int, last: int) -> Iterator[dict[str, Any]]:
     """One result for each input, from worker processes: a new one takes over behind an input that kills its own."""
     while first < last:
-        command = [sys.executable, sys.argv[0], "--worker", str(shelf), "--seed", str(seed)]
+        command = [sys.executable, sys.argv[0], "--worker", str(shelf), "--size", size, "--seed", str(seed)]
         with subprocess.Popen(
             [*command, "--range", str(first), str(last)],
             stdout=subprocess.PIPE,
@@ -569,7 +570,7 @@ def results(shelf: Path, seed: int, first: int, last: int) -> Iterator[dict[str,
         first = at["number"] + 1
 
 
-def fuzz(count: int, seed: int, first: int = 0, workers: int = 1) -> dict[str, Any]:
+def fuzz(count: int, size: str, seed: int, first: int = 0, workers: int = 1) -> dict[str, Any]:
     """Counts by outcome, and every crash."""
     begun = time.monotonic()
     outcomes: collections.Counter[str] = collections.Counter()
@@ -578,13 +579,13 @@ def fuzz(count: int, seed: int, first: int = 0, workers: int = 1) -> dict[str, A
     with tempfile.TemporaryDirectory() as place:
         shelf = Path(place) / "shelf"
         warnings.simplefilter("ignore")
-        stock(shelf, build_pipeline("tiny"))
-        for result in together(shelf, seed, first, first + count, workers):
+        stock(shelf, size)
+        for result in together(shelf, size, seed, first, first + count, workers):
             outcomes[result.get("outcome", "crash")] += 1
             by_change.update(result["done"].partition(": ")[2].split(", "))
             if "crash" in result:
                 crashes.append(result)
-                again = f"--seed {seed} --only {result['number']}"
+                again = f"--size {size} --seed {seed} --only {result['number']}"
                 print(
                     f"crash    {result['crash']}\n         {result['done']}; again with {again}",
                     file=sys.stderr,
@@ -601,13 +602,15 @@ def fuzz(count: int, seed: int, first: int = 0, workers: int = 1) -> dict[str, A
     }
 
 
-def together(shelf: Path, seed: int, first: int, last: int, workers: int) -> Iterator[dict[str, Any]]:
+def together(
+    shelf: Path, size: str, seed: int, first: int, last: int, workers: int
+) -> Iterator[dict[str, Any]]:
     """results() of several worker processes at a time, as they come."""
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def one(begin: int, end: int) -> None:
         try:
-            for result in results(shelf, seed, begin, end):
+            for result in results(shelf, size, seed, begin, end):
                 found.put(result)
             found.put(None)
         except BaseException as error:
@@ -632,6 +635,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--size", choices=("micro", "tiny"), default="tiny", help="of the model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--only", type=int, metavar="N", help="input N alone, with its traceback")
@@ -640,11 +644,11 @@ def main() -> int:
     parser.add_argument("--range", type=int, nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
-        work(chosen.worker, chosen.seed, *chosen.range)
+        work(chosen.worker, chosen.size, chosen.seed, *chosen.range)
         return 0
     only = chosen.only is not None
     workers = 1 if only else chosen.workers
-    result = fuzz(1 if only else chosen.count, chosen.seed, chosen.only if only else 0, workers)
+    result = fuzz(1 if only else chosen.count, chosen.size, chosen.seed, chosen.only if only else 0, workers)
     if chosen.json:
         print(json.dumps(result))
     else:

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: the tiny random SDXL pipeline, and one call of its UNet."""
+"""Fixtures that several test files share: two small random SDXL pipelines, and one call of its UNet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if (
 ):  # the kernels are tested in Triton's interpreter; it hears this when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# One: the tiny model gains nothing from more, and on a busy machine its threads mostly wait for each other.
+# One: small models gain nothing from more, and on a busy machine its threads mostly wait for each other.
 torch.set_num_threads(1)
 
 
@@ -35,6 +35,19 @@ def built_pipeline():
 def tiny_pipeline(built_pipeline):
     """A fresh copy of build_pipeline("tiny"): a test may do to it what it likes."""
     return copy.deepcopy(built_pipeline)
+
+
+@pytest.fixture(scope="session")
+def built_micro():
+    from coeffdiff.pocket.model import build_pipeline
+
+    return build_pipeline("micro")
+
+
+@pytest.fixture
+def micro_pipeline(built_micro):
+    """A fresh copy of build_pipeline("micro"), for what does not depend on the number of layers."""
+    return copy.deepcopy(built_micro)
 
 
 @pytest.fixture(scope="session")

@@ -56,16 +56,17 @@ def _unet(
     time_id_width: int,
     sample_size: int,
     layers: int = 2,
+    attended: int = 2,
 ) -> dict[str, Any]:
-    """Three levels, of which the first has no attention, as in SDXL; of two levels both have it."""
-    plain = len(channels) - 2
+    """The last `attended` levels have attention, as SDXL's last two of three have."""
+    plain = len(channels) - attended
     return {
         "sample_size": sample_size,
         "in_channels": 4,
         "out_channels": 4,
-        "down_block_types": ("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * 2,
+        "down_block_types": ("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * attended,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
-        "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * plain,
+        "up_block_types": ("CrossAttnUpBlock2D",) * attended + ("UpBlock2D",) * plain,
         "block_out_channels": channels,
         "layers_per_block": layers,
         "norm_num_groups": groups,
@@ -117,10 +118,34 @@ def _text(
     }
 
 
+# Of the two sizes for tests
+_TEST_VAE = _vae(channels=(4, 8, 16, 16), layers=1, groups=4, scaling=0.8, sample_size=64)
+_TEST_TEXT = _text(vocabulary=514, width=20, layers=2, heads=5, projection=20, activation="quick_gelu")
+_TEST_TEXT_2 = _text(vocabulary=514, width=28, layers=3, heads=4, projection=36, activation="gelu")
+
 SIZES: dict[str, Size] = {
-    # For tests. Widths and head counts all differ, and the VAE has its own scaling factor, so that a transposed
-    # axis or an SDXL number written into the code fails. The first level with attention is the widest: from there
-    # LoRA must be able to overfit one latent although everything else is frozen and random.
+    # For tests that only need a whole model: a quarter of tiny's layers, so several times faster to load, to train
+    # and to sample from.
+    "micro": Size(
+        unet=_unet(
+            channels=(12, 32),
+            heads=(1, 4),
+            depths=(1, 1),
+            layers=1,
+            attended=1,
+            groups=4,
+            text_width=20 + 28,
+            pooled_width=36,
+            time_id_width=10,
+            sample_size=8,
+        ),
+        vae=_TEST_VAE,
+        text=_TEST_TEXT,
+        text_2=_TEST_TEXT_2,
+    ),
+    # For tests of all that a model is built of. Widths and head counts all differ, and the VAE has its own scaling
+    # factor, so that a transposed axis or an SDXL number written into the code fails. The first level with attention
+    # is the widest: from there LoRA must be able to overfit one latent although all else is frozen and random.
     "tiny": Size(
         unet=_unet(
             channels=(12, 32, 24),
@@ -132,9 +157,9 @@ SIZES: dict[str, Size] = {
             time_id_width=10,
             sample_size=8,
         ),
-        vae=_vae(channels=(4, 8, 16, 16), layers=1, groups=4, scaling=0.8, sample_size=64),
-        text=_text(vocabulary=514, width=20, layers=2, heads=5, projection=20, activation="quick_gelu"),
-        text_2=_text(vocabulary=514, width=28, layers=3, heads=4, projection=36, activation="gelu"),
+        vae=_TEST_VAE,
+        text=_TEST_TEXT,
+        text_2=_TEST_TEXT_2,
     ),
     # What the package ships, see README.md. Two levels, so that 16 x 16 and 8 x 8 both have attention; many narrow
     # heads, so that there is something to mix.

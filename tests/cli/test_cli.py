@@ -42,7 +42,7 @@ QUICK = [
 def trained(tmp_path_factory) -> Path:
     """A folder with a tiny model, photos, and one finished run of token sks."""
     folder = tmp_path_factory.mktemp("trained")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     (folder / "photos").mkdir()
     for i in range(2):
         Image.radial_gradient("L").resize((70, 64)).convert("RGB").rotate(45 * i).save(
@@ -97,7 +97,7 @@ def test_how_threads_wait_is_chosen_before_torch_is_loaded():
     code = (
         "import os, sys; from coeffdiff import cli; sys.argv = ['coeffdiff', 'train']\n"
         "app = sys.modules['coeffdiff.cli.root']\n"
-        "app.choose_waiting = lambda choose=app.choose_waiting: (print('torch' in sys.modules), choose())\n"
+        "app.choose_waiting = lambda choose=app.choose_waiting: (print('torch' in sys.modules), choose(), sys.exit())\n"
         "try: cli.main()\n"
         "except SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
     )

@@ -252,12 +252,12 @@ def test_the_posterior_is_sampled_and_scaled():
     assert batch.time_ids.tolist() == [[1, 2, 3, 4, 5, 6]] * 4
 
 
-def test_photos_are_encoded_once_and_then_read_from_the_cache(tmp_path, tiny_pipeline):
+def test_photos_are_encoded_once_and_then_read_from_the_cache(tmp_path, micro_pipeline):
     """The second time nothing is computed and every number is the same."""
     photos = folder_of(tmp_path, square=(70, 70), tall=(40, 90))
-    first, log = encode(photos, tiny_pipeline, tmp_path / "cache")
+    first, log = encode(photos, micro_pipeline, tmp_path / "cache")
     assert log == [False, False]
-    second, log = encode(photos, tiny_pipeline, tmp_path / "cache")
+    second, log = encode(photos, micro_pipeline, tmp_path / "cache")
     assert log == [True, True]
     assert torch.equal(first[0].views[0].mean, second[0].views[0].mean)
     assert first[0].bucket == (4, 8, 8)
@@ -265,98 +265,100 @@ def test_photos_are_encoded_once_and_then_read_from_the_cache(tmp_path, tiny_pip
     assert first[1].views[0].time_ids[:2] == (90, 40)  # the photo's own height and width
 
 
-def test_the_latents_are_the_vaes(tmp_path, tiny_pipeline):
+def test_the_latents_are_the_vaes(tmp_path, micro_pipeline):
     """What is stored is vae.encode of the rendered photo, pixels in [-1, 1]."""
     photos = folder_of(tmp_path, square=(64, 64))
-    stored = encode(photos, tiny_pipeline, tmp_path / "cache")[0][0].views[0]
+    stored = encode(photos, micro_pipeline, tmp_path / "cache")[0][0].views[0]
     pixels = torch.tensor(list(Image.open(photos[0].path).get_flattened_data()), dtype=torch.float32)
     pixels = (pixels / 127.5 - 1).view(1, 64, 64, 3).permute(0, 3, 1, 2)
     with torch.no_grad():
-        posterior = tiny_pipeline.vae.encode(pixels).latent_dist
+        posterior = micro_pipeline.vae.encode(pixels).latent_dist
     torch.testing.assert_close(stored.mean, posterior.mean[0])
     torch.testing.assert_close(stored.std, posterior.std[0])
 
 
-def test_another_photo_crop_or_vae_is_encoded_anew(tmp_path, tiny_pipeline):
+def test_another_photo_crop_or_vae_is_encoded_anew(tmp_path, micro_pipeline):
     """The cache goes by content: changed pixels, a changed crop and a changed VAE each miss it."""
     photos, cache = folder_of(tmp_path, wide=(128, 64)), tmp_path / "cache"
-    encode(photos, tiny_pipeline, cache)
-    assert encode(photos, tiny_pipeline, cache, crop="center")[1] == [False]
+    encode(photos, micro_pipeline, cache)
+    assert encode(photos, micro_pipeline, cache, crop="center")[1] == [False]
     with torch.no_grad():
-        tiny_pipeline.vae.encoder.conv_in.bias.add_(0.1)
-    assert encode(photos, tiny_pipeline, cache)[1] == [False]
+        micro_pipeline.vae.encoder.conv_in.bias.add_(0.1)
+    assert encode(photos, micro_pipeline, cache)[1] == [False]
     Image.new("RGB", (128, 64), "red").save(photos[0].path)
-    assert encode(read_photos(tmp_path).photos, tiny_pipeline, cache)[1] == [False]
+    assert encode(read_photos(tmp_path).photos, micro_pipeline, cache)[1] == [False]
 
 
-def test_masks_are_cached_with_their_photo(tmp_path, tiny_pipeline):
+def test_masks_are_cached_with_their_photo(tmp_path, micro_pipeline):
     """Brought down to the latents' size; read back; another mask, or none, is another entry."""
     photos, cache = folder_of(tmp_path, square=(128, 128)), tmp_path / "cache"
-    bare, _ = encode(photos, tiny_pipeline, cache)
+    bare, _ = encode(photos, micro_pipeline, cache)
     assert bare[0].views[0].mask is None
     mask = Image.new("L", (128, 128))
     mask.paste(255, (0, 0, 72, 128))  # 72 of 128 pixels are 4.5 of 8 latents
     mask.save(tmp_path / "square.mask.png")
     photos = read_photos(tmp_path).photos
-    first, log = encode(photos, tiny_pipeline, cache)
+    first, log = encode(photos, micro_pipeline, cache)
     assert log == [False]
     expected = torch.tensor([1, 1, 1, 1, 128 / 255, 0, 0, 0]).expand(1, 8, 8)
     torch.testing.assert_close(first[0].views[0].mask, expected)
     assert torch.equal(first[0].views[0].mean, bare[0].views[0].mean)
-    second, log = encode(photos, tiny_pipeline, cache)
+    second, log = encode(photos, micro_pipeline, cache)
     assert log == [True]
     assert torch.equal(second[0].views[0].mask, first[0].views[0].mask)
-    flipped, _ = encode(photos, tiny_pipeline, cache, flip=True, augmentations=2)
+    flipped, _ = encode(photos, micro_pipeline, cache, flip=True, augmentations=2)
     assert torch.equal(flipped[0].views[0].mask, flipped[0].views[1].mask.flip(2))
     mask.paste(255, (0, 0, 128, 128))
     mask.save(tmp_path / "square.mask.png")
-    changed, log = encode(read_photos(tmp_path).photos, tiny_pipeline, cache)
+    changed, log = encode(read_photos(tmp_path).photos, micro_pipeline, cache)
     assert log == [False]
     assert (changed[0].views[0].mask == 1).all()
-    assert encode(read_photos(tmp_path, masks=False).photos, tiny_pipeline, cache)[1] == [True]
+    assert encode(read_photos(tmp_path, masks=False).photos, micro_pipeline, cache)[1] == [True]
 
 
-def test_pictures_are_encoded_in_the_sizes_that_are_asked_for(tmp_path, tiny_pipeline):
+def test_pictures_are_encoded_in_the_sizes_that_are_asked_for(tmp_path, micro_pipeline):
     """Two photos of two buckets; a third picture in both of them."""
-    photos = encode(folder_of(tmp_path, square=(70, 70), tall=(40, 90)), tiny_pipeline, tmp_path / "cache")[0]
+    photos = encode(folder_of(tmp_path, square=(70, 70), tall=(40, 90)), micro_pipeline, tmp_path / "cache")[
+        0
+    ]
     assert sizes_of(photos) == [(64, 64), (32, 96)]
     (tmp_path / "class").mkdir()
     other = folder_of(tmp_path / "class", wide=(90, 40))
     for size, photo in zip(sizes_of(photos), photos, strict=True):
         whole = PhotoSettings(augmentations=1, cache=tmp_path / "cache")
         (shown,) = encode_photos(
-            other, [("a",)], tiny_pipeline.vae, whole, resolution=64, step=32, seed=0, size=size
+            other, [("a",)], micro_pipeline.vae, whole, resolution=64, step=32, seed=0, size=size
         )
         assert shown.bucket == photo.bucket
 
 
-def test_no_caption_is_what_guidance_calls_none(tiny_pipeline):
+def test_no_caption_is_what_guidance_calls_none(micro_pipeline):
     """Zeros as in SDXL, or the empty prompt in a model whose pipeline says so: the negative of encode_prompts."""
     for zeros in (True, False):
-        tiny_pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
-        expected = encode_prompts(tiny_pipeline, ["a dog"], guidance=5.0)["a dog"]
-        found = encode_unconditional(tiny_pipeline)
+        micro_pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+        expected = encode_prompts(micro_pipeline, ["a dog"], guidance=5.0)["a dog"]
+        found = encode_unconditional(micro_pipeline)
         assert torch.equal(found.embeds, expected.negative_text)
         assert torch.equal(found.pooled, expected.negative_pooled)
         assert found.embeds.any().item() is not zeros
 
 
-def test_a_damaged_cache_entry_is_made_again(tmp_path, tiny_pipeline):
+def test_a_damaged_cache_entry_is_made_again(tmp_path, micro_pipeline):
     """Truncated or foreign cache files are no error and no danger."""
     photos, cache = folder_of(tmp_path, square=(64, 64)), tmp_path / "cache"
-    good = encode(photos, tiny_pipeline, cache)[0][0].views[0].mean
+    good = encode(photos, micro_pipeline, cache)[0][0].views[0].mean
     (entry,) = cache.iterdir()
     entry.write_bytes(entry.read_bytes()[:100])
-    again, log = encode(photos, tiny_pipeline, cache)
+    again, log = encode(photos, micro_pipeline, cache)
     assert log == [False]
     assert torch.equal(again[0].views[0].mean, good)
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last", "header", "length"])
-def test_a_cache_entry_with_one_changed_byte_is_made_again(tmp_path, tiny_pipeline, place):
+def test_a_cache_entry_with_one_changed_byte_is_made_again(tmp_path, micro_pipeline, place):
     """Among the numbers too, where the file format itself notices nothing."""
     photos, cache = folder_of(tmp_path, square=(64, 64)), tmp_path / "cache"
-    good = encode(photos, tiny_pipeline, cache)[0][0].views[0]
+    good = encode(photos, micro_pipeline, cache)[0][0].views[0]
     (entry,) = cache.iterdir()
     content = bytearray(entry.read_bytes())
     begin = 8 + int.from_bytes(content[:8], "little")
@@ -369,27 +371,27 @@ def test_a_cache_entry_with_one_changed_byte_is_made_again(tmp_path, tiny_pipeli
     }[place]
     content[at] ^= 1
     entry.write_bytes(content)
-    (again,), log = encode(photos, tiny_pipeline, cache)
+    (again,), log = encode(photos, micro_pipeline, cache)
     assert log == [False]
     assert torch.equal(again.views[0].mean, good.mean) and torch.equal(again.views[0].std, good.std)
-    assert encode(photos, tiny_pipeline, cache)[1] == [True]
+    assert encode(photos, micro_pipeline, cache)[1] == [True]
 
 
-def test_another_entrys_file_is_not_used(tmp_path, tiny_pipeline):
+def test_another_entrys_file_is_not_used(tmp_path, micro_pipeline):
     """Somebody renames or copies files in the cache: an entry counts under its own name only."""
     photos, cache = folder_of(tmp_path, one=(64, 64), two=(64, 64)), tmp_path / "cache"
-    first, _ = encode(photos, tiny_pipeline, cache)
+    first, _ = encode(photos, micro_pipeline, cache)
     one, two = cache.iterdir()
     two.write_bytes(one.read_bytes())
-    again, log = encode(photos, tiny_pipeline, cache)
+    again, log = encode(photos, micro_pipeline, cache)
     assert sorted(log) == [False, True]
     assert all(torch.equal(a.views[0].mean, b.views[0].mean) for a, b in zip(first, again, strict=True))
 
 
-def test_hostile_cache_entries_are_made_again(tmp_path, tiny_pipeline):
+def test_hostile_cache_entries_are_made_again(tmp_path, micro_pipeline):
     """Sound files with other shapes, other names, NaN, no digest, or nothing but size."""
     photos, cache = folder_of(tmp_path, square=(64, 64)), tmp_path / "cache"
-    encode(photos, tiny_pipeline, cache)
+    encode(photos, micro_pipeline, cache)
     (entry,) = cache.iterdir()
     nan = torch.full((4, 8, 8), torch.nan)
     for tensors in (
@@ -399,68 +401,68 @@ def test_hostile_cache_entries_are_made_again(tmp_path, tiny_pipeline):
         {},
     ):
         save_file(tensors, entry, {"digest": "0" * 32})
-        assert encode(photos, tiny_pipeline, cache)[1] == [False]
+        assert encode(photos, micro_pipeline, cache)[1] == [False]
     with entry.open("r+b") as file:
         file.truncate(2**33)
-    assert encode(photos, tiny_pipeline, cache)[1] == [False]
+    assert encode(photos, micro_pipeline, cache)[1] == [False]
 
 
-def test_what_a_kill_left_in_the_cache_goes_after_a_day(tmp_path, tiny_pipeline):
+def test_what_a_kill_left_in_the_cache_goes_after_a_day(tmp_path, micro_pipeline):
     photos, cache = folder_of(tmp_path, square=(64, 64)), tmp_path / "cache"
     cache.mkdir()
     for name, age in ((".a.safetensors.0badcafe", 2), (".b.safetensors.0badcafe", 0)):
         (cache / name).touch()
         os.utime(cache / name, (time.time() - age * 86_400,) * 2)
-    encode(photos, tiny_pipeline, cache)
+    encode(photos, micro_pipeline, cache)
     assert [path.name for path in cache.glob(".*")] == [".b.safetensors.0badcafe"]
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, tiny_pipeline):
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, micro_pipeline):
     """A file where the cache folder should be: encoding goes on without it."""
     photos = folder_of(tmp_path, square=(64, 64))
     (tmp_path / "cache").write_text("in the way")
-    assert encode(photos, tiny_pipeline, tmp_path / "cache")[1] == [False]
+    assert encode(photos, micro_pipeline, tmp_path / "cache")[1] == [False]
 
 
-def test_random_crops_differ_and_share_a_bucket(tmp_path, tiny_pipeline):
+def test_random_crops_differ_and_share_a_bucket(tmp_path, micro_pipeline):
     """Four augmentations with random crop and flip: different latents of one size."""
     photos = folder_of(tmp_path, wide=(160, 80))
-    (photo,), _ = encode(photos, tiny_pipeline, tmp_path / "c", crop="random", flip=True, augmentations=4)
+    (photo,), _ = encode(photos, micro_pipeline, tmp_path / "c", crop="random", flip=True, augmentations=4)
     assert len(photo.views) == 4
     assert {tuple(view.mean.shape) for view in photo.views} == {(4, 8, 8)}
     assert not torch.equal(photo.views[0].mean, photo.views[1].mean)
     assert len({view.time_ids for view in photo.views}) > 1
 
 
-def test_latents_that_are_not_finite_are_named(tmp_path, tiny_pipeline):
+def test_latents_that_are_not_finite_are_named(tmp_path, micro_pipeline):
     """A VAE that overflows or is damaged would train on NaN; which of both, and what to do."""
     photos = folder_of(tmp_path, square=(64, 64))
     with torch.no_grad():
-        tiny_pipeline.vae.encoder.conv_in.bias.fill_(float("nan"))
+        micro_pipeline.vae.encoder.conv_in.bias.fill_(float("nan"))
     with pytest.raises(
         ModelError, match=r"not finite in torch.float32.*in encoder\.conv_in\.bias: it is damaged"
     ):
-        encode(photos, tiny_pipeline, tmp_path / "cache")
-    tiny_pipeline.vae.to(torch.bfloat16)
+        encode(photos, micro_pipeline, tmp_path / "cache")
+    micro_pipeline.vae.to(torch.bfloat16)
     with pytest.raises(ModelError, match=r"not finite in torch.bfloat16.*sdxl-vae-fp16-fix"):
-        encode(photos, tiny_pipeline, tmp_path / "cache")
+        encode(photos, micro_pipeline, tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))
 
 
-def test_texts_are_encoded_once_each(tiny_pipeline):
+def test_texts_are_encoded_once_each(micro_pipeline):
     """Duplicates collapse; embeddings and pooled output are encode_prompt's own."""
-    texts = encode_texts(tiny_pipeline, ["a photo of sks", "a dog", "a photo of sks"])
+    texts = encode_texts(micro_pipeline, ["a photo of sks", "a dog", "a photo of sks"])
     assert list(texts) == ["a photo of sks", "a dog"]
     with torch.no_grad():
-        embeds, _, pooled, _ = tiny_pipeline.encode_prompt("a dog", do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = micro_pipeline.encode_prompt("a dog", do_classifier_free_guidance=False)
     assert torch.equal(texts["a dog"].embeds, embeds[0])
     assert torch.equal(texts["a dog"].pooled, pooled[0])
     assert not torch.equal(texts["a dog"].pooled, texts["a photo of sks"].pooled)
 
 
-def test_scaling_follows_the_vaes_config(tiny_pipeline):
+def test_scaling_follows_the_vaes_config(micro_pipeline):
     """The scaling factor alone, or (x - mean) * factor / std where a model has them."""
-    vae, ones = tiny_pipeline.vae, torch.ones(4, 2, 2)
+    vae, ones = micro_pipeline.vae, torch.ones(4, 2, 2)
     torch.testing.assert_close(latent_scaling(vae)(ones), ones * vae.config.scaling_factor)
     vae.register_to_config(latents_mean=[0.5, 0, 0, 0], latents_std=[2.0, 1, 1, 1], scaling_factor=4.0)
     scaled = latent_scaling(vae)(ones)

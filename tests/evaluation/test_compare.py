@@ -37,7 +37,7 @@ HOSTILE = "<b>&arm"
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shop")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     write_photos(folder / "data" / "ball3", 3, masks=1)
     write_photos(folder / "data" / "cat9", 2, masks=0)
     (folder / "prompts.txt").write_text("a {token} {class_word} at sea\na {token} {class_word} on ice\n")

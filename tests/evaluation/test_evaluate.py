@@ -6,10 +6,6 @@ import copy
 import csv
 import html.parser
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from forking import fork_ranks
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -60,10 +57,10 @@ def write_photos(folder: Path, count: int, masks: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def studio(built_pipeline, tmp_path_factory) -> Path:
+def studio(built_micro, tmp_path_factory) -> Path:
     """A data set in DreamBooth's layout, the tiny model, and a run on one of its subjects, of large random alphas."""
     folder = tmp_path_factory.mktemp("studio")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     write_photos(folder / "data" / "ball3", 3, masks=2)
     write_photos(folder / "data" / "cat9", 2, masks=0)
     (folder / "data" / LISTING).write_text(
@@ -73,7 +70,7 @@ def studio(built_pipeline, tmp_path_factory) -> Path:
         )
         + "Live Subject Prompts\n'a {0} {1} asleep'.format(unique_token, class_token)\n"
     )
-    unet, generator = copy.deepcopy(built_pipeline.unet), torch.Generator().manual_seed(3)
+    unet, generator = copy.deepcopy(built_micro.unet), torch.Generator().manual_seed(3)
     layers = inject(unet)
     with torch.no_grad():
         for c in layers.values():
@@ -159,13 +156,13 @@ def test_seeds_are_evaluations_own_and_never_shared_by_two_prompts():
         replace(PROTOCOL, pictures=0)
 
 
-def test_scores_are_those_of_the_definitions_in_numpy(studio, encoders, tiny_pipeline, tmp_path):
+def test_scores_are_those_of_the_definitions_in_numpy(studio, encoders, micro_pipeline, tmp_path):
     """From the PNGs and nothing else but the encoders' features of one picture or text at a time."""
-    load_adapter(tiny_pipeline, studio / "runs" / "ball")
+    load_adapter(micro_pipeline, studio / "runs" / "ball")
     singly = replace(
         PROTOCOL, options=replace(PROTOCOL.options, batch_size=1)
     )  # so that they can be made again
-    scored = score_adapter(tiny_pipeline, subject_of(studio), singly, encoders, folder=tmp_path).data
+    scored = score_adapter(micro_pipeline, subject_of(studio), singly, encoders, folder=tmp_path).data
 
     def looked(kind, image):
         return getattr(encoders, kind).features([image])[0].double().numpy()
@@ -196,7 +193,7 @@ def test_scores_are_those_of_the_definitions_in_numpy(studio, encoders, tiny_pip
         both = []
         for scale in (1.0, 0.0):
             request = Request(prompt, seed, scale)
-            both.append(next(generation.generate(tiny_pipeline, [request], singly.options))[1])
+            both.append(next(generation.generate(micro_pipeline, [request], singly.options))[1])
         moved.append(1 - looked("dino", both[0]) @ looked("dino", both[1]))
     expected |= {
         "drift": np.mean(moved), "drift_class": np.mean(moved[:2]), "drift_unrelated": moved[2],
@@ -213,29 +210,31 @@ def test_scores_are_those_of_the_definitions_in_numpy(studio, encoders, tiny_pip
     assert (scored["photos"]["count"], scored["photos"]["with_masks"]) == (3, 2)
 
 
-def test_nothing_drifts_at_scale_zero_and_the_base_is_made_once(studio, encoders, tiny_pipeline, monkeypatch):
+def test_nothing_drifts_at_scale_zero_and_the_base_is_made_once(
+    studio, encoders, micro_pipeline, monkeypatch
+):
     """At scale 0 the pictures are the base model's, so drift is 0; what `base` holds is not made again."""
-    adapter = load_adapter(tiny_pipeline, studio / "runs" / "ball", 0.0)
+    adapter = load_adapter(micro_pipeline, studio / "runs" / "ball", 0.0)
     base, made = {}, []
     generate = generation.generate
     monkeypatch.setattr(
         "coeffdiff.evaluation.scoring.generate",
         lambda pipe, wanted, *a, **k: made.append(len(wanted)) or generate(pipe, wanted, *a, **k),
     )
-    first = score_adapter(tiny_pipeline, subject_of(studio), PROTOCOL, encoders, base=base).data
+    first = score_adapter(micro_pipeline, subject_of(studio), PROTOCOL, encoders, base=base).data
     assert first["scores"]["drift"] == pytest.approx(0, abs=2e-6)
     assert made == [7, 3] and len(base) == 3
     adapter.set_scale(1.0)
-    second = score_adapter(tiny_pipeline, subject_of(studio), PROTOCOL, encoders, base=base).data
+    second = score_adapter(micro_pipeline, subject_of(studio), PROTOCOL, encoders, base=base).data
     assert made == [7, 3, 7] and adapter.scale == 1.0
     assert second["scores"]["drift"] > 1e-3
     assert second["photos"] == first["photos"]
 
 
-def test_the_bare_model_is_asked_without_the_token(studio, encoders, tiny_pipeline):
+def test_the_bare_model_is_asked_without_the_token(studio, encoders, micro_pipeline):
     """No adapter, no drift; masks in none of the photos leave out what needs them; encoders may be missing."""
     subject = subject_of(studio, "cat9")
-    data = score_adapter(tiny_pipeline, subject, PROTOCOL, Encoders(None, encoders.clip)).data
+    data = score_adapter(micro_pipeline, subject, PROTOCOL, Encoders(None, encoders.clip)).data
     assert list(data["scores"]) == ["clip_i", "clip_t", "diversity"]
     assert data["drift"] == [] and data["pictures"][0]["prompt"] == "a ball at sea"
     assert data["photos"]["with_masks"] == 0
@@ -333,29 +332,13 @@ def test_a_page_without_curves_maps_and_drift_is_one_too(studio, evaluated):
 
 
 def test_two_processes_come_to_the_numbers_of_one(studio, command, tmp_path):
-    """Started as a person would start them; pictures, scores and table are equal to the last digit."""
+    """Pictures, scores and table are equal to the last digit."""
     arguments = [*command, str(studio / "runs" / "ball"), "--prompts", "dreambooth", "--output"]
     one = CliRunner().invoke(app, [*arguments, str(tmp_path / "one")])
     assert one.exit_code == 0, one.output
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        env = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": 2,
-            "MASTER_PORT": port,
-            "MASTER_ADDR": "127.0.0.1",
-        }
-        env |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": torch.get_num_threads()}
-        line = [sys.executable, "-m", "coeffdiff", *arguments, str(tmp_path / "two")]
-        environment = os.environ | {name: str(value) for name, value in env.items()}
-        ranks.append(subprocess.Popen(line, env=environment, stdout=-1, stderr=-1, text=True))
-    said = [rank.communicate(timeout=600) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert said[1][0] == "" and "in 2 processes" in said[0][1]
+    ranks = fork_ranks("-m", "coeffdiff", *arguments, str(tmp_path / "two"))
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    assert ranks[1].stdout == "" and "in 2 processes" in ranks[0].stderr
     first, second = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert (first["processes"], second["processes"]) == (1, 2)
     for results in (first, second):

@@ -32,8 +32,8 @@ END = 513
 
 
 @pytest.fixture
-def pipe(tiny_pipeline):
-    return tiny_pipeline
+def pipe(micro_pipeline):
+    return micro_pipeline
 
 
 def drawn(vectors: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -67,11 +67,9 @@ def write(
 
 
 @pytest.fixture(scope="module")
-def shelf(built_pipeline, tmp_path_factory):
+def shelf(built_micro, tmp_path_factory):
     place = tmp_path_factory.mktemp("shelf")
-    return {
-        name: write(built_pipeline.unet, place / name, name, **options) for name, options in KINDS.items()
-    }
+    return {name: write(built_micro.unet, place / name, name, **options) for name, options in KINDS.items()}
 
 
 @pytest.mark.parametrize(
@@ -85,22 +83,22 @@ def shelf(built_pipeline, tmp_path_factory):
     ],
     ids="+".join,
 )
-def test_a_merged_adapter_computes_what_they_do_together(weights, shelf, tiny_pipeline, tmp_path, unet_call):
+def test_a_merged_adapter_computes_what_they_do_together(weights, shelf, micro_pipeline, tmp_path, unet_call):
     """Of different kinds, forms, ranks and layers, with positive and negative scales; and so it does at half scale."""
-    base = unet_call(tiny_pipeline.unet)
-    loaded = [load_adapter(tiny_pipeline, shelf[name], scale) for name, scale in weights.items()]
-    together = unet_call(tiny_pipeline.unet)
+    base = unet_call(micro_pipeline.unet)
+    loaded = [load_adapter(micro_pipeline, shelf[name], scale) for name, scale in weights.items()]
+    together = unet_call(micro_pipeline.unet)
     for adapter, scale in zip(loaded, weights.values(), strict=True):
         adapter.set_scale(scale / 2)
-    half = unet_call(tiny_pipeline.unet)
+    half = unet_call(micro_pipeline.unet)
     for adapter in loaded:
         adapter.remove()
     assert (together - base).abs().max() > 1e-2 and (half - together).abs().max() > 1e-2
     merge_adapters([(shelf[name], scale) for name, scale in weights.items()], tmp_path / "m")
-    merged = load_adapter(tiny_pipeline, tmp_path / "m")
-    torch.testing.assert_close(unet_call(tiny_pipeline.unet), together, rtol=1e-4, atol=1e-5)
+    merged = load_adapter(micro_pipeline, tmp_path / "m")
+    torch.testing.assert_close(unet_call(micro_pipeline.unet), together, rtol=1e-4, atol=1e-5)
     merged.set_scale(0.5)
-    torch.testing.assert_close(unet_call(tiny_pipeline.unet), half, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(unet_call(micro_pipeline.unet), half, rtol=1e-4, atol=1e-5)
 
 
 def test_alphas_and_loras_add_up_by_hand(shelf, tmp_path):
@@ -148,15 +146,15 @@ def test_a_merged_adapter_mixes_what_its_parts_do(shelf, tmp_path):
     assert "(coeff+lora, mixing values)" in (tmp_path / "values/README.md").read_text()
 
 
-def test_a_merged_adapter_takes_all_of_its_words(shelf, tmp_path, tiny_pipeline):
+def test_a_merged_adapter_takes_all_of_its_words(shelf, tmp_path, micro_pipeline):
     """None of its subjects can be loaded beside it: a prompt could not tell them apart."""
     merge_adapters([(shelf["coeff"], 0.5), (shelf["keys"], 0.5)], tmp_path / "m")
-    load_adapter(tiny_pipeline, tmp_path / "m")
+    load_adapter(micro_pipeline, tmp_path / "m")
     with pytest.raises(AdapterError, match=r"both use the token 'keys'"):
-        load_adapter(tiny_pipeline, shelf["keys"])
+        load_adapter(micro_pipeline, shelf["keys"])
 
 
-def test_what_cannot_be_merged_is_one_sentence(shelf, tmp_path, built_pipeline):
+def test_what_cannot_be_merged_is_one_sentence(shelf, tmp_path, built_micro):
     """And leaves nothing behind, nor changes what is there."""
 
     def refuse(adapters, error, sentence, **more):
@@ -192,7 +190,7 @@ def test_what_cannot_be_merged_is_one_sentence(shelf, tmp_path, built_pipeline):
     assert header.base_model == "third"
 
 
-def test_other_shapes_are_another_architecture(shelf, tmp_path, built_pipeline, monkeypatch):
+def test_other_shapes_are_another_architecture(shelf, tmp_path, built_micro, monkeypatch):
     """A layer with other heads, and projections of another width."""
     from coeffdiff.hosts import merging
 

@@ -137,9 +137,9 @@ def by_hand(base, shelf, wanted):
 
 
 @pytest.fixture(scope="module")
-def base(built_pipeline):
+def base(built_micro):
     """The tiny pipeline in float64."""
-    pipe = copy.deepcopy(built_pipeline)
+    pipe = copy.deepcopy(built_micro)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.double()
     return pipe

@@ -560,8 +560,9 @@ def overfit(unet, inputs, parameters, rate, steps):
     return losses
 
 
-def test_lora_overfits_one_sample(unet, unet_inputs):
+def test_lora_overfits_one_sample(micro_pipeline, unet_inputs):
     """Below 20 % of its first loss on a 4 x 4 latent: a merely falling loss on random weights proves nothing."""
+    unet = micro_pipeline.unet
     parameters = add_lora(unet, rank=8, alpha=32).values()
     losses = overfit(unet, unet_inputs(unet, batch=1, side=4), parameters, rate=1e-2, steps=150)
     assert losses[-1] < 0.2 * losses[0]
@@ -650,8 +651,9 @@ def test_displaced_alpha_is_noticed_in_a_compiled_model(blocks, fresh_compiler):
         compiled(*inputs)
 
 
-def test_the_unet_compiles_into_one_graph(unet, unet_call, fresh_compiler):
+def test_the_unet_compiles_into_one_graph(micro_pipeline, unet_call, fresh_compiler):
     """fullgraph, with alpha on all layers and the guard traced along: the same prediction."""
+    unet = micro_pipeline.unet
     scatter(inject(unet))
     compiled = torch.compile(unet, backend="aot_eager", fullgraph=True)
     with torch.no_grad():

@@ -29,7 +29,7 @@ from coeffdiff.utils.png import read_recipe
 def place(tmp_path_factory) -> Path:
     """A folder with a tiny model, photos and a run of 5 steps: checkpoints at 3 and 5, kept adapters at 2 and 4."""
     folder = tmp_path_factory.mktemp("steps")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     (folder / "photos").mkdir()
     for i in range(2):
         picture = Image.radial_gradient("L").resize((64, 64)).convert("RGB").rotate(45 * i)
@@ -198,12 +198,12 @@ FOREIGN = {
 
 @pytest.mark.parametrize("kind", FOREIGN)
 @pytest.mark.parametrize("name", ["style.safetensors", "pytorch_lora_weights.safetensors"])
-def test_a_foreign_file_is_named_for_what_it_is(kind, name, tmp_path, pipe_of_tiny):
+def test_a_foreign_file_is_named_for_what_it_is(kind, name, tmp_path, pipe_of_micro):
     """As a file and as the one file of a folder, at the command line and in Python."""
     key, sentence = FOREIGN[kind]
     save_file({key: torch.ones(2)}, tmp_path / name)
     with pytest.raises(AdapterError, match=sentence):
-        load_adapter(pipe_of_tiny, tmp_path / name)
+        load_adapter(pipe_of_micro, tmp_path / name)
     if (
         name != "pytorch_lora_weights.safetensors" or "diffusers" not in kind
     ):  # these have a sentence of their own
@@ -214,8 +214,8 @@ def test_a_foreign_file_is_named_for_what_it_is(kind, name, tmp_path, pipe_of_ti
 
 
 @pytest.fixture(scope="session")
-def pipe_of_tiny(built_pipeline):
-    return built_pipeline
+def pipe_of_micro(built_micro):
+    return built_micro
 
 
 def test_a_foreign_lora_that_lies_in_a_run_is_not_taken_for_the_run(tmp_path):
@@ -339,30 +339,30 @@ def test_merging_the_same_adapter_is_said_and_steps_of_a_run_may_be_averaged(tmp
         torch.testing.assert_close(alpha, (halves[0][name] + halves[1][name]) / 2)
 
 
-def test_the_same_adapter_twice_in_python(place, tiny_pipeline):
-    load_adapter(tiny_pipeline, "run")
+def test_the_same_adapter_twice_in_python(place, micro_pipeline):
+    load_adapter(micro_pipeline, "run")
     with pytest.raises(AdapterError, match="run/adapter is the same adapter, given twice"):
-        load_adapter(tiny_pipeline, "run/adapter")
-    assert len(loaded_adapters(tiny_pipeline)) == 1
+        load_adapter(micro_pipeline, "run/adapter")
+    assert len(loaded_adapters(micro_pipeline)) == 1
 
 
 # --- names that are no UTF-8 -----------------------------------------------------------------------------------
 
 
-def test_an_adapter_in_a_folder_of_any_name(tmp_path, tiny_pipeline, unet_call):
+def test_an_adapter_in_a_folder_of_any_name(tmp_path, micro_pipeline, unet_call):
     """safetensors takes UTF-8 alone; the adapter is the same in a folder whose name is not, LoRA and all."""
-    load_adapter(tiny_pipeline, "run").set_scale(1.0)
-    expected = unet_call(tiny_pipeline.unet)
-    loaded_adapters(tiny_pipeline)[0].remove()
+    load_adapter(micro_pipeline, "run").set_scale(1.0)
+    expected = unet_call(micro_pipeline.unet)
+    loaded_adapters(micro_pipeline)[0].remove()
     odd = tmp_path / os.fsdecode(b"r\xff")
     shutil.copytree("run", odd)
-    adapter = load_adapter(tiny_pipeline, odd)
-    assert torch.equal(unet_call(tiny_pipeline.unet), expected)
+    adapter = load_adapter(micro_pipeline, odd)
+    assert torch.equal(unet_call(micro_pipeline.unet), expected)
     adapter.remove()
     assert list(kept_steps(odd)) == [2, 3, 4, 5] and find_adapter(f"{odd}@2").name == "step-000002"
     (odd / "adapter/coeff.safetensors").write_bytes(b"junk")
     with pytest.raises(AdapterError, match="damaged or not a safetensors"):
-        load_adapter(tiny_pipeline, odd)
+        load_adapter(micro_pipeline, odd)
 
 
 def test_a_lora_is_saved_into_a_folder_of_any_name(place, tmp_path):

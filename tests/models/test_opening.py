@@ -35,8 +35,8 @@ SAME = ["--prompt", PROMPT, "--seed", "5", "--steps", "2", "--guidance", "3", "-
 def place(tmp_path_factory) -> Path:
     """A tiny model, another one as a single file, a VAE of its own, photos."""
     folder = tmp_path_factory.mktemp("opening")
-    save_random("tiny", folder / "model")
-    save_random("tiny", folder / "second", seed=7)
+    save_random("micro", folder / "model")
+    save_random("micro", folder / "second", seed=7)
     shutil.copytree(folder / "second/vae", folder / "vae")
     (folder / "photos").mkdir()
     Image.radial_gradient("L").resize((70, 64)).convert("RGB").save(folder / "photos/0.png")
@@ -90,7 +90,7 @@ def refused(result) -> str:
 
 def variant_model() -> tuple[str, ...]:
     """Beside the plain files others in a variant of another seed, which auto never takes."""
-    save_random("tiny", "other", seed=9, variant="ema")
+    save_random("micro", "other", seed=9, variant="ema")
     for file in Path("other").glob("*/*.ema.safetensors"):
         shutil.copy(file, Path("model") / file.relative_to("other"))
     return ("--set", "model.variant=ema")
@@ -100,7 +100,7 @@ def half_variant() -> tuple[str, ...]:
     """fp16 files beside the plain ones, asked for in a run that computes in float32, where auto takes the plain."""
     import torch
 
-    save_random("tiny", "other", dtype=torch.float16, variant="fp16")
+    save_random("micro", "other", dtype=torch.float16, variant="fp16")
     for file in Path("other").glob("*/*.fp16.safetensors"):
         shutil.copy(file, Path("model") / file.relative_to("other"))
     return ("--set", "model.variant=fp16")
@@ -171,6 +171,8 @@ def test_an_adapter_without_another_vae_is_written_for_older_readers():
 
 def test_a_single_files_configs_are_remembered(tiny_pipeline):
     """sample --adapter RUN needs no --model-config; where they have moved, the sentence names the option."""
+    shutil.rmtree("model")
+    save_random("tiny", "model")  # its blocks are those that single files have
     save_file(original_layout(tiny_pipeline), "single.safetensors", {"format": "pt"})
     train("--set", "model.config=model", model="single.safetensors")
     sample()
@@ -230,7 +232,7 @@ def test_a_base_model_with_other_weights_is_told_and_drawn():
     """The model's folder now holds another UNet: sample and evaluate say so, as fine-tunes are legitimate bases."""
     train()
     assert "not what run/adapter was trained with" not in sample().output
-    save_random("tiny", "new", seed=3)
+    save_random("micro", "new", seed=3)
     shutil.rmtree("model/unet")
     shutil.copytree("new/unet", "model/unet")
     assert "the UNet of" in (said := sample().output) and "is not what run/adapter was trained with" in said

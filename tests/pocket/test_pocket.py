@@ -149,12 +149,12 @@ def test_it_learns_a_subject_and_forgets_it_at_scale_zero(tmp_path, monkeypatch,
     }  # fmt: skip
     result = loop.train(load_settings(None, values))
     prompts = [f"a photo of sks {SLOTH.class_word} {place}" for place in places]
-    unaware = pictures(base_pipe, prompts)
+    unaware = pictures(base_pipe, prompts, steps=2)
     adapter = load_adapter(base_pipe, result.adapter)
     taught = pictures(base_pipe, prompts)
+    assert not any(map(_same, pictures(base_pipe, prompts, steps=2), unaware))
     adapter.set_scale(0.0)
-    assert all(map(_same, pictures(base_pipe, prompts), unaware))
-    assert not any(map(_same, taught, unaware))
+    assert all(map(_same, pictures(base_pipe, prompts, steps=2), unaware))
 
     dino = load_dino(POCKET_DINO)
     likeness = dino.features(photos)

@@ -30,8 +30,8 @@ def on_meta(network):
 
 
 @pytest.fixture
-def unet(built_pipeline):
-    return on_meta(built_pipeline.unet)
+def unet(built_micro):
+    return on_meta(built_micro.unet)
 
 
 def step(unet, learned=None, **other):
@@ -75,9 +75,9 @@ def test_what_was_seen_before_is_counted_again():
         ("values", torch.bfloat16, False),
     ],
 )
-def test_meta_counts_what_real_tensors_hold(built_pipeline, unet_inputs, mixes, narrow, checkpointing):
+def test_meta_counts_what_real_tensors_hold(built_micro, unet_inputs, mixes, narrow, checkpointing):
     """The same step on the CPU, under its own autocast, recorded by the same ledger: equal peaks within 2 %."""
-    real = copy.deepcopy(built_pipeline.unet)
+    real = copy.deepcopy(built_micro.unet)
     learned = Learned(4, targets="both", mixes=mixes)
     predicted = step(on_meta(real), learned, narrow=narrow, checkpointing=checkpointing)
     parameters = make_learnable(real, learned)
@@ -108,9 +108,9 @@ class NothingKept(dict):
         return default
 
 
-def test_recomputing_takes_less_memory_and_more_work(unet, built_pipeline):
+def test_recomputing_takes_less_memory_and_more_work(unet, built_micro):
     """Gradient checkpointing: a forward more, and of the activations only a part."""
-    kept, again = step(unet), step(on_meta(built_pipeline.unet), checkpointing=True)
+    kept, again = step(unet), step(on_meta(built_micro.unet), checkpointing=True)
     assert again.peak_bytes < kept.peak_bytes
     assert 1.2 * kept.flops < again.flops < 1.5 * kept.flops
 
@@ -158,9 +158,9 @@ def test_the_buffers_of_mixed_attention_are_those_of_a_chunk():
     assert ledger.flops == 7 * product + 4 * mixing
 
 
-def test_a_decoded_picture_takes_more_than_an_encoded_one(built_pipeline):
+def test_a_decoded_picture_takes_more_than_an_encoded_one(built_micro):
     """And both grow with the picture."""
-    vae = on_meta(built_pipeline.vae)
+    vae = on_meta(built_micro.vae)
     small = decode_picture(vae, rows=8, columns=8, device="cpu")
     large = decode_picture(vae, rows=16, columns=8, device="cpu")
     assert large.flops > 1.9 * small.flops and large.peak_bytes > small.peak_bytes

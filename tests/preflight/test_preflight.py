@@ -19,6 +19,7 @@ from coeffdiff.data.photos import read_photos
 from coeffdiff.errors import PhotoError
 from coeffdiff.models.architecture import bucket_step
 from coeffdiff.models.finding import find_backbone
+from coeffdiff.pocket.model import save_random
 from coeffdiff.pocket.world.subjects import SUBJECTS, write_photos
 from coeffdiff.preflight.check import check, remedies_for
 from coeffdiff.preflight.machine import _group_limits, free_ram
@@ -55,6 +56,13 @@ def photos(tmp_path, renders):
 @pytest.fixture(scope="session")
 def pocket():
     return find_backbone(load_settings(None, {"model.name": "pocket"}).model)
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory):
+    """For what holds of any model: its operations are soon counted."""
+    folder = save_random("micro", tmp_path_factory.mktemp("models") / "micro")
+    return find_backbone(load_settings(None, {"model.name": str(folder)}).model)
 
 
 def settings_for(photos: Path, **values):
@@ -319,11 +327,11 @@ def test_reading_the_model_takes_ram_beside_a_gpu(photos):
     )
 
 
-def test_where_it_does_not_fit_every_switch_has_its_own_figure(photos, pocket):
-    """Pocket into no memory at all: each switch lowers the peak, and together they lower it most."""
+def test_where_it_does_not_fit_every_switch_has_its_own_figure(photos, micro):
+    """A model into no memory at all: each switch lowers the peak, and together they lower it most."""
     settings = settings_for(photos, **{"training.batch_size": 64})
     free = Free(1, 64 * GIB, 1000 * GIB, 1000 * GIB)
-    report = check(settings, read_photos(photos), pocket, CPU, budget_seconds=0, free=free)
+    report = check(settings, read_photos(photos), micro, CPU, budget_seconds=0, free=free)
     peaks = {remedy.switch: remedy.peak_bytes for remedy in report.remedies}
     assert {"training.gradient_checkpointing=true", "training.precision=bf16", "--resolution 64"} < set(peaks)
     assert "training.batch_size=1 training.accumulate=64 (the same result)" in peaks
@@ -337,13 +345,13 @@ def test_where_it_does_not_fit_every_switch_has_its_own_figure(photos, pocket):
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_a_gpu_that_imitates_bfloat16_is_offered_float16(native, photos, pocket, monkeypatch):
+def test_a_gpu_that_imitates_bfloat16_is_offered_float16(native, photos, micro, monkeypatch):
     """A T4 or a V100 says that it can, unless it is asked without imitation."""
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
     )
     remedies = remedies_for(
-        settings_for(photos), read_photos(photos), pocket, torch.device("cuda"), 1, process_bytes=0
+        settings_for(photos), read_photos(photos), micro, torch.device("cuda"), 1, process_bytes=0
     )
     offered = {remedy.switch for remedy in remedies if "precision" in remedy.switch}
     assert offered == {"training.precision=bf16" if native else "training.precision=fp16"}

@@ -24,9 +24,9 @@ SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 
 
 @pytest.fixture
-def pipe(tiny_pipeline):
-    tiny_pipeline.unet.eval()
-    return tiny_pipeline
+def pipe(micro_pipeline):
+    micro_pipeline.unet.eval()
+    return micro_pipeline
 
 
 @pytest.mark.parametrize(

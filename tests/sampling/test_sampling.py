@@ -43,14 +43,14 @@ FIVE = [
 
 
 @pytest.fixture
-def pipe(tiny_pipeline):
-    return tiny_pipeline
+def pipe(micro_pipeline):
+    return micro_pipeline
 
 
 @pytest.fixture(scope="module")
 def adapter_folder(tmp_path_factory):
     """An adapter of both kinds with large random values, so that losing a part of it shows."""
-    unet = build_pipeline("tiny").unet
+    unet = build_pipeline("micro").unet
     folder = tmp_path_factory.mktemp("runs") / "sks" / "adapter"
     folder.parent.mkdir()
     generator = torch.Generator().manual_seed(3)
@@ -139,7 +139,7 @@ def test_an_adapter_changes_the_picture_by_its_scale_and_not_at_scale_zero(pipe,
 def test_half_precision_starts_from_the_noise_of_float32(dtype, monkeypatch):
     """torch draws other numbers in half precision; the noise is drawn in float32 and rounded."""
     seen = {}
-    pipe = build_pipeline("tiny", dtype=dtype)
+    pipe = build_pipeline("micro", dtype=dtype)
     real = pipe.prepare_latents
     monkeypatch.setattr(
         pipe, "prepare_latents", lambda *a: real(*a[:-1], seen.setdefault("noise", a[-1])), raising=True
@@ -357,7 +357,7 @@ def test_a_picture_that_is_not_finite_is_an_error_that_names_where(pipe, broken)
 
 def test_a_vae_that_overflows_in_float16_is_decoded_in_float32(pipe, monkeypatch):
     """force_upcast: float32 while decoding, float16 before and after; without it float16 all along."""
-    half = build_pipeline("tiny", dtype=torch.float16)
+    half = build_pipeline("micro", dtype=torch.float16)
     seen = []
     real = half.vae.decode
     monkeypatch.setattr(half.vae, "decode", lambda z, **kw: (seen.append(z.dtype), real(z, **kw))[1])
@@ -370,7 +370,7 @@ def test_a_vae_that_overflows_in_float16_is_decoded_in_float32(pipe, monkeypatch
 
 def test_a_float16_vae_that_makes_nan_says_what_to_use_instead(monkeypatch):
     """SDXL's own VAE in float16 without its force_upcast."""
-    half = build_pipeline("tiny", dtype=torch.float16)
+    half = build_pipeline("micro", dtype=torch.float16)
     half.vae.register_to_config(force_upcast=False)
     half.vae.decoder.conv_out.weight.data *= 3e4
     with pytest.raises(ModelError, match=r"VAE in float16 .*--precision bf16 or fp32.*sdxl-vae-fp16-fix"):
@@ -380,7 +380,7 @@ def test_a_float16_vae_that_makes_nan_says_what_to_use_instead(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_float32_vae_beside_a_half_precision_unet(dtype):
     """How backbone loads SDXL on a GPU; diffusers' own decoding stumbles over the two precisions."""
-    half = build_pipeline("tiny", dtype=dtype)
+    half = build_pipeline("micro", dtype=dtype)
     torch.nn.Module.to(half.vae, torch.float32)
     assert draw(half)[0].std() > 1
     assert recipe(half, Request("x", 0), QUICK)["vae_precision"] == "float32"
@@ -440,7 +440,7 @@ def test_a_dora_is_not_offloaded_sequentially(pipe, sequential, tmp_path):
         trained_steps=7,
         resolution=64,
     )
-    unet = build_pipeline("tiny").unet
+    unet = build_pipeline("micro").unet
     add_lora(unet, rank=3, alpha=3.0, dora=True)
     save_adapter(tmp_path / "adapter", unet, header)
     load_adapter(pipe, tmp_path)
@@ -461,7 +461,7 @@ def test_an_adapter_that_came_after_sequential_offload_is_refused(pipe, sequenti
 
 def test_a_float16_vae_is_upcast_before_sequential_offload(sequential):
     """Afterwards its weights are out of reach, and decoding would be done in float16."""
-    half = build_pipeline("tiny", dtype=torch.float16)
+    half = build_pipeline("micro", dtype=torch.float16)
     sequential(half)
     assert half.vae.dtype == torch.float32
     assert draw(half)[0].std() > 1

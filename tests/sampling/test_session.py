@@ -29,14 +29,14 @@ QUICK = Options(steps=2, batch_size=2)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("session") / "model"
-    save_random("tiny", folder)
+    save_random("micro", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def adapter(built_pipeline, model) -> Path:
+def adapter(built_micro, model) -> Path:
     """Random alphas on the tiny model, token sks."""
-    unet = copy.deepcopy(built_pipeline.unet)
+    unet = copy.deepcopy(built_micro.unet)
     layers, generator = inject(unet), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for layer in layers.values():

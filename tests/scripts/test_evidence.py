@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forking import fork_run
 
 import evidence_tables
 from coeffdiff.config.loading import load_section
@@ -49,17 +48,16 @@ def test_customization_is_measured_once_for_every_cell(tmp_path, forked):
     assert packed.name == "dev.jsonl" and packed.read_text().count("\n") == 5
 
 
-def test_a_comparisons_adapters_are_taken_apart(tmp_path, run):
+def test_a_comparisons_adapters_are_taken_apart(tmp_path, forked):
     """As trained they have the cell's scores; without alpha and without LoRA others; the subject itself the best."""
     (tmp_path / "plan.yaml").write_text(
         "{model: {name: pocket}, subjects: wooden_pot, seeds: [0], limit: 2, denoising_steps: 2, reference: coeff+lora,"
         " settings: {training.steps: 2, training.masked_loss: false}, arms: {coeff+lora: {method.kind: coeff+lora}}}"
     )
-    command = [sys.executable, "-m", "coeffdiff", "compare", "plan.yaml", "--output", "comparison"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = fork_run("-m", "coeffdiff", "compare", "plan.yaml", "--output", "comparison", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     arguments = ("plan.yaml", "--comparison", "comparison", "--output", "dissected.json")
-    done = run("evidence/dissect_comparison.py", *arguments, cwd=tmp_path)
+    done = forked("evidence/dissect_comparison.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "dissected.json").read_text())
     scores = {row["part"]: row["scores"] for row in rows}
@@ -74,7 +72,7 @@ def test_a_comparisons_adapters_are_taken_apart(tmp_path, run):
     assert len(moved) == 2 * 5 and 0.0 < min(moved.values()) < max(moved.values()) < 0.02
 
 
-def test_the_tables_are_what_the_cells_say(tmp_path, run):
+def test_the_tables_are_what_the_cells_say(tmp_path):
     """All of them as they are; with one digit changed, the table is named."""
     root = SCRIPTS.parent
     evidence = SCRIPTS / "evidence"
@@ -91,8 +89,7 @@ def test_the_tables_are_what_the_cells_say(tmp_path, run):
     spoiled = readme[:begin] + readme[begin:].replace("0.", "1.", 1)
     for text, code, said in ((readme, 0, ""), (spoiled, 1, "Not what the cells say: core.\n")):
         (tmp_path / "scripts" / "evidence" / "README.md").write_text(text, encoding="utf-8")
-        command = [sys.executable, str(tmp_path / "scripts" / "evidence" / "evidence_tables.py"), "--check"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = fork_run(str(tmp_path / "scripts" / "evidence" / "evidence_tables.py"), "--check")
         assert (done.returncode, done.stdout) == (code, said), done.stderr
 
 

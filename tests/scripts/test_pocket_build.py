@@ -30,9 +30,9 @@ from pocket_build.workshop import PLANS, Workshop
 
 @pytest.fixture(scope="module")
 def small():
-    """Everything small enough for a minute: 32 pictures a set, two or three steps a network."""
+    """Everything small enough for seconds: 16 pictures a file, two or three steps a network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(renders, "SHARD", 32)
+        patch.setattr(renders, "SHARD", 16)
         patch.setattr(renders, "HELD_INDIVIDUALS", 2)
         patch.setattr(unet, "BATCH", 8)
         patch.setattr(clip, "CLIP_BATCH", 8)
@@ -45,7 +45,7 @@ def built(small, tmp_path_factory):
     """A workshop in which every stage has run."""
     folder = tmp_path_factory.mktemp("pocket")
     plans = {name: dataclasses.replace(plan, steps=2) for name, plan in PLANS.items()}
-    counts = {"train": 32, "heldout": 32, "individuals": 64}
+    counts = {"train": 16, "heldout": 16, "individuals": 32}
     shop = Workshop(folder / "work", folder / "weights", "cpu", torch.float32, 1, plans, counts)
     for name, stage in STAGES.items():
         if name == "score":
@@ -86,7 +86,7 @@ def test_weights_are_stored_in_half_and_load_in_full_precision_by_the_plain_clas
 def test_latents_have_unit_spread(built):
     """The VAE's factor is one over the deviation of its latents."""
     latents, time_ids = build_latents(built)
-    assert latents.shape == (64, 8, 16, 16) and time_ids.shape == (64, 6)
+    assert latents.shape == (32, 8, 16, 16) and time_ids.shape == (32, 6)
     assert latents[0::2, :4].float().std() == pytest.approx(1.0, abs=0.1)
 
 
@@ -183,7 +183,7 @@ def test_nothing_trains_on_what_is_measured_later(built, tmp_path, monkeypatch):
     STAGES["decoder"](shop)
     STAGES["dino"](shop)
     known = known_individuals(shop.individuals)
-    assert known == 64 // renders.VIEWS - 2
+    assert known == 32 // renders.VIEWS - 2
     assert seen and max(seen) < known * renders.VIEWS
 
 
@@ -307,15 +307,16 @@ def test_sets_share_no_scene_and_individuals_stay_themselves():
         scene_of("test", 0)
 
 
-def test_drawing_goes_on_where_it_stopped(small, tmp_path):
+def test_drawing_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """A file that is there is not drawn again, whoever drew the others."""
+    monkeypatch.setattr(renders, "SHARD", 3)
     told = []
-    some = draw(tmp_path, "train", 32)
+    some = draw(tmp_path, "train", 3)
     stamp = some.files[0].stat().st_mtime_ns
-    more = draw(tmp_path, "train", 33, told=told.append)
-    assert told == [32, 64] and len(more) == 64
+    more = draw(tmp_path, "train", 4, told=told.append)
+    assert told == [3, 6] and len(more) == 6
     assert more.files[0].stat().st_mtime_ns == stamp
-    assert more.images([0, 40]).shape == (2, 3, 128, 128)
+    assert more.images([0, 5]).shape == (2, 3, 128, 128)
 
 
 def test_what_a_caption_mentions():

@@ -27,7 +27,7 @@ def test_photos_are_made_as_an_ordinary_folder(tmp_path, run):
 
 def test_five_hundred_hostile_adapters_are_refused_or_load(tmp_path, run):
     """Each of 500 inputs loads and verifies or meets the one error, in bounded memory and time; all kinds occur."""
-    done = run("fuzz_adapter.py", "--count", "500", "--json", cwd=tmp_path)
+    done = run("fuzz_adapter.py", "--size", "micro", "--count", "500", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
     assert (done.returncode, found["crashes"]) == (0, []), done.stderr
     assert found["inputs"] == sum(found["outcomes"].values()) == 500
@@ -63,7 +63,7 @@ exec(compile(open(SCRIPT).read(), SCRIPT, "exec"), {"__name__": "__main__", "__f
     script = tmp_path / "wrong.py"
     script.write_text(wrong.replace("SCRIPT", repr(str(SCRIPTS / "fuzz_adapter.py"))))
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
-    command = [sys.executable, str(script), "--count", "7", "--json"]
+    command = [sys.executable, str(script), "--size", "micro", "--count", "7", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 1, done.stderr
     crashes = {crash["number"]: crash["crash"] for crash in json.loads(done.stdout)["crashes"]}

@@ -24,7 +24,7 @@ from coeffdiff.training.run_folder import RunFolder
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    return save_random("tiny", tmp_path_factory.mktemp("models") / "tiny")
+    return save_random("micro", tmp_path_factory.mktemp("models") / "micro")
 
 
 @pytest.fixture(autouse=True)

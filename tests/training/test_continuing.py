@@ -32,7 +32,7 @@ QUICK = [
 def begun(tmp_path_factory) -> Path:
     """A folder with a tiny model, photos, and two runs: `run` stands at step 2, `whole` has made all 4."""
     folder = tmp_path_factory.mktemp("begun")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     for name in ("photos", "class"):
         (folder / name).mkdir()
         for i, size in enumerate(((90, 80), (64, 64), (50, 110))):
@@ -194,7 +194,7 @@ def reconfigure(file: str, **values):
 
 def other_vae(here: Path) -> list[str]:
     torch.manual_seed(5)
-    save_random("tiny", here / "other", seed=5)
+    save_random("micro", here / "other", seed=5)
     return ["--set", "model.vae=other"]
 
 
@@ -250,7 +250,7 @@ def test_a_model_that_is_saved_anew_is_the_same(begun, here):
 
     unet = UNet2DConditionModel.from_pretrained(here / "model/unet")
     shutil.rmtree(here / "model/unet")
-    unet.save_pretrained(here / "model/unet", max_shard_size="2MB")
+    unet.save_pretrained(here / "model/unet", max_shard_size="200KB")
     assert len(list((here / "model/unet").glob("*.safetensors"))) > 1
     result = resume()
     assert result.exit_code == 0, result.output

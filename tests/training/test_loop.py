@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from forking import Fork, fork_ranks, fork_run
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
@@ -38,12 +37,21 @@ METHODS = ("coeff", "lora", "coeff+lora")
 # All of the loss that draws or teaches, beside the plain one; pictures of the class lie where `here` puts them
 TAUGHT = {"prior.weight": 0.7, "subject.caption_dropout": 0.4, "training.noise_offset": 0.1}
 PICTURES = TAUGHT | {"prior.images": "class"}
-WORKER = Path(__file__).with_name("ddp_worker.py")
+WORKER = str(Path(__file__).with_name("ddp_worker.py"))
+LAUNCH = (
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+)
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory) -> Path:
-    return save_random("tiny", tmp_path_factory.mktemp("models") / "tiny")
+def micro_folder(tmp_path_factory) -> Path:
+    return save_random("micro", tmp_path_factory.mktemp("models") / "micro")
 
 
 @pytest.fixture(autouse=True)
@@ -113,15 +121,11 @@ def logged(run: str | Path) -> list[dict]:
     return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_leaves_what_the_contract_says(tiny_folder, method):
+def test_a_run_leaves_what_the_contract_says(micro_folder, method):
     """Settings resolved, one log line a step, a checkpoint, and an adapter that describes itself."""
     result = loop.train(
-        settings_for(tiny_folder, "run", **{"method.kind": method, "training.checkpoint_every": 4})
+        settings_for(micro_folder, "run", **{"method.kind": method, "training.checkpoint_every": 4})
     )
     assert result.adapter == Path("run/adapter")
     assert load_settings(Path("run/config.yaml")).training.resolution == 64
@@ -131,10 +135,10 @@ def test_a_run_leaves_what_the_contract_says(tiny_folder, method):
     assert [path.name for path in RunFolder(Path("run")).checkpoints()] == ["step-000006", "step-000004"]
     header = read_header(Path("run/adapter"))
     assert (header.token, header.class_word, header.kind, header.trained_steps) == ("sks", "ball", method, 6)
-    assert header.base_model == str(tiny_folder.resolve())
+    assert header.base_model == str(micro_folder.resolve())
     assert (header.lora is not None) == ("lora" in method)
     if "coeff" in method:
-        assert len(header.heads) == 34
+        assert len(header.heads) == 8
         assert 0 < lines[0]["alpha"] < lines[-1]["alpha"]
         alphas = load_file("run/adapter/coeff.safetensors")
         mean = torch.cat([alpha.flatten() for alpha in alphas.values()]).abs().mean()
@@ -146,23 +150,23 @@ def test_a_run_leaves_what_the_contract_says(tiny_folder, method):
     assert not list(Path("run").rglob(".*"))
 
 
-def test_a_control_that_mixes_values_is_trained_and_says_so(tiny_folder, capsys):
+def test_a_control_that_mixes_values_is_trained_and_says_so(micro_folder, capsys):
     """In bf16; it learns other alphas than maps do, goes on exactly, and cannot go on as Coeff-Tuning."""
     values = {"method.kind": "coeff", "training.precision": "bf16", "method.coeff.mixes": "values"}
-    loop.train(settings_for(tiny_folder, "whole", **values))
+    loop.train(settings_for(micro_folder, "whole", **values))
     assert "method   coeff, mixing values, 6 steps" in capsys.readouterr().err
     assert 0 < logged("whole")[0]["alpha"] < logged("whole")[-1]["alpha"]
     header = read_header(Path("whole/adapter"))
-    assert (header.kind, header.mixes, header.format_version, len(header.heads)) == ("coeff", "values", 2, 34)
+    assert (header.kind, header.mixes, header.format_version, len(header.heads)) == ("coeff", "values", 2, 8)
 
-    loop.train(settings_for(tiny_folder, "broken", **values, **{"training.steps": 3}))
+    loop.train(settings_for(micro_folder, "broken", **values, **{"training.steps": 3}))
     run = RunFolder(Path("broken"))
     with pytest.raises(ResumeError, match=r"method\.coeff\.mixes was 'values', now 'maps'"):
         settings_to_resume(run, None, {"method.coeff.mixes": "maps"}, [])
     loop.train(settings_to_resume(run, None, {"training.steps": 6}, []), resume=run)
     assert_same("whole", "broken")
 
-    loop.train(settings_for(tiny_folder, "maps", **values | {"method.coeff.mixes": "maps"}))
+    loop.train(settings_for(micro_folder, "maps", **values | {"method.coeff.mixes": "maps"}))
     header = read_header(Path("maps/adapter"))
     assert (header.mixes, header.format_version) == ("maps", 1)
     one, other = weights("whole"), weights("maps")
@@ -187,7 +191,7 @@ def mark(*photos: int) -> None:
     ],
     ids=[*METHODS, *(f"{method}-taught" for method in METHODS), "pictures"],
 )
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, method, extras):
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(micro_folder, method, extras):
     """3 steps, then 3 more after a resume: the adapter and every logged loss of 6 steps, dropout on alpha included."""
     values = {
         "method.kind": method,
@@ -197,8 +201,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, method, e
     values |= {"training.warmup_steps": 4} | extras
     if extras:
         mark(0, 1, 2)
-    loop.train(settings_for(tiny_folder, "whole", **values))
-    loop.train(settings_for(tiny_folder, "broken", **values, **{"training.steps": 3}))
+    loop.train(settings_for(micro_folder, "whole", **values))
+    loop.train(settings_for(micro_folder, "broken", **values, **{"training.steps": 3}))
     run = RunFolder(Path("broken"))
     loop.train(settings_to_resume(run, None, {"training.steps": 6}, []), resume=run)
     assert_same("whole", "broken")
@@ -213,7 +217,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, method, e
         assert taught[0] < 1e-9 < taught[-1]  # at first the student is its own teacher
 
 
-def wait_for_step(process: subprocess.Popen, run: str, step: int) -> None:
+def wait_for_step(process: Fork, run: str, step: int) -> None:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         log = Path(run) / "log.jsonl"
@@ -224,13 +228,12 @@ def wait_for_step(process: subprocess.Popen, run: str, step: int) -> None:
     pytest.fail(f"step {step} did not come")
 
 
-def test_kill_9_at_any_moment_leaves_a_run_that_continues_exactly(tiny_folder):
+def test_kill_9_at_any_moment_leaves_a_run_that_continues_exactly(micro_folder):
     """Killed while it checkpoints at every step, twice over; the adapter is that of a run left alone."""
-    loop.train(settings_for(tiny_folder, "whole", **{"training.steps": 12}))
-    more = ("--steps", "12", "--set", "training.checkpoint_every=1")
+    loop.train(settings_for(micro_folder, "whole", **{"training.steps": 20}))
+    more = ("--steps", "20", "--set", "training.checkpoint_every=1")
     for kill_at, again in ((3, ()), (7, ("--resume",))):
-        line = [sys.executable, "-m", "coeffdiff", *command_line(tiny_folder, "killed", *more), *again]
-        process = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL)
+        process = Fork("-m", "coeffdiff", *command_line(micro_folder, "killed", *more), *again)
         wait_for_step(process, "killed", kill_at)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -238,13 +241,12 @@ def test_kill_9_at_any_moment_leaves_a_run_that_continues_exactly(tiny_folder):
     run = RunFolder(Path("killed"))
     loop.train(run.settings(), resume=run)
     assert_same("whole", "killed")
-    assert [line["step"] for line in logged("killed")] == list(range(1, 13))
+    assert [line["step"] for line in logged("killed")] == list(range(1, 21))
 
 
-def test_ctrl_c_saves_says_where_and_exits_130(tiny_folder):
+def test_ctrl_c_saves_says_where_and_exits_130(micro_folder):
     """SIGINT in the middle: a checkpoint of that step, one sentence with the command to go on, exit code 130."""
-    line = [sys.executable, "-m", "coeffdiff", *command_line(tiny_folder, "run", "--steps", "400")]
-    process = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = Fork("-m", "coeffdiff", *command_line(micro_folder, "run", "--steps", "400"))
     wait_for_step(process, "run", 2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
@@ -269,15 +271,13 @@ def test_several_processes_look_every_ten_seconds_at_least():
     ]
 
 
-def test_two_processes_that_were_to_look_seldom_stop_in_time(tiny_folder):
+def test_two_processes_that_were_to_look_seldom_stop_in_time(micro_folder):
     """After every millionth step, say the settings; SIGTERM to their launcher, which kills them 30 seconds later,
     leaves a checkpoint all the same."""
     seldom = ("--set", "training.log_every=1000000", "--set", "training.checkpoint_every=0")
     more = ("--steps", "1000000", *seldom)
-    line = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    line += ["--main_process_port", "0", "-m", "coeffdiff", *command_line(tiny_folder, "run", *more)]
-    env = environment() | {"ACCELERATE_USE_CPU": "true"}
-    process = subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True)
+    line = (*LAUNCH, "-m", "coeffdiff", *command_line(micro_folder, "run", *more))
+    process = Fork(*line, env={"ACCELERATE_USE_CPU": "true"})
     try:
         wait_for_step(process, "run", 1)
     finally:
@@ -288,38 +288,36 @@ def test_two_processes_that_were_to_look_seldom_stop_in_time(tiny_folder):
 
 
 @pytest.mark.parametrize("extras", [{}, TAUGHT, PICTURES], ids=["plain", "taught", "pictures"])
-def test_batch_size_and_accumulation_only_partition_the_work(tiny_folder, extras):
+def test_batch_size_and_accumulation_only_partition_the_work(micro_folder, extras):
     """4 at once, 2 x 2 and 1 x 4 train the same adapter up to rounding."""
     if extras:
         mark(1, 2)
     values = extras | {"training.batch_size": 4}
-    loop.train(settings_for(tiny_folder, "four", **values))
+    loop.train(settings_for(micro_folder, "four", **values))
     for batch_size, accumulate in ((2, 2), (1, 4)):
         values |= {"training.batch_size": batch_size, "training.accumulate": accumulate}
-        loop.train(settings_for(tiny_folder, f"split-{batch_size}", **values))
+        loop.train(settings_for(micro_folder, f"split-{batch_size}", **values))
         assert_close("four", f"split-{batch_size}")
 
 
 @pytest.mark.parametrize("extras", [{}, TAUGHT], ids=["plain", "taught"])
-def test_two_processes_train_the_adapter_of_one(tiny_folder, extras):
+def test_two_processes_train_the_adapter_of_one(micro_folder, extras):
     """Two gloo ranks against one process, the same global batch of 4: gradients of step 1 within 1e-5, alpha after
-    6 steps within 1e-3 of max |alpha|. The ranks are started as a person would start them."""
+    6 steps within 1e-3 of max |alpha|. Of what is taught, the ranks are started by accelerate launch."""
     if extras:
         mark(0, 1, 2)
+    launched = bool(extras)
     extras = [part for name, value in extras.items() for part in ("--set", f"{name}={value}")]
     values = ("--method", "coeff+lora", "--steps", "6", *extras, "--set", "training.batch_size=")
-    lonely = command_line(tiny_folder, "one")
+    lonely = command_line(micro_folder, "one")
     lonely = [*lonely, *values[:-1], "training.batch_size=4"]
-    subprocess.run(
-        [sys.executable, str(WORKER), "one.pt", *lonely], env=environment(), check=True, capture_output=True
-    )
-    paired = [*command_line(tiny_folder, "two"), *values[:-1], "training.batch_size=1"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", str(WORKER), "two.pt"]
-    env = environment() | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*launch, *paired, "--set", "training.accumulate=2"], env=env, capture_output=True, text=True
-    )
+    fork_run(WORKER, "one.pt", *lonely).check_returncode()
+    paired = [*command_line(micro_folder, "two"), *values[:-1], "training.batch_size=1"]
+    line = (WORKER, "two.pt", *paired, "--set", "training.accumulate=2")
+    if launched:
+        done = fork_run(*LAUNCH, *line, env={"ACCELERATE_USE_CPU": "true"})
+    else:
+        done, _ = fork_ranks(*line)
     assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stderr
     one, two = torch.load("one.pt"), torch.load("two.pt")
@@ -331,26 +329,26 @@ def test_two_processes_train_the_adapter_of_one(tiny_folder, extras):
     assert [line["step"] for line in logged("two")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_is_in_force_is_said_in_a_line(tiny_folder, capsys):
+def test_what_is_in_force_is_said_in_a_line(micro_folder, capsys):
     """How many photos have masks, who teaches the class, and which of its pictures were left out."""
     mark(1)
     Path("class/notes.md").write_text("seen")
-    loop.train(settings_for(tiny_folder, "run", **PICTURES, **{"training.steps": 1}))
+    loop.train(settings_for(micro_folder, "run", **PICTURES, **{"training.steps": 1}))
     said = capsys.readouterr().err
     assert "masks    for 1 of 3 photos; errors outside weigh 0.1\n" in said
     assert "prior    weight 0.7; 3 pictures of ball in class, 1 left out\n" in said
     assert "left out notes.md: .md is not among" in said
     loop.train(
-        settings_for(tiny_folder, "other", **TAUGHT, **{"training.steps": 1, "training.masked_loss": False})
+        settings_for(micro_folder, "other", **TAUGHT, **{"training.steps": 1, "training.masked_loss": False})
     )
     said = capsys.readouterr().err
     assert "masks" not in said
     assert "prior    weight 0.7; the model without its adapters teaches what ball is\n" in said
 
 
-def test_other_masks_or_pictures_of_the_class_are_another_run(tiny_folder):
+def test_other_masks_or_pictures_of_the_class_are_another_run(micro_folder):
     """A mask that was added since, then a picture of the class that went."""
-    loop.train(settings_for(tiny_folder, "run", **PICTURES, **{"training.steps": 1}))
+    loop.train(settings_for(micro_folder, "run", **PICTURES, **{"training.steps": 1}))
     run = RunFolder(Path("run"))
     mark(2)
     with pytest.raises(ResumeError, match="photos, masks or captions have changed"):
@@ -362,11 +360,11 @@ def test_other_masks_or_pictures_of_the_class_are_another_run(tiny_folder):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
-def test_8_bit_moments_resume_exactly(tiny_folder):
+def test_8_bit_moments_resume_exactly(micro_folder):
     """LoRA at rank 256, so that its moments are in 8 bits: 2 steps, then 2 more, are 4."""
     values = {"training.optimizer": "adamw8bit", "method.lora.rank": 256}
-    loop.train(settings_for(tiny_folder, "whole", **values, **{"training.steps": 4}))
-    loop.train(settings_for(tiny_folder, "broken", **values, **{"training.steps": 2}))
+    loop.train(settings_for(micro_folder, "whole", **values, **{"training.steps": 4}))
+    loop.train(settings_for(micro_folder, "broken", **values, **{"training.steps": 2}))
     run = RunFolder(Path("broken"))
     loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
     assert_same("whole", "broken")
@@ -382,7 +380,7 @@ def _tensors(tree):
             yield from _tensors(below)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_folder, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(micro_folder, monkeypatch):
     """NaN at step 4: the sentence names step, likely cause and the last good checkpoint, which is whole."""
     real, calls = step_module.denoising_loss, []
 
@@ -391,7 +389,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_folder, monkeypatch):
         return real(*args, **keywords) * (float("nan") if len(calls) == 4 else 1)
 
     monkeypatch.setattr("coeffdiff.training.step.denoising_loss", poisoned)
-    settings = settings_for(tiny_folder, "run", **{"training.checkpoint_every": 1})
+    settings = settings_for(micro_folder, "run", **{"training.checkpoint_every": 1})
     with pytest.raises(
         NonFiniteLoss, match=r"not finite at step 4; the learning rate.*run/checkpoints/step-000003"
     ):
@@ -400,13 +398,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_folder, monkeypatch):
     monkeypatch.setattr("coeffdiff.training.step.denoising_loss", real)
     run = RunFolder(Path("run"))
     loop.train(run.settings(), resume=run)
-    loop.train(settings_for(tiny_folder, "unpoisoned"))
+    loop.train(settings_for(micro_folder, "unpoisoned"))
     assert_same("run", "unpoisoned")
 
 
-def test_more_steps_are_remembered(tiny_folder):
+def test_more_steps_are_remembered(micro_folder):
     """A finished run that is continued to 6 and broken off at 5 is unfinished, goes on to 6, and its config says so."""
-    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 4}))
+    loop.train(settings_for(micro_folder, "run", **{"training.steps": 4}))
     run = RunFolder(Path("run"))
     assert run.finished
     longer = settings_to_resume(run, None, {"training.steps": 6}, ["training.checkpoint_every=1"])
@@ -424,14 +422,14 @@ def test_more_steps_are_remembered(tiny_folder):
     assert not run.finished
     loop.train(run.settings(), resume=run)
     assert run.finished
-    loop.train(settings_for(tiny_folder, "whole"))
+    loop.train(settings_for(micro_folder, "whole"))
     assert_same("run", "whole")
 
 
-def test_between_two_looks_nobody_waits_for_a_figure(tiny_folder, monkeypatch):
+def test_between_two_looks_nobody_waits_for_a_figure(micro_folder, monkeypatch):
     """With a look at every third step: the same adapter and the same lines, and only looks ask tensors for numbers."""
     values = TAUGHT | {"training.steps": 6, "training.accumulate": 2, "training.checkpoint_every": 0}
-    loop.train(settings_for(tiny_folder, "every", **values))
+    loop.train(settings_for(micro_folder, "every", **values))
     askers = []
 
     def spied(real):
@@ -458,7 +456,7 @@ def test_between_two_looks_nobody_waits_for_a_figure(tiny_folder, monkeypatch):
         "coeffdiff.training.run_outputs.save_checkpoint",
         lambda *args: (seen.extend(askers), real_save(*args)),
     )
-    loop.train(settings_for(tiny_folder, "third", **values, **{"training.log_every": 3}))
+    loop.train(settings_for(micro_folder, "third", **values, **{"training.log_every": 3}))
     package = Path(loop.__file__).parent.parent
     own = [
         (file.name, who)
@@ -476,7 +474,7 @@ def test_between_two_looks_nobody_waits_for_a_figure(tiny_folder, monkeypatch):
     ]
 
 
-def test_a_loss_that_is_not_finite_is_found_at_the_next_look(tiny_folder, monkeypatch):
+def test_a_loss_that_is_not_finite_is_found_at_the_next_look(micro_folder, monkeypatch):
     """NaN at step 2, looked at with step 4: nothing of it is saved, and the log ends before it."""
     real, calls = step_module.denoising_loss, []
 
@@ -487,12 +485,12 @@ def test_a_loss_that_is_not_finite_is_found_at_the_next_look(tiny_folder, monkey
     monkeypatch.setattr("coeffdiff.training.step.denoising_loss", poisoned)
     values = {"training.log_every": 5, "training.checkpoint_every": 4}
     with pytest.raises(NonFiniteLoss, match=r"not finite at step 2.*No checkpoint"):
-        loop.train(settings_for(tiny_folder, "run", **values))
+        loop.train(settings_for(micro_folder, "run", **values))
     assert [line["step"] for line in logged("run")] == [1]
     assert not RunFolder(Path("run")).checkpoints()
 
 
-def test_pictures_that_fail_cost_nothing_but_themselves(tiny_folder, monkeypatch, replace_everywhere):
+def test_pictures_that_fail_cost_nothing_but_themselves(micro_folder, monkeypatch, replace_everywhere):
     """Out of memory, or a picture that is not finite: said in a line, the adapter is there all the same."""
 
     def fails(*_args, **_kwargs):
@@ -500,23 +498,23 @@ def test_pictures_that_fail_cost_nothing_but_themselves(tiny_folder, monkeypatch
 
     replace_everywhere(write_pictures, fails)
     values = {"validation.prompts": ["<V>"], "validation.every": 2, "training.steps": 3}
-    loop.train(settings_for(tiny_folder, "run", **values))
+    loop.train(settings_for(micro_folder, "run", **values))
     assert read_header(Path("run/adapter")).trained_steps == 3
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("class_word", "stuffed\nanimal\n"), ("templates", ["a {token}\n"])]
 )
-def test_text_over_several_lines_is_folded(tiny_folder, name, value):
+def test_text_over_several_lines_is_folded(micro_folder, name, value):
     """A YAML block as class word or template is one line in captions and in the adapter."""
-    loop.train(settings_for(tiny_folder, "run", **{f"subject.{name}": value, "training.steps": 1}))
+    loop.train(settings_for(micro_folder, "run", **{f"subject.{name}": value, "training.steps": 1}))
     header = read_header(Path("run/adapter"))
     assert header.class_word == ("stuffed animal" if name == "class_word" else "ball")
 
 
-def test_another_global_batch_is_another_run(tiny_folder):
+def test_another_global_batch_is_another_run(micro_folder):
     """A run of 2 samples a step is not continued with 4, as with twice the processes."""
-    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
+    loop.train(settings_for(micro_folder, "run", **{"training.steps": 2}))
     run = RunFolder(Path("run"))
     settings = with_values(run.settings(), {"training.accumulate": 2, "training.steps": 4})
     with pytest.raises(
@@ -525,35 +523,35 @@ def test_another_global_batch_is_another_run(tiny_folder):
         loop.train(settings, resume=run)
 
 
-def test_a_changed_caption_is_noticed(tiny_folder):
+def test_a_changed_caption_is_noticed(micro_folder):
     """photo.txt written since the run began: other captions are another run."""
-    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
+    loop.train(settings_for(micro_folder, "run", **{"training.steps": 2}))
     Path("photos/0.txt").write_text("a caption")
     run = RunFolder(Path("run"))
     with pytest.raises(ResumeError, match="photos, masks or captions have changed"):
         loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
 
 
-def test_other_photos_are_another_run(tiny_folder):
+def test_other_photos_are_another_run(micro_folder):
     """A photo that was added since the run began is noticed at --resume."""
-    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
+    loop.train(settings_for(micro_folder, "run", **{"training.steps": 2}))
     Image.new("RGB", (64, 64), "red").save("photos/new.png")
     run = RunFolder(Path("run"))
     with pytest.raises(ResumeError, match="The photos, masks or captions have changed since run began"):
         loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
 
 
-def test_a_finished_run_is_not_resumed_by_accident(tiny_folder):
+def test_a_finished_run_is_not_resumed_by_accident(micro_folder):
     """--resume of a run that has all its steps says so."""
-    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 2}))
+    loop.train(settings_for(micro_folder, "run", **{"training.steps": 2}))
     run = RunFolder(Path("run"))
     with pytest.raises(ResumeError, match="run has finished its 2 steps; ask for more with --steps"):
         loop.train(run.settings(), resume=run)
 
 
-def test_a_run_killed_before_its_adapter_was_written_gets_it_at_resume(tiny_folder):
+def test_a_run_killed_before_its_adapter_was_written_gets_it_at_resume(micro_folder):
     """All steps done, no adapter: the resume trains nothing and writes the adapter."""
-    loop.train(settings_for(tiny_folder, "run"))
+    loop.train(settings_for(micro_folder, "run"))
     before = weights("run")
     for file in Path("run/adapter").iterdir():
         file.unlink()
@@ -564,7 +562,7 @@ def test_a_run_killed_before_its_adapter_was_written_gets_it_at_resume(tiny_fold
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_text_encoders_leave_memory_before_the_unet_comes(tiny_folder, monkeypatch):
+def test_text_encoders_leave_memory_before_the_unet_comes(micro_folder, monkeypatch):
     """When the UNet is loaded, no text encoder of this run is alive any more."""
     real, alive = load_pipeline, {}
 
@@ -578,7 +576,7 @@ def test_text_encoders_leave_memory_before_the_unet_comes(tiny_folder, monkeypat
 
     for module in ("inputs", "network"):
         monkeypatch.setattr(f"coeffdiff.training.{module}.load_pipeline", spy)
-    loop.train(settings_for(tiny_folder, "run", **{"training.steps": 1}))
+    loop.train(settings_for(micro_folder, "run", **{"training.steps": 1}))
     assert alive["before unet"] == alive["at start"]
 
 
@@ -590,51 +588,51 @@ def test_text_encoders_leave_memory_before_the_unet_comes(tiny_folder, monkeypat
     ],
     ids=["gradient checkpointing", "the definition"],
 )
-def test_what_only_saves_memory_changes_no_result(tiny_folder, values):
+def test_what_only_saves_memory_changes_no_result(micro_folder, values):
     """Recomputed activations and stored maps train the same adapter up to rounding."""
-    loop.train(settings_for(tiny_folder, "plain", **{"method.coeff.dropout": 0.2}))
-    loop.train(settings_for(tiny_folder, "other", **{"method.coeff.dropout": 0.2}, **values))
+    loop.train(settings_for(micro_folder, "plain", **{"method.coeff.dropout": 0.2}))
+    loop.train(settings_for(micro_folder, "other", **{"method.coeff.dropout": 0.2}, **values))
     assert_close("plain", "other")
 
 
-def test_bf16_trains_float32_alphas(tiny_folder):
+def test_bf16_trains_float32_alphas(micro_folder):
     """With the network in bfloat16 what learns stays float32, moves, and can be sampled from in between."""
     values = {"training.precision": "bf16", "validation.prompts": ["<V>"], "validation.every": 3}
     values |= {"validation.steps": 2, "validation.seeds": [0]}
-    result = loop.train(settings_for(tiny_folder, "run", **values))
+    result = loop.train(settings_for(micro_folder, "run", **values))
     assert Path("run/samples/step-000003/grid.png").is_file()
     assert all(tensor.dtype == torch.float32 for tensor in weights("run").values())
     assert logged("run")[-1]["alpha"] > 0.003
     assert result.loss > 0
 
 
-def test_fp16_without_a_gpu_is_refused(tiny_folder):
+def test_fp16_without_a_gpu_is_refused(micro_folder):
     with pytest.raises(ConfigError, match="fp16 needs a CUDA GPU"):
-        loop.train(settings_for(tiny_folder, "run", **{"training.precision": "fp16"}))
+        loop.train(settings_for(micro_folder, "run", **{"training.precision": "fp16"}))
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("missing", ["subject.images", "subject.token"])
-def test_training_needs_photos_and_a_token(tiny_folder, missing):
+def test_training_needs_photos_and_a_token(micro_folder, missing):
     with pytest.raises(ConfigError, match="Training needs --"):
-        loop.train(settings_for(tiny_folder, "run", **{missing: None}).model_copy(deep=True))
+        loop.train(settings_for(micro_folder, "run", **{missing: None}).model_copy(deep=True))
     assert not Path("run").exists()
 
 
 def test_v_prediction_models_train(tmp_path):
     """A base whose scheduler says v_prediction is trained on the velocity: its losses differ from epsilon's."""
     for prediction in ("epsilon", "v_prediction"):
-        model = save_random("tiny", tmp_path / prediction, prediction_type=prediction)
+        model = save_random("micro", tmp_path / prediction, prediction_type=prediction)
         loop.train(settings_for(model, f"run-{prediction}", **{"training.steps": 2}))
     first, second = logged("run-epsilon"), logged("run-v_prediction")
     assert first[0]["loss"] != second[0]["loss"]
 
 
-def test_the_learning_rate_moves_once_per_optimizer_step(tiny_folder):
+def test_the_learning_rate_moves_once_per_optimizer_step(micro_folder):
     """Cosine over 6 steps with 3 micro-batches each: the rate of step n is that of n - 1 completed steps."""
     values = {"training.lr_schedule": "cosine", "training.accumulate": 3, "method.kind": "coeff"}
     values |= {"method.coeff.learning_rate": 1e-2}
-    loop.train(settings_for(tiny_folder, "run", **values))
+    loop.train(settings_for(micro_folder, "run", **values))
     rates = [line["lr"][0] for line in logged("run")]
     expected = [0.5e-2 * (1 + torch.cos(torch.tensor(torch.pi * n / 6)).item()) for n in range(6)]
     assert rates == pytest.approx(expected, rel=1e-5)
@@ -653,15 +651,15 @@ def test_alpha_and_lora_are_clipped_apart():
     torch.testing.assert_close(parameter.grad.norm(), torch.tensor(2.0), rtol=1e-4, atol=0)
 
 
-def test_validation_pictures_come_on_time_and_disturb_nothing(tiny_folder):
+def test_validation_pictures_come_on_time_and_disturb_nothing(micro_folder):
     """Pictures at steps 2, 4 and 6; the adapter is bit for bit that of a run without any."""
-    loop.train(settings_for(tiny_folder, "without"))
+    loop.train(settings_for(micro_folder, "without"))
     values = {
         "validation.prompts": ["a photo of {token} {class_word}", "<V> at night"],
         "validation.every": 2,
     }
     values |= {"validation.steps": 2, "validation.seeds": [7]}
-    loop.train(settings_for(tiny_folder, "with", **values))
+    loop.train(settings_for(micro_folder, "with", **values))
     assert_same("without", "with")
     for step in (2, 4, 6):
         pictures = sorted(Path(f"with/samples/step-{step:06d}").glob("*.png"))

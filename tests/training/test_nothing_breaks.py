@@ -114,7 +114,7 @@ def coeffdiff(*arguments: str, fault: Fault = lambda: None) -> Ended:
 def place(tmp_path_factory) -> Path:
     """The tiny model, two photos, and the adapters of runs that were left alone: DIR/whole-STEPS/adapter."""
     folder = tmp_path_factory.mktemp("place")
-    save_random("tiny", folder / "model")
+    save_random("micro", folder / "model")
     (folder / "photos").mkdir()
     for i in range(2):
         Image.radial_gradient("L").resize((70, 64)).convert("RGB").rotate(45 * i).save(
@@ -437,7 +437,7 @@ def test_a_disk_that_is_really_full(disk, is_whole, monkeypatch):
     assert ended.code == 2, ended.said
     assert ended.sentence.startswith("ConfigError: The run folder disk/run cannot be written: ")
     assert not Path(run).exists()
-    disk.give(96 * 1024, 16 * 1024)
+    disk.give(48 * 1024, 16 * 1024)
     ended = coeffdiff(*command(output=run), fault=disk.fault)  # settings and log, no checkpoint
     assert ended.code == 2, ended.said
     assert ended.sentence.startswith(

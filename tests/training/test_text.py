@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import test_loop
 import torch
+from forking import fork_ranks
 from PIL import Image
 from safetensors.torch import load_file
-from test_loop import WORKER, assert_same, command_line, environment, logged, settings_for, weights
+from test_loop import WORKER, assert_same, command_line, logged, settings_for, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from coeffdiff import load_adapter
@@ -33,7 +32,7 @@ from coeffdiff.training.resuming import settings_to_resume
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.text import LearnedToken
 
-tiny_folder, here = test_loop.tiny_folder, test_loop.here
+micro_folder, here = test_loop.micro_folder, test_loop.here
 KINDS = {
     "token": {"method.kind": "token", "method.token.vectors": 2},
     "coeff+lora+token": {"method.kind": "coeff+lora", "subject.learn_token": True},
@@ -56,10 +55,10 @@ def assert_rows_close(one: str, other: str) -> None:
 
 
 @every_kind
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, kind):
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(micro_folder, kind):
     """4 steps against 2 + 2, the optimizer's memory of the rows included; and the run says what it learned."""
-    loop.train(settings_for(tiny_folder, "whole", **KINDS[kind], **{"training.steps": 4}))
-    loop.train(settings_for(tiny_folder, "broken", **KINDS[kind], **{"training.steps": 2}))
+    loop.train(settings_for(micro_folder, "whole", **KINDS[kind], **{"training.steps": 4}))
+    loop.train(settings_for(micro_folder, "broken", **KINDS[kind], **{"training.steps": 2}))
     run = RunFolder(Path("broken"))
     loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
     assert_same("whole", "broken")
@@ -77,7 +76,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tiny_folder, kind):
 
 
 @every_kind
-def test_the_work_may_be_divided(tiny_folder, kind):
+def test_the_work_may_be_divided(micro_folder, kind):
     """4 at once, 1 x 4, and two gloo ranks x 2 x 1: gradients of step 1 within 1e-5, then the rows.
 
     One photo's caption lacks the token, so that some micro-batches know nothing of it. The UNet of a token alone has
@@ -91,18 +90,15 @@ def test_the_work_may_be_divided(tiny_folder, kind):
 
     steps = {"training.steps": 2}
     handle = register_optimizer_step_pre_hook(keep)
-    loop.train(settings_for(tiny_folder, "one", **KINDS[kind], **steps, **{"training.batch_size": 4}))
+    loop.train(settings_for(micro_folder, "one", **KINDS[kind], **steps, **{"training.batch_size": 4}))
     handle.remove()
     split = {"training.batch_size": 1, "training.accumulate": 4}
-    loop.train(settings_for(tiny_folder, "split", **KINDS[kind], **steps, **split))
+    loop.train(settings_for(micro_folder, "split", **KINDS[kind], **steps, **split))
     assert_rows_close("one", "split")
 
     extra = [part for name, value in KINDS[kind].items() for part in ("--set", f"{name}={value}")]
     extra += ["--steps", "2", "--set", "training.batch_size=1", "--set", "training.accumulate=2"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", str(WORKER), "two.pt", *command_line(tiny_folder, "two", *extra)]
-    env = environment() | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, env=env, capture_output=True, text=True)
+    done, _ = fork_ranks(WORKER, "two.pt", *command_line(micro_folder, "two", *extra))
     assert done.returncode == 0, done.stderr
     two = torch.load("two.pt")
     assert len(found[0]) == len(two)
@@ -112,39 +108,39 @@ def test_the_work_may_be_divided(tiny_folder, kind):
     assert_rows_close("one", "two")
 
 
-def test_pictures_are_made_with_the_embeddings_of_their_step(tiny_folder):
+def test_pictures_are_made_with_the_embeddings_of_their_step(micro_folder):
     """The last validation picture is, pixel for pixel, what the saved adapter makes of its recipe in a fresh
     pipeline; the one before shows other embeddings; and pictures disturb nothing."""
     values = {"validation.prompts": ["a <V> in the snow"], "validation.seeds": [5], "validation.steps": 2}
     values |= {"method.kind": "token", "method.token.learning_rate": 0.3, "method.token.norm_pull": 0.0}
     values |= {"training.steps": 4}
-    loop.train(settings_for(tiny_folder, "run", **values, **{"validation.every": 2}))
+    loop.train(settings_for(micro_folder, "run", **values, **{"validation.every": 2}))
     (early,), (late,) = (sorted(Path(f"run/samples/step-00000{n}").glob("0*.png")) for n in (2, 4))
-    pipe = load_pipeline(find_backbone(ModelSettings(name=str(tiny_folder))), dtype=torch.float32)
+    pipe = load_pipeline(find_backbone(ModelSettings(name=str(micro_folder))), dtype=torch.float32)
     load_adapter(pipe, "run")
     options = Options(steps=2, guidance=5.0, width=64, height=64)
     ((_, picture),) = generate(pipe, [Request("a sks in the snow", 5)], options)
     assert Image.open(late).tobytes() == picture.tobytes()
     assert Image.open(early).tobytes() != picture.tobytes()
     assert '"kind": "token"' in Image.open(late).text["coeffdiff"]
-    loop.train(settings_for(tiny_folder, "without", **values | {"validation.prompts": []}))
+    loop.train(settings_for(micro_folder, "without", **values | {"validation.prompts": []}))
     assert_same("run", "without")
 
 
-def test_the_negative_prompt_may_hold_the_token(tiny_pipeline):
+def test_the_negative_prompt_may_hold_the_token(micro_pipeline):
     """Its embeddings then are those of the learned rows, not of the letters; it goes as it came."""
 
     def read():
-        return encode_prompts(tiny_pipeline, ["a ball"], negative_prompt="sks")["a ball"]
+        return encode_prompts(micro_pipeline, ["a ball"], negative_prompt="sks")["a ball"]
 
     before = read()
-    rows = {key: values + 1 for key, values in initial_rows(tiny_pipeline, "b", 2).items()}
-    add_token(tiny_pipeline, "sks", rows)
+    rows = {key: values + 1 for key, values in initial_rows(micro_pipeline, "b", 2).items()}
+    add_token(micro_pipeline, "sks", rows)
     after = read()
     assert torch.equal(before.text, after.text)
     assert not torch.equal(before.negative_text, after.negative_text)
     assert not torch.equal(before.negative_pooled, after.negative_pooled)
-    remove_token(tiny_pipeline)
+    remove_token(micro_pipeline)
     assert torch.equal(before.negative_text, read().negative_text)
 
 
@@ -152,9 +148,9 @@ def learned(pipe, **values) -> LearnedToken:
     return LearnedToken(pipe, load_settings(None, {"subject.token": "sks", "method.kind": "token", **values}))
 
 
-def test_captions_without_the_token_keep_their_embeddings(tiny_pipeline):
+def test_captions_without_the_token_keep_their_embeddings(micro_pipeline):
     """Sentinels stay where a caption lacks the token, and only there; the graph reaches the rows all the same."""
-    token = learned(tiny_pipeline)
+    token = learned(micro_pipeline)
     sentinel = torch.full((3, 77, 48), 7.0), torch.full((3, 36), 7.0)
     empty = torch.zeros(3)
     captions = ("a sks", "", "a dog")
@@ -165,7 +161,7 @@ def test_captions_without_the_token_keep_their_embeddings(tiny_pipeline):
     assert all((rows.grad == 0).all() for rows in token.rows.values())
 
 
-def test_which_captions_hold_the_token_is_copied_without_waiting(tiny_pipeline, monkeypatch):
+def test_which_captions_hold_the_token_is_copied_without_waiting(micro_pipeline, monkeypatch):
     """Through speed.copied, as all that a micro-batch needs of ours on its device."""
     seen = []
 
@@ -176,52 +172,52 @@ def test_which_captions_hold_the_token_is_copied_without_waiting(tiny_pipeline, 
     monkeypatch.setattr("coeffdiff.training.text.copied", spy)
     empty, device = torch.zeros(2), torch.device("cpu")
     batch = Batch(empty, empty, empty, torch.zeros(2, 77, 48), torch.zeros(2, 36), empty, ("a sks", "a dog"))
-    learned(tiny_pipeline).conditions(batch)
+    learned(micro_pipeline).conditions(batch)
     assert seen == [([True, False], device)]
 
 
-def test_a_token_begins_as_the_class_word_unless_told(tiny_pipeline):
+def test_a_token_begins_as_the_class_word_unless_told(micro_pipeline):
     """init, else the class word, else the token itself."""
     texts = (({"subject.class_word": "mug"}, "mug"), ({}, "sks"), ({"method.token.init": "a"}, "a"))
     for values, text in texts:
-        token = learned(tiny_pipeline, **values)
-        expected = initial_rows(tiny_pipeline, text, 1)
+        token = learned(micro_pipeline, **values)
+        expected = initial_rows(micro_pipeline, text, 1)
         assert all(torch.equal(rows, expected[key]) for key, rows in token.rows.items())
         assert token.moved() == 0
 
 
-def test_a_step_draws_lengths_back(tiny_pipeline):
+def test_a_step_draws_lengths_back(micro_pipeline):
     """With norm_pull 1 a row that grew threefold has its first length again."""
-    token = learned(tiny_pipeline, **{"method.token.norm_pull": 1.0})
+    token = learned(micro_pipeline, **{"method.token.norm_pull": 1.0})
     before = token.rows["clip_g"].norm()
     token.rows["clip_g"].data *= 3
     token.stepped()
     torch.testing.assert_close(token.rows["clip_g"].norm(), before)
 
 
-def test_nothing_to_learn_from_is_refused(tiny_folder, capsys, whole_runs):
+def test_nothing_to_learn_from_is_refused(micro_folder, capsys, whole_runs):
     """All captions lack the token: one sentence, nothing written. One that lacks it: its photo is named."""
     values = {"subject.templates": ["a photo of a ball"], "training.steps": 1}
     with pytest.raises(
         ConfigError, match=r"No caption holds the token sks.*\{token\} into subject.templates"
     ):
-        loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **values))
+        loop.train(settings_for(micro_folder, "run", **KINDS["token"], **values))
     assert not Path("run").exists()
     Path("photos/1.txt").write_text("a ball")
-    loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **{"training.steps": 1}))
+    loop.train(settings_for(micro_folder, "run", **KINDS["token"], **{"training.steps": 1}))
     said = capsys.readouterr().err
     assert "hint     captions: 1.png has a caption without sks" in said
     assert "token    sks is learned" in said
 
 
-def test_a_long_prompt_is_measured_with_its_vectors(tiny_pipeline):
+def test_a_long_prompt_is_measured_with_its_vectors(micro_pipeline):
     """40 letters and 40 vectors are more than 75; the same with one vector are not."""
     text = "sks " + "x" * 40
-    learned(tiny_pipeline)
-    assert length_warnings(text, tiny_pipeline) == []
-    remove_token(tiny_pipeline)
-    learned(tiny_pipeline, **{"method.token.vectors": 40})
-    (line,) = length_warnings(text, tiny_pipeline)
+    learned(micro_pipeline)
+    assert length_warnings(text, micro_pipeline) == []
+    remove_token(micro_pipeline)
+    learned(micro_pipeline, **{"method.token.vectors": 40})
+    (line,) = length_warnings(text, micro_pipeline)
     assert "has 82 tokens, begin and end included, and the model reads 77" in line
 
 
@@ -239,15 +235,15 @@ def test_the_settings_name_what_is_trained():
     assert not Settings().learns_token
 
 
-def test_bf16_trains_float32_rows(tiny_folder):
+def test_bf16_trains_float32_rows(micro_folder):
     """Beside text encoders in bfloat16 the rows stay float32 and move; norm_pull 1 keeps their length meanwhile."""
     values = {"training.precision": "bf16", "training.steps": 2}
     values |= {"method.token.learning_rate": 0.3, "method.token.norm_pull": 1.0, "method.token.init": "a"}
-    loop.train(settings_for(tiny_folder, "run", **KINDS["token"], **values))
+    loop.train(settings_for(micro_folder, "run", **KINDS["token"], **values))
     assert all(tensor.dtype == torch.float32 for tensor in weights("run").values())
     assert logged("run")[-1]["token"] > 0.1
     pipe = load_pipeline(
-        find_backbone(ModelSettings(name=str(tiny_folder))), dtype=torch.bfloat16, parts={"text"}
+        find_backbone(ModelSettings(name=str(micro_folder))), dtype=torch.bfloat16, parts={"text"}
     )
     for key, first in initial_rows(pipe, "a", 2).items():
         torch.testing.assert_close(rows("run")[key].norm(dim=1), first.norm(dim=1))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from forking import fork_ranks
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -40,8 +39,8 @@ PROMPTS = ["a photo of {token} {class_word}", "<V> at night"]
 
 
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory) -> Path:
-    return save_random("tiny", tmp_path_factory.mktemp("models") / "tiny")
+def micro_folder(tmp_path_factory) -> Path:
+    return save_random("micro", tmp_path_factory.mktemp("models") / "micro")
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +74,10 @@ def settings_for(model: Path | str, output: str, **values):
 
 
 @pytest.fixture
-def scored(tiny_folder, vit, clip):
+def scored(micro_folder, vit, clip):
     """scored(output, **values): settings with both encoders."""
     judges = {"validation.dino": vit, "validation.clip": clip}
-    return lambda output, **values: settings_for(tiny_folder, output, **(judges | values))
+    return lambda output, **values: settings_for(micro_folder, output, **(judges | values))
 
 
 def logged(run: str) -> list[dict]:
@@ -120,12 +119,12 @@ def broken_off(call: int, real):
     return maybe
 
 
-def test_the_final_pictures_are_those_of_sample(tiny_folder):
+def test_the_final_pictures_are_those_of_sample(micro_folder):
     """Train by command line, then sample with the same prompts, seeds, steps and guidance: equal to the last bit."""
     line = [
         "train",
         "--model",
-        str(tiny_folder),
+        str(micro_folder),
         "--images",
         "photos",
         "--token",
@@ -208,9 +207,9 @@ def test_masks_count_in_scores_as_in_an_evaluation(scored, vit, clip, capsys):
     assert scores_of("ignored")[2].keys() == {"dino", "clip_i", "clip_t", "score"}
 
 
-def test_scores_change_nothing_that_is_trained_and_resume_is_exact(scored, tiny_folder):
+def test_scores_change_nothing_that_is_trained_and_resume_is_exact(scored, micro_folder):
     """6 steps unwatched, 6 watched, and 6 broken off twice: while step 4's pictures are made, then in step 6."""
-    loop.train(settings_for(tiny_folder, "blind", **{"validation.prompts": [], "validation.every": 0}))
+    loop.train(settings_for(micro_folder, "blind", **{"validation.prompts": [], "validation.every": 0}))
     loop.train(scored("whole"))
     assert_same("blind", "whole")
     run = RunFolder(Path("broken"))
@@ -238,11 +237,11 @@ def prescribed(scores: dict[int, float]):
     return give
 
 
-def test_the_best_adapter_is_kept_as_it_was(scored, tiny_folder, monkeypatch):
+def test_the_best_adapter_is_kept_as_it_was(scored, micro_folder, monkeypatch):
     """Scores .3, .3, .1 at 2, 4, 6: kept is step 2, the first of equals; it is the adapter of a run of 2 steps, says
     so, and its pictures come with it. Two more steps that score .5 are kept instead; a worse one after a kill is not."""
     monkeypatch.setattr(Judge, "scores", prescribed({2: 0.3, 4: 0.3, 6: 0.1, 8: 0.5, 10: 0.4}))
-    loop.train(settings_for(tiny_folder, "two", **{"training.steps": 2}))
+    loop.train(settings_for(micro_folder, "two", **{"training.steps": 2}))
     loop.train(scored("run", **{"validation.keep": "best"}))
     assert_same("two", "run")
     run = RunFolder(Path("run"))
@@ -256,7 +255,7 @@ def test_the_best_adapter_is_kept_as_it_was(scored, tiny_folder, monkeypatch):
 
     loop.train(settings_to_resume(run, None, {"training.steps": 8}, []), resume=run)
     assert read_header(run.adapter).trained_steps == 8
-    loop.train(settings_for(tiny_folder, "eight", **{"training.steps": 8}))
+    loop.train(settings_for(micro_folder, "eight", **{"training.steps": 8}))
     assert_same("eight", "run")  # the last weights had stayed what they were
 
     longer = settings_to_resume(run, None, {"training.steps": 10}, [])
@@ -335,9 +334,12 @@ def test_tensorboard_has_every_step_once_across_a_resume(scored):
     assert (pictures[0].width, pictures[0].height) == (64, 64)
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(tiny_folder):
+def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(micro_folder):
     """Step 1 logged by two processes, both of which began at 0: the second counts."""
-    settings, run = settings_for(tiny_folder, "run", **{"tracking.tensorboard": True}), RunFolder(Path("run"))
+    settings, run = (
+        settings_for(micro_folder, "run", **{"tracking.tensorboard": True}),
+        RunFolder(Path("run")),
+    )
     for value in (1.0, 2.0):
         accelerator = Accelerator(cpu=True, log_with=trackers_for(settings, run))
         start_trackers(accelerator, settings, run, 0)
@@ -364,17 +366,17 @@ def test_weights_and_biases_offline(scored, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_tracker_that_is_not_installed_is_refused_at_the_start(tiny_folder, monkeypatch, name):
+def test_a_tracker_that_is_not_installed_is_refused_at_the_start(micro_folder, monkeypatch, name):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda package: None)
     with pytest.raises(
         ConfigError, match=rf"tracking\.{name} needs the package {name}, which is not installed"
     ):
-        loop.train(settings_for(tiny_folder, "run", **{f"tracking.{name}": True}))
+        loop.train(settings_for(micro_folder, "run", **{f"tracking.{name}": True}))
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("newer", [True, False], ids=["login(prompt=False)", "api.api_key"])
-def test_weights_and_biases_without_an_account_is_refused_at_the_start(tiny_folder, monkeypatch, newer):
+def test_weights_and_biases_without_an_account_is_refused_at_the_start(micro_folder, monkeypatch, newer):
     """A stand-in for the package, newer and older: installed, nobody logged in; then somebody, then offline."""
     module = type(sys)("wandb")
     known: list[str] = []
@@ -387,7 +389,7 @@ def test_weights_and_biases_without_an_account_is_refused_at_the_start(tiny_fold
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    settings = settings_for(tiny_folder, "run", **{"tracking.wandb": True})
+    settings = settings_for(micro_folder, "run", **{"tracking.wandb": True})
     with pytest.raises(ConfigError, match=r"tracking\.wandb needs an account: run `wandb login`"):
         loop.train(settings)
     assert not Path("run").exists()
@@ -418,7 +420,7 @@ def test_an_encoder_that_is_not_there_is_told_before_anything_is_written(scored)
     assert not Path("run").exists()
 
 
-def test_pocket_brings_its_own_judges_and_other_models_none(tiny_folder):
+def test_pocket_brings_its_own_judges_and_other_models_none(micro_folder):
     """One step of pocket, one small picture; the names are in config.yaml, so that the run can be repeated."""
     values = {
         "training.steps": 1,
@@ -430,7 +432,7 @@ def test_pocket_brings_its_own_judges_and_other_models_none(tiny_folder):
     validation = RunFolder(Path("own")).settings().validation
     assert (validation.dino, validation.clip) == (POCKET_DINO, POCKET_CLIP)
     assert {"dino", "clip_i", "clip_t", "score"} == scores_of("own")[1].keys()
-    loop.train(settings_for(tiny_folder, "none", **values))
+    loop.train(settings_for(micro_folder, "none", **values))
     validation = RunFolder(Path("none")).settings().validation
     assert (validation.dino, validation.clip) == (None, None)
     assert scores_of("none") == {}
@@ -444,23 +446,20 @@ def test_the_seeds_of_evaluation_choose_no_adapter():
         load_settings(None, {"validation.seeds": [0, EVALUATION_FIRST_SEED]})
 
 
-def test_two_processes_make_one_set_of_pictures(tiny_folder, vit):
+def test_two_processes_make_one_set_of_pictures(micro_folder, vit):
     """Two gloo ranks: pictures, scores and curves once; the other rank waits, and both come to the end."""
-    line = ["train", "--model", str(tiny_folder), "--images", "photos", "--token", "sks", "--output", "run"]
+    line = ["train", "--model", str(micro_folder), "--images", "photos", "--token", "sks", "--output", "run"]
     for setting in (
         "training.steps=2", "training.batch_size=1", "method.lora.rank=3", "validation.every=1",
         "validation.steps=1", "validation.seeds=[7]", 'validation.prompts=["<V>"]', f"validation.dino={vit}",
         "validation.keep=best", "tracking.tensorboard=true",
     ):  # fmt: skip
         line += ["--set", setting]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", "-m", "coeffdiff", *line]
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done, other = fork_ranks("-m", "coeffdiff", *line)
+    assert done.returncode == other.returncode == 0, done.stderr + other.stderr
     assert list(scores_of("run")) == [1, 2]
     assert len(list(Path("run/samples/step-000001").glob("*.png"))) == 2
-    assert done.stderr.count("scores   step 1:") == 1
+    assert (done.stderr + other.stderr).count("scores   step 1:") == 1
     assert [e.step for e in events("run").Scalars("loss")] == [1, 2]
     assert read_header(Path("run/adapter")).run_steps == 2
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forking import fork_ranks
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -26,15 +24,15 @@ from coeffdiff.pocket.model import save_random
 from coeffdiff.utils.distributed import DistributedContext, process_group
 from coeffdiff.utils.png import read_recipe
 
-WORKER = Path(__file__).with_name("team_worker.py")
+WORKER = str(Path(__file__).with_name("team_worker.py"))
 
 
 @pytest.fixture(scope="module")
-def studio(built_pipeline, tmp_path_factory) -> Path:
+def studio(built_micro, tmp_path_factory) -> Path:
     """A folder with the tiny model and an adapter of both kinds with large random values, token sks."""
     folder = tmp_path_factory.mktemp("studio")
-    save_random("tiny", folder / "model")
-    unet, generator = copy.deepcopy(built_pipeline.unet), torch.Generator().manual_seed(3)
+    save_random("micro", folder / "model")
+    unet, generator = copy.deepcopy(built_micro.unet), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in add_lora(unet, rank=2, alpha=2.0).values():
             weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.3)
@@ -55,41 +53,10 @@ def studio(built_pipeline, tmp_path_factory) -> Path:
     return folder
 
 
-def environment(rank: int | None = None, port: int = 0) -> dict[str, str]:
-    """Of a process on its own, or of one of two ranks as a launcher leaves it."""
-    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    if rank is None:
-        return env
-    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    launched |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
-    return env | {name: str(value) for name, value in launched.items()}
-
-
-def pair(*arguments: str, folders: tuple[Path, Path] | None = None) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of two ranks, each in its own folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env=environment(rank, port),
-            cwd=folders and folders[rank],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    ended = [rank.communicate(timeout=600) for rank in ranks]
-    return [(rank.returncode, *said) for rank, said in zip(ranks, ended, strict=True)]
-
-
 def test_two_processes_make_the_pictures_of_one(studio, tmp_path, monkeypatch):
     """2 prompts x 3 seeds x scales 0 and 1 in batches of 4: per scale 4 + 2, so each rank makes one of either.
 
-    The ranks are started as a person would start them. Names, pixels, recipes, grid and the printed list are those
-    of one process, bit for bit.
+    Names, pixels, recipes, grid and the printed list are those of one process, bit for bit.
     """
     prompts = ["--prompt", "a photo of <V> ball", "--prompt", "snow"]
     drawing = ["sample", "--adapter", str(studio / "adapter"), *prompts, "-n", "3", "--steps", "2"]
@@ -100,11 +67,8 @@ def test_two_processes_make_the_pictures_of_one(studio, tmp_path, monkeypatch):
     monkeypatch.chdir(alone)
     one = CliRunner().invoke(app, drawing)
     assert one.exit_code == 0, one.output
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", "-m", "coeffdiff"]
-    env = environment() | {"ACCELERATE_USE_CPU": "true"}
-    two = subprocess.run([*launch, *drawing], cwd=shared, env=env, capture_output=True, text=True)
-    assert two.returncode == 0, two.stderr
+    two, other = fork_ranks("-m", "coeffdiff", *drawing, folders=(shared, shared))
+    assert (two.returncode, other.returncode, other.stdout) == (0, 0, ""), two.stderr + other.stderr
     assert "in 2 processes" in two.stderr
     assert two.stdout == one.stdout
     names = sorted(file.name for file in (alone / "pictures").iterdir())
@@ -123,19 +87,21 @@ def test_what_one_lacks_ends_all_with_one_sentence(studio, tmp_path):
     here.mkdir()
     there.mkdir()
     (here / "adapter").symlink_to(studio / "adapter")
-    line = ["-m", "coeffdiff", "sample", "--adapter", "adapter", "--prompt", "sks", "--steps", "2"]
-    first, second = pair(*line, folders=(here, there))
-    assert (first[0], second[0]) == (2, 2)
-    assert first[1] == "" and "Error" not in first[2] and "adapter" not in first[2]
-    assert second[2].startswith("[rank 1] AdapterError: ") and second[2].count("\n") == 1
+    line = ("-m", "coeffdiff", "sample", "--adapter", "adapter", "--prompt", "sks", "--steps", "2")
+    first, second = fork_ranks(*line, folders=(here, there))
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert first.stdout == "" and "Error" not in first.stderr and "adapter" not in first.stderr
+    assert second.stderr.startswith("[rank 1] AdapterError: ") and second.stderr.count("\n") == 1
     assert sorted(path.name for path in (*here.iterdir(), *there.iterdir())) == ["adapter"]
 
 
 def test_processes_end_together_whatever_happens():
     """Two ranks through every way to fail: one speaks, with its own error, and the other leaves with that exit code."""
     ways = ["first_fails", "second_fails", "both_fail", "second_has_a_defect"]
-    (_, first, _), (_, second, _) = pair(str(WORKER), *ways, "second_is_killed")
-    told = [dict(map(json.loads, out.splitlines())) for out in (first, second)]
+    told = [
+        dict(map(json.loads, rank.stdout.splitlines()))
+        for rank in fork_ranks(WORKER, *ways, "second_is_killed")
+    ]
     assert [heard.get("first_fails") for heard in told] == ["ConfigError: no folder", "exit 2"]
     assert [heard.get("second_fails") for heard in told] == ["exit 2", "AdapterError: no adapter here"]
     assert [heard.get("both_fail") for heard in told] == ["Interrupted: mistake seen by 0", "exit 130"]
@@ -146,9 +112,9 @@ def test_processes_end_together_whatever_happens():
 
 def test_each_takes_leave_of_the_group_however_it_ends():
     """Left to the interpreter's end, gloo's threads now and then abort the process, finished or not."""
-    ended = pair(str(WORKER), "second_fails")
-    assert [code for code, _, _ in ended] == [0, 0]
-    assert [dict(map(json.loads, out.splitlines()))["group_at_exit"] for _, out, _ in ended] == [False, False]
+    for rank in fork_ranks(WORKER, "second_fails"):
+        assert rank.returncode == 0
+        assert dict(map(json.loads, rank.stdout.splitlines()))["group_at_exit"] is False
 
 
 def test_one_process_alone_starts_no_group_before_it_must(monkeypatch):

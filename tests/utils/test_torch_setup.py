@@ -26,11 +26,11 @@ def fresh_compiler():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at what it is given
 def test_compiled_blocks_train_and_sample_alike_and_are_compiled_once(
-    tiny_pipeline, unet_inputs, fresh_compiler
+    micro_pipeline, unet_inputs, fresh_compiler
 ):
     """Under gradient checkpointing, as SDXL is trained: the same loss and gradients; new masks, new scales and a
     second step compile nothing anew, and the UNet keeps its names."""
-    unet = tiny_pipeline.unet.requires_grad_(False)
+    unet = micro_pipeline.unet.requires_grad_(False)
     layers = inject(unet)
     alphas = [c.alpha.requires_grad_() for c in layers.values()]
     with torch.no_grad():
@@ -70,10 +70,10 @@ def test_compiled_blocks_train_and_sample_alike_and_are_compiled_once(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_dora_is_compiled_in_parts(tiny_pipeline, unet_inputs, fresh_compiler):
+def test_dora_is_compiled_in_parts(micro_pipeline, unet_inputs, fresh_compiler):
     """PEFT's code for it cannot be one graph: the same loss and gradients all the same, and nothing anew for a
     second step."""
-    unet = tiny_pipeline.unet.requires_grad_(False)
+    unet = micro_pipeline.unet.requires_grad_(False)
     learned = list(add_lora(unet, rank=2, alpha=2, targets=["to_q"], dora=True).values())
     unet.enable_gradient_checkpointing()
     unet.train()
@@ -93,37 +93,37 @@ def test_dora_is_compiled_in_parts(tiny_pipeline, unet_inputs, fresh_compiler):
         torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-6)
 
 
-def test_where_nothing_can_be_compiled_it_is_said(tiny_pipeline, monkeypatch):
+def test_where_nothing_can_be_compiled_it_is_said(micro_pipeline, monkeypatch):
     monkeypatch.setattr("coeffdiff.utils.torch_setup._can_compile", lambda device: False)
     with pytest.raises(ConfigError, match=r"no compiler here.*leave compile off"):
-        compile_blocks(tiny_pipeline.unet, CPU)
+        compile_blocks(micro_pipeline.unet, CPU)
 
 
-def test_a_cpu_is_left_alone(tiny_pipeline):
+def test_a_cpu_is_left_alone(micro_pipeline):
     """Other memory formats or precisions would change pictures in their last bits."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    prepare_kernels(CPU, torch.bfloat16, tiny_pipeline.unet, tiny_pipeline.vae)
+    prepare_kernels(CPU, torch.bfloat16, micro_pipeline.unet, micro_pipeline.vae)
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
-    assert tiny_pipeline.unet.conv_in.weight.is_contiguous()
+    assert micro_pipeline.unet.conv_in.weight.is_contiguous()
     tensor = torch.arange(3.0)
     assert copied(tensor, CPU) is tensor
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_convolutions_are_channels_last_and_mixing_stays_exact(tiny_pipeline):
+def test_on_a_gpu_convolutions_are_channels_last_and_mixing_stays_exact(micro_pipeline):
     """1 + 2^-12 on the diagonal: TF32 would round it to one, and the output would not change."""
     device, before = torch.device("cuda"), torch.get_float32_matmul_precision()
     try:
-        prepare_kernels(device, torch.bfloat16, tiny_pipeline.unet)
+        prepare_kernels(device, torch.bfloat16, micro_pipeline.unet)
         assert torch.get_float32_matmul_precision() == "high"
-        assert tiny_pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        assert micro_pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
         tensors = torch.randn(3, 1, 4, 32, 16, device=device)
         plain, moved = (
             mixed_attention(*tensors, torch.eye(4, device=device) * (1 + a)) for a in (0.0, 2**-12)
         )
         torch.testing.assert_close(moved / plain, torch.full_like(plain, 1 + 2**-12), rtol=2e-5, atol=0)
-        prepare_kernels(device, torch.float32, tiny_pipeline.unet)
+        prepare_kernels(device, torch.float32, micro_pipeline.unet)
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)

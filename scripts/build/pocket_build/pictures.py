@@ -29,8 +29,9 @@ def through_vae(shop: Workshop, source: Renders, pictures: int) -> Renders:
             file = shop.folder / f"renders-vae-{own}" / f"{source.name}-{shard:04d}.npy"
             if not file.exists():
                 values = []
-                for begin in range(shard * renders.SHARD, (shard + 1) * renders.SHARD, 32):
-                    images = as_float(source.images(range(begin, begin + 32))).to(shop.device)
+                end = (shard + 1) * renders.SHARD
+                for begin in range(shard * renders.SHARD, end, 32):
+                    images = as_float(source.images(range(begin, min(begin + 32, end)))).to(shop.device)
                     with torch.no_grad(), mixed(shop.device, shop.dtype):
                         seen = round_trip(vae, images)
                     values.append(seen.mul(255.0).add(0.5).to(torch.uint8).cpu())

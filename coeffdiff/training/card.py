@@ -105,7 +105,7 @@ def _trained(header: AdapterHeader, settings: Settings | None) -> str:
     training = settings.training
     return (
         f"{steps}, batch {training.batch_size} x {training.accumulate} a process, {training.resolution} px, "
-        f"{training.precision} precision"
+        f"{'fp32' if training.precision == 'no' else training.precision} precision"
     )
 
 

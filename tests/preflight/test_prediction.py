@@ -135,11 +135,12 @@ def test_full_size_sdxl_on_a_gpu(sdxl):
 
 
 def test_mixed_values_need_no_room_for_maps(pocket):
-    """As many numbers as for mixed maps and less memory, by a few chunks; about that of attention under a LoRA."""
+    """As many numbers as for mixed maps and less memory, by chunks and the maps of small layers, which are stored;
+    about that of attention under a LoRA."""
     kinds = {"maps": {}, "values": {"method.coeff.mixes": "values"}, "lora": {"method.kind": "lora"}}
     maps, values, lora = (predict(pocket, **{"method.kind": "coeff"} | kind) for kind in kinds.values())
     assert values.trained == maps.trained == 1016
-    assert 0 < maps.phases["training"] - values.phases["training"] < 16 * 2**20
+    assert 0 < maps.phases["training"] - values.phases["training"] < 32 * 2**20
     assert values.phases["training"] == pytest.approx(lora.phases["training"], rel=0.1)
 
 
@@ -166,7 +167,7 @@ def test_what_each_switch_does_to_the_peak(micro):
         {"training.gradient_checkpointing": True},
         {"training.batch_size": 8},
         {"training.precision": "bf16"},
-        {"training.resolution": 64},
+        {"training.resolution": 32},
     ):
         assert predict(micro, **large | values).peak_bytes < most, values
 

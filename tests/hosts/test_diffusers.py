@@ -482,8 +482,17 @@ DAMAGED = {
         lambda f: cut(f / LORA_FILE, -100),
         f"pytorch_lora_weights.safetensors {UNREADABLE}",
     ),
-    "text": ("coeff", lambda f: (f / COEFF_FILE).write_text("<html>404</html>" * 99), UNREADABLE),
-    "pickle": ("coeff", lambda f: torch.save({}, f / COEFF_FILE), UNREADABLE),
+    "text": ("coeff", lambda f: (f / COEFF_FILE).write_text("no tensors" * 99), UNREADABLE),
+    "a web page": (
+        "coeff",
+        lambda f: (f / COEFF_FILE).write_text("<html>404</html>" * 99),
+        r"coeff\.safetensors is a web page and not the file that it should be; download it again",
+    ),
+    "pickle": (
+        "coeff",
+        lambda f: torch.save({}, f / COEFF_FILE),
+        r"coeff\.safetensors is a zip file or a pickle, which is not opened, and no safetensors file",
+    ),
     "foreign": (
         "coeff",
         lambda f: rewrite(f, metadata={"format": "pt"}),

@@ -27,9 +27,12 @@ def exact_products(like: Tensor) -> Iterator[None]:
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    if like.is_meta:  # a dry run's autocast is a function mode
+        return torch._C.DisableTorchFunction()
     kind = like.device.type
-    off = like.is_meta or not torch.is_autocast_enabled(kind)  # entering costs more than asking
-    return nullcontext() if off else torch.autocast(kind, enabled=False)
+    if not torch.is_autocast_enabled(kind):  # entering costs more than asking
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def wide_dtype(like: Tensor) -> torch.dtype:

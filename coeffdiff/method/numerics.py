@@ -30,9 +30,8 @@ def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     if like.is_meta:  # a dry run's autocast is a function mode
         return torch._C.DisableTorchFunction()
     kind = like.device.type
-    if not torch.is_autocast_enabled(kind):  # entering costs more than asking
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
+    on = torch.is_autocast_enabled(kind)  # entering costs more than asking
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def wide_dtype(like: Tensor) -> torch.dtype:

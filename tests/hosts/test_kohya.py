@@ -21,11 +21,11 @@ from coeffdiff.utils.seeding import generator_for
 
 
 @pytest.fixture
-def written(built_pipeline, tmp_path):
+def written(built_micro, tmp_path):
     """written(kind, rank=3, alpha=7, ...): an adapter folder with large random values; alpha is not the rank."""
 
     def write(kind, dora=False, token="ohwx"):
-        unet, heads, lora, rows = copy.deepcopy(built_pipeline.unet), {}, None, None
+        unet, heads, lora, rows = copy.deepcopy(built_micro.unet), {}, None, None
         if "lora" in kind:
             lora = LoraHeader(rank=3, alpha=7, dora=dora)
             for name, p in add_lora(unet, rank=3, alpha=7, dora=dora).items():
@@ -33,7 +33,7 @@ def written(built_pipeline, tmp_path):
         if "coeff" in kind:
             heads = {name: c.heads for name, c in inject(unet).items()}
         if "token" in kind:
-            widths = {"clip_l": built_pipeline.text_encoder, "clip_g": built_pipeline.text_encoder_2}
+            widths = {"clip_l": built_micro.text_encoder, "clip_g": built_micro.text_encoder_2}
             rows = {key: torch.ones(1, e.config.hidden_size) for key, e in widths.items()}
         header = AdapterHeader(
             format_version=1,
@@ -54,17 +54,17 @@ def written(built_pipeline, tmp_path):
     return write
 
 
-def test_a_kohya_file_is_the_lora_in_diffusers(written, tiny_pipeline, unet_call, tmp_path):
+def test_a_kohya_file_is_the_lora_in_diffusers(written, micro_pipeline, unet_call, tmp_path):
     """load_lora_weights, which converts kohya's names itself, gives the pictures of our own LoRA to 1e-5."""
     folder = written("lora")
     done = export_kohya(folder, tmp_path / "out" / "mine.safetensors")
     assert done.embedding is None and done.left_out == ()
-    bare = unet_call(tiny_pipeline.unet)
-    adapter = load_adapter(tiny_pipeline, folder)
-    ours = unet_call(tiny_pipeline.unet)
+    bare = unet_call(micro_pipeline.unet)
+    adapter = load_adapter(micro_pipeline, folder)
+    ours = unet_call(micro_pipeline.unet)
     adapter.remove()
-    tiny_pipeline.load_lora_weights(str(done.lora))
-    theirs = unet_call(tiny_pipeline.unet)
+    micro_pipeline.load_lora_weights(str(done.lora))
+    theirs = unet_call(micro_pipeline.unet)
     assert (ours - bare).norm() > 0.1 * bare.norm()
     assert (theirs - ours).norm() < 1e-5 * ours.norm()
 

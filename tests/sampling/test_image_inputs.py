@@ -31,11 +31,11 @@ PROMPT, SEED, SIDE = "a ball", 7, 64
 
 
 @pytest.fixture(scope="module")
-def shop(built_pipeline, tmp_path_factory) -> Path:
+def shop(built_micro, tmp_path_factory) -> Path:
     """A folder with the tiny model, an adapter of random alphas, a ControlNet, and pictures of 96 x 64 pixels."""
     folder = tmp_path_factory.mktemp("shop")
-    save_random("tiny", folder / "model")
-    unet, generator = copy.deepcopy(built_pipeline.unet), torch.Generator().manual_seed(3)
+    save_random("micro", folder / "model")
+    unet, generator = copy.deepcopy(built_micro.unet), torch.Generator().manual_seed(3)
     layers = inject(unet)
     for layer in layers.values():
         layer.alpha.data += 0.3 * torch.randn(layer.alpha.shape, generator=generator)
@@ -49,7 +49,7 @@ def shop(built_pipeline, tmp_path_factory) -> Path:
         resolution=SIDE,
     )
     save_adapter(folder / "adapter", unet, header)
-    control = ControlNetModel.from_unet(copy.deepcopy(built_pipeline.unet))
+    control = ControlNetModel.from_unet(copy.deepcopy(built_micro.unet))
     for parameter in control.parameters():  # its last layers begin at zero, and would steer nothing
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     control.save_pretrained(folder / "control")
@@ -85,20 +85,20 @@ def picture(pipe, inputs, options, count=1) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_picture_is_that_of_diffusers_with_the_adapter_in_it(task, shop, tiny_pipeline):
+def test_the_picture_is_that_of_diffusers_with_the_adapter_in_it(task, shop, micro_pipeline):
     """Within 1/255, in float32; alone or second in a batch; and the adapter and each input change it."""
     name, given = TASKS[task]
     strength = {"strength": 0.8} if "init" in given else {}
     inputs, options = read_inputs(asked(shop, given, **strength), Options(steps=4), SIDE, 8)
     assert (options.width, options.height) == (80, 56)  # 3 : 2 at the area of 64 x 64, in multiples of 8
     network = ControlNetModel.from_pretrained(shop / "control") if "control" in given else None
-    tiny_pipeline.set_progress_bar_config(disable=True)
-    adapter = load_adapter(tiny_pipeline, shop / "adapter")
-    pipe = pipeline_for(tiny_pipeline, inputs, network)
+    micro_pipeline.set_progress_bar_config(disable=True)
+    adapter = load_adapter(micro_pipeline, shop / "adapter")
+    pipe = pipeline_for(micro_pipeline, inputs, network)
     [ours] = picture(pipe, inputs, options)
 
     kind = getattr(diffusers, f"StableDiffusionXL{name}Pipeline")
-    their = kind(**tiny_pipeline.components, **({"controlnet": network} if network else {}))
+    their = kind(**micro_pipeline.components, **({"controlnet": network} if network else {}))
     their.set_progress_bar_config(disable=True)
     call = {"image": inputs.init or inputs.control, **strength}
     if inputs.mask:
@@ -120,7 +120,7 @@ def test_the_picture_is_that_of_diffusers_with_the_adapter_in_it(task, shop, tin
     assert np.abs(picture(pipe, inputs, options)[0] - ours).max() > 2
 
 
-def test_outside_the_mask_the_picture_stays(shop, tiny_pipeline, monkeypatch):
+def test_outside_the_mask_the_picture_stays(shop, micro_pipeline, monkeypatch):
     """The latents of the left half, black in the mask, are those of the picture, whatever is drawn in the right one."""
     inputs, options = read_inputs(asked(shop, ["init", "mask"]), Options(steps=3), SIDE, 8)
     assert inputs.strength == 1
@@ -128,7 +128,7 @@ def test_outside_the_mask_the_picture_stays(shop, tiny_pipeline, monkeypatch):
     monkeypatch.setattr(
         "coeffdiff.sampling.generation._decode", lambda _, latent, __: latents.append(latent) or inputs.init
     )
-    pipe = pipeline_for(tiny_pipeline, inputs)
+    pipe = pipeline_for(micro_pipeline, inputs)
     picture(pipe, inputs, options)
     picture(pipe, replace(inputs, mask=Image.new("L", inputs.mask.size)), options)
     drawn, kept = latents

@@ -28,7 +28,8 @@ def exact_products(like: Tensor) -> Iterator[None]:
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     if like.is_meta:  # a dry run's autocast is a function mode
-        return torch._C.DisableTorchFunction()
+        off: AbstractContextManager[Any] = torch._C.DisableTorchFunction()
+        return off
     kind = like.device.type
     on = torch.is_autocast_enabled(kind)  # entering costs more than asking
     return torch.autocast(kind, enabled=False) if on else nullcontext()

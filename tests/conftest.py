@@ -176,9 +176,20 @@ def _quicken(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_fixtures():
-    """Of what fixtures train, too."""
+    """Of what fixtures train, too; and a subject's photos are drawn once, however often they are written."""
+    from coeffdiff.pocket.world.subjects import photos
+
+    drawn: dict[tuple, tuple] = {}
+
+    def draw_once(subject, *how):
+        if (subject.name, *how) not in drawn:
+            drawn[subject.name, *how] = draw(subject, *how)
+        return drawn[subject.name, *how]
+
+    draw = photos.subject_photos
     with pytest.MonkeyPatch.context() as patch:
         _quicken(patch)
+        patch.setattr(photos, "subject_photos", draw_once)
         yield
 
 

@@ -159,17 +159,17 @@ def test_eight_bits_take_a_byte_where_tensors_are_large():
     assert optimizer_bytes("adamw8bit", parameters) == 2 * (4096 + 4 * 16) + 2 * 4 * 100
 
 
-def test_what_each_switch_does_to_the_peak(micro):
+def test_what_each_switch_does_to_the_peak(pocket):
     """Checkpointing, a smaller batch, bf16 and fewer pixels lower it; each alone."""
     large = {"training.batch_size": 16}
-    most = predict(micro, **large).peak_bytes
+    most = predict(pocket, **large).peak_bytes
     for values in (
         {"training.gradient_checkpointing": True},
         {"training.batch_size": 8},
         {"training.precision": "bf16"},
         {"training.resolution": 32},
     ):
-        assert predict(micro, **large | values).peak_bytes < most, values
+        assert predict(pocket, **large | values).peak_bytes < most, values
 
 
 def test_a_process_counts_on_a_cpu_alone(micro):

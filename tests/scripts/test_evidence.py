@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,13 @@ from coeffdiff.evaluation.comparison_plan import Comparison
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def test_customization_is_measured_once_for_every_cell(tmp_path, forked):
+def test_customization_is_measured_once_for_every_cell(tmp_path):
     """Base, a trained arm in two variants and both ends: five rows; asked again, nothing is made anew, packed or not."""
     arguments = ("--folder", "out", "--subjects", "robot_mug", "--arms", "base", "coeff", "ceiling", "floor")
     arguments += ("--steps", "2", "--denoising-steps", "2")
     arguments += ("--set", "method.coeff.dropout=0", "method.coeff.learning_rate=0.05")
-    first = forked("evidence/measure_customization.py", *arguments, cwd=tmp_path)
+    script = "import sys, measure_customization as m; m.SEEDS = m.SEEDS[:1]; sys.exit(m.main())"
+    first = fork_run("-c", script, *arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert sum(line.startswith("robot_mug ") for line in first.stderr.splitlines()) == 5
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in first.stdout.splitlines()[2:7]}
@@ -42,7 +42,7 @@ def test_customization_is_measured_once_for_every_cell(tmp_path, forked):
         ("base", None), ("coeff", 2), ("ceiling", None), ("floor", None)
     }  # fmt: skip
     for more in (("--pack",), ()):
-        again = forked("evidence/measure_customization.py", *arguments, *more, cwd=tmp_path)
+        again = fork_run("-c", script, *arguments, *more, cwd=tmp_path)
         assert again.stdout.replace(" --pack", "") == first.stdout and "robot_mug" not in again.stderr
     (packed,) = (tmp_path / "out" / "cells").iterdir()
     assert packed.name == "dev.jsonl" and packed.read_text().count("\n") == 5
@@ -72,32 +72,39 @@ def test_a_comparisons_adapters_are_taken_apart(tmp_path, forked):
     assert len(moved) == 2 * 5 and 0.0 < min(moved.values()) < max(moved.values()) < 0.02
 
 
-def test_the_tables_are_what_the_cells_say(tmp_path):
+@pytest.fixture(scope="module")
+def gathered():
+    """evidence_tables.gathered, which reads each plan's cells once."""
+    read = evidence_tables.gathered
+    known: dict[str, evidence_tables.Gathered] = {}
+
+    def once(plans, pack=False):
+        assert not pack
+        known.update(read(set(plans) - known.keys()))
+        return {name: known[name] for name in plans}
+
+    return once
+
+
+def test_the_tables_are_what_the_cells_say(tmp_path, gathered, monkeypatch, capsys):
     """All of them as they are; with one digit changed, the table is named."""
-    root = SCRIPTS.parent
-    evidence = SCRIPTS / "evidence"
-    (tmp_path / "scripts" / "evidence").mkdir(parents=True)
-    copied = ("evidence_tables.py", "dissect_comparison.py", "measure_customization.py")
-    for name in (*copied, "dissected.json", "core.png"):
-        shutil.copy(evidence / name, tmp_path / "scripts" / "evidence" / name)
-    for name in ("cells", "customization"):
-        (tmp_path / "scripts" / "evidence" / name).symlink_to(evidence / name)
-    (tmp_path / "scripts" / "build").symlink_to(SCRIPTS / "build")
-    (tmp_path / "configs").symlink_to(root / "configs")
-    readme = (evidence / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(evidence_tables, "gathered", gathered)
+    monkeypatch.setattr(evidence_tables, "PAGE", tmp_path / "README.md")
+    monkeypatch.setattr("sys.argv", ["evidence_tables.py", "--check"])
+    readme = (SCRIPTS / "evidence" / "README.md").read_text(encoding="utf-8")
     begin = readme.index("<!-- table: core -->")
     spoiled = readme[:begin] + readme[begin:].replace("0.", "1.", 1)
     for text, code, said in ((readme, 0, ""), (spoiled, 1, "Not what the cells say: core.\n")):
-        (tmp_path / "scripts" / "evidence" / "README.md").write_text(text, encoding="utf-8")
-        done = fork_run(str(tmp_path / "scripts" / "evidence" / "evidence_tables.py"), "--check")
-        assert (done.returncode, done.stdout) == (code, said), done.stderr
+        (tmp_path / "README.md").write_text(text, encoding="utf-8")
+        assert (evidence_tables.main(), capsys.readouterr().out) == (code, said)
 
 
-def test_what_is_compared_stands_where_tuning_found_it_best(monkeypatch):
+def test_what_is_compared_stands_where_tuning_found_it_best(gathered, monkeypatch):
     """Each trained arm of the core comparison and of the controls has the settings and steps of its best try."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     plans = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in ("core", "controls")}
-    tuned = evidence_tables.gathered(("tuning", "tuning_controls"))
+    tuned = gathered(("tuning", "tuning_controls"))
     tries = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in tuned}
     called = {"lora, rank 17": "rank17"}
     for name, plan in plans.items():

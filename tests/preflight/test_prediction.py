@@ -167,7 +167,7 @@ def test_what_each_switch_does_to_the_peak(pocket):
         {"training.gradient_checkpointing": True},
         {"training.batch_size": 8},
         {"training.precision": "bf16"},
-        {"training.resolution": 32},
+        {"training.resolution": 64},
     ):
         assert predict(pocket, **large | values).peak_bytes < most, values
 

@@ -15,14 +15,22 @@ _NAME = "attached"  # beside adapters that load_adapter puts on the same UNet
 
 def attach(unet: nn.Module, targets: str | Iterable[str], trainable: bool) -> dict[str, Coefficients]:
     """See coeffdiff.attach; trainable decides nothing here. Raises: InjectionError, ConfigError."""
-    if not isinstance(targets, str):
-        return inject(unet, _NAME, blocks=targets)
+    if isinstance(targets, str):
+        layers = inject(unet, _NAME, targets=_targets(targets))
+    else:
+        layers = inject(unet, _NAME, blocks=targets)
+    for layer in layers.values():
+        layer.train(unet.training)  # for dropout
+    return layers
+
+
+def _targets(targets: str) -> Targets:
     known: dict[str, Targets] = {"all": "both", "self": "self", "cross": "cross"}
     if targets not in known:
         raise ConfigError(
             f'targets must be "all", "self", "cross" or a list of layer names, not {targets!r}.'
         )
-    return inject(unet, _NAME, targets=known[targets])
+    return known[targets]
 
 
 def attached(unet: nn.Module) -> dict[str, Coefficients]:

@@ -97,6 +97,7 @@ def _attention(
     scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     learned_mask = mask is not None and mask.requires_grad and torch.is_grad_enabled()
     softcap, sinks = others.get("softcap"), others.get("s_aux")
+    dropout = dropout if may_be_causal or module.training else 0.0  # as eager code itself asks
     plain = softcap is None and sinks is None and not learned_mask
     maps = None
     if coeff is not None and plain and not dropout and not dispatch.maps_wanted:

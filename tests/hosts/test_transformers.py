@@ -454,6 +454,34 @@ def test_a_changed_attention_implementation_is_refused():
     assert model.config._attn_implementation == "eager"
 
 
+def test_a_layer_that_goes_round_the_interface_is_refused():
+    """A forward of somebody else's that computes attention itself would leave alpha out."""
+    model = bert()
+    coeffdiff.attach(model)
+    model.encoder.layer[1].attention.self.forward = lambda hidden, *_, **__: (hidden, None)
+    with pytest.raises(coeffdiff.CoeffDiffError, match=r"encoder.layer.1.* without its alpha"):
+        model(WORDS)
+
+
+LLAMA_8B = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [
+        (lambda: tf.ViTModel(tf.ViTConfig()), 12 * 12 * 12),
+        (lambda: tf.LlamaModel(tf.LlamaConfig(**LLAMA_8B)), 32 * 32 * 32),
+    ],
+)
+def test_how_many_numbers_alpha_has(build, count):
+    """ViT-B/16 and Llama-3-8B, without their weights: layers x heads x heads."""
+    with torch.device("meta"):
+        model = build()
+    assert sum(alpha.numel() for alpha in coeffdiff.attach(model).values()) == count
+
+
 def flash(model):
     model.config._attn_implementation_internal = "flash_attention_2"
     return model

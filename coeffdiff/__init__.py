@@ -1,6 +1,7 @@
 """Coeff-Tuning for SDXL: teach the model a subject by recombining its attention maps across heads.
 
     adapter = coeffdiff.load_adapter(pipe, "runs/ohwx", scale=1.0)
+    alphas = coeffdiff.attach(model)  # any transformer of transformers
 
 Public names are imported on first use, so that the command line answers before torch is loaded.
 """
@@ -13,19 +14,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coeffdiff.errors import CoeffDiffError
     from coeffdiff.hosts.applied_adapter import Adapter
+    from coeffdiff.hosts.attach import attach, attach_from, detach, save
     from coeffdiff.hosts.diffusers import load_adapter
     from coeffdiff.method.attention import mixed_attention
     from coeffdiff.training.loop import train
 
 __version__ = "0.1.0"
 
-__all__ = ["Adapter", "CoeffDiffError", "__version__", "load_adapter", "mixed_attention", "train"]
+__all__ = [
+    "Adapter", "CoeffDiffError", "__version__", "attach", "attach_from", "detach", "load_adapter", "mixed_attention",
+    "save", "train",
+]  # fmt: skip
 
 _PLACES = {
     "Adapter": "coeffdiff.hosts.applied_adapter",
     "CoeffDiffError": "coeffdiff.errors",
+    "attach": "coeffdiff.hosts.attach",
+    "attach_from": "coeffdiff.hosts.attach",
+    "detach": "coeffdiff.hosts.attach",
     "load_adapter": "coeffdiff.hosts.diffusers",
     "mixed_attention": "coeffdiff.method.attention",
+    "save": "coeffdiff.hosts.attach",
     "train": "coeffdiff.training.loop",
 }
 

@@ -93,6 +93,10 @@ class BaseWeightsChanged(RuntimeWarning):
     """The base model is not bit for bit what it was before an adapter: its LoRA was fused and taken out again."""
 
 
+class AlphaFrozen(RuntimeWarning):
+    """Alpha that was attached for training is in a model that trains, and something has frozen it."""
+
+
 class CachedAdapter(RuntimeWarning):
     """The Hub cannot be reached, and an adapter is the cached copy, which may be older than the Hub's."""
 

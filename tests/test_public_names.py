@@ -24,7 +24,8 @@ def test_every_public_name_is_there_and_documented(name):
 def test_the_public_names_are_these():
     """A name that is added or taken away is a decision, not an accident."""
     assert sorted(coeffdiff.__all__) == [
-        "Adapter", "CoeffDiffError", "__version__", "load_adapter", "mixed_attention", "train",
+        "Adapter", "CoeffDiffError", "__version__", "attach", "attach_from", "detach", "load_adapter",
+        "mixed_attention", "save", "train",
     ]  # fmt: skip
     assert set(coeffdiff.__all__) <= set(dir(coeffdiff))
 

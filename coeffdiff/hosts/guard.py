@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from coeffdiff.errors import InjectionError
+from coeffdiff.utils.wrappers import unwrapped as unwrapped
 
 Place = tuple[nn.Module, str, nn.Module]  # a module, and the child that it should have under a key
 
@@ -29,17 +30,6 @@ class Part(Protocol):
 
     def problem(self) -> str:
         """The sentence for a person if something is not as the adapter left it; otherwise empty."""
-
-
-def unwrapped(unet: nn.Module) -> Any:
-    """The module inside torch.compile's and DistributedDataParallel's wrappers."""
-    while True:
-        inner = getattr(unet, "_orig_mod", None)
-        if inner is None and isinstance(unet, nn.parallel.DistributedDataParallel):
-            inner = unet.module
-        if inner is None:
-            return unet
-        unet = inner
 
 
 def parts_of(unet: nn.Module) -> dict[str, Part]:

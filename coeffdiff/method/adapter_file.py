@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -21,9 +22,12 @@ from torch import Tensor
 from coeffdiff.errors import AdapterError
 from coeffdiff.method.adapter_header import FORMAT_VERSION, PARTS, AdapterHeader, is_harmless
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, HEADER_KEY, LORA_FILE
+from coeffdiff.method.attached_header import ATTACHED, ATTACHED_VERSION, AttachedHeader
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.not_an_adapter import name_of_tensors, no_tensors
 from coeffdiff.utils.atomic import in_utf8
+
+H = TypeVar("H", bound=BaseModel)
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -51,7 +55,7 @@ def refuse_large(where: str, name: str, size: int) -> None:
         raise AdapterError(f"{where} has {size / 2**20:.0f} MiB; no {name} is that large.")
 
 
-def pack_coefficients(alphas: dict[str, Tensor], header: AdapterHeader) -> bytes:
+def pack_coefficients(alphas: dict[str, Tensor], header: AdapterHeader | AttachedHeader) -> bytes:
     """The content of a COEFF_FILE: alphas as of alphas_of, and the header that describes the folder."""
     content: bytes = save(alphas, metadata={"format": "pt", HEADER_KEY: header.model_dump_json()})
     return content
@@ -65,6 +69,28 @@ def read_header(folder: Path) -> AdapterHeader:
 def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader, dict[str, Tensor]]:
     """Header and alphas of an adapter folder, every size checked before it is used. Raises: AdapterError."""
     file = folder / COEFF_FILE
+    header, shapes, values = _read_described(file, AdapterHeader, FORMAT_VERSION, tensors)
+    holds = {"coeff": bool(header.heads), "lora": bool(header.lora), "token": bool(header.vectors)}
+    if {part for part, held in holds.items() if held} != set(header.kind.split("+")):
+        raise AdapterError(
+            f"{file} says it is of kind {header.kind}, but its header describes something else."
+        )
+    _check_alphas(file, header.heads, shapes, values)
+    return header, values
+
+
+def read_attached(folder: Path) -> tuple[AttachedHeader, dict[str, Tensor]]:
+    """Header and alphas that coeffdiff.save wrote, every size checked before it is used. Raises: AdapterError."""
+    file = folder / COEFF_FILE
+    header, shapes, values = _read_described(file, AttachedHeader, ATTACHED_VERSION, tensors=True)
+    _check_alphas(file, header.heads, shapes, values)
+    return header, values
+
+
+def _read_described(
+    file: Path, schema: type[H], newest: int, tensors: bool
+) -> tuple[H, dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    """A file's header by its schema, the shapes of its tensors and, if asked for, their values."""
     metadata, shapes, values = _read_safetensors(file, tensors)
     if HEADER_KEY not in metadata:
         named = name_of_tensors(file)
@@ -74,12 +100,13 @@ def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader
         )
     try:
         raw = json.loads(metadata[HEADER_KEY])
+        _refuse_other_kind(file, raw, schema)
         version = raw.get("format_version") if isinstance(raw, dict) else None
-        if isinstance(version, int) and FORMAT_VERSION < version < 10**6:
+        if isinstance(version, int) and newest < version < 10**6:
             raise AdapterError(
-                f"{file} has format {version}; this coeffdiff reads up to {FORMAT_VERSION}. Update it."
+                f"{file} has format {version}; this coeffdiff reads up to {newest}. Update it."
             )
-        header = AdapterHeader.model_validate(raw)
+        return schema.model_validate(raw), shapes, values
     except (ValidationError, ValueError, RecursionError) as error:
         where = "its JSON"
         if isinstance(error, ValidationError):  # names a place, in which keys out of the file may stand
@@ -90,12 +117,26 @@ def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader
                 else place[0]
             )
         raise AdapterError(f"{file} has a damaged header ({where or 'its structure'}).") from None
-    holds = {"coeff": bool(header.heads), "lora": bool(header.lora), "token": bool(header.vectors)}
-    if {part for part, held in holds.items() if held} != set(header.kind.split("+")):
+
+
+def _refuse_other_kind(file: Path, raw: object, schema: type[BaseModel]) -> None:
+    attached = isinstance(raw, dict) and raw.get("kind") == ATTACHED
+    if attached and schema is AdapterHeader:
         raise AdapterError(
-            f"{file} says it is of kind {header.kind}, but its header describes something else."
+            f"{file} holds the alphas of one model, written by coeffdiff.save, and is no adapter of a pipeline: "
+            "load it with coeffdiff.attach_from(model, folder)."
         )
-    expected = {f"{layer}.alpha": (heads, heads) for layer, heads in header.heads.items()}
+    if not attached and schema is AttachedHeader and isinstance(raw, dict) and "base_model" in raw:
+        raise AdapterError(
+            f"{file} is an adapter for an SDXL pipeline, not the alphas of one model: load it with "
+            "coeffdiff.load_adapter(pipe, folder)."
+        )
+
+
+def _check_alphas(
+    file: Path, heads: dict[str, int], shapes: dict[str, tuple[int, ...]], values: dict[str, Tensor]
+) -> None:
+    expected = {f"{layer}.alpha": (count, count) for layer, count in heads.items()}
     if shapes != expected:
         odd = sorted(set(shapes.items()) ^ set(expected.items()))[0][0]
         raise AdapterError(
@@ -104,7 +145,6 @@ def read_coefficients(folder: Path, tensors: bool = True) -> tuple[AdapterHeader
     for key, tensor in values.items():
         if tensor.dtype != torch.float32 or not tensor.isfinite().all():
             raise AdapterError(f"{file}: {key} is not finite float32.")
-    return header, values
 
 
 def read_lora(

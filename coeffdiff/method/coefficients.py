@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coeffdiff.utils.seeding import generator_for
@@ -25,7 +26,9 @@ class Coefficients(nn.Module):
         residual    I + s * (m * alpha)         alpha starts at zero
         identity    I + s * (m * alpha - I)     alpha starts at I, without residual
         random      I + s * (m * alpha - I)     alpha starts as noise of standard deviation 1 / sqrt(H)
-    so that s = 1 is what was trained and s = 0 is ordinary attention in every form. The paper trains the
+    so that s = 1 is what was trained and s = 0 is ordinary attention in every form. Two kinds of dropout fill m:
+    draw_dropout once a step, from a seed, and `dropout`, a probability, at every forward in train() mode, from torch's
+    own generator. The paper trains the
     residual form and ablates the others; it names no spread for the random one, so 1 / sqrt(H) is ours.
 
     Source: Miao, Chen and Qiu 2025, arXiv 2503.18337, section 4.
@@ -45,6 +48,7 @@ class Coefficients(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.form, self.mixes = heads, form, mixes
+        self.dropout = 0.0
         starts = {
             "residual": lambda: torch.zeros(heads, heads),
             "identity": lambda: torch.eye(heads),
@@ -59,6 +63,8 @@ class Coefficients(nn.Module):
     def deviation(self) -> Tensor:
         """What this adapter adds to the identity, [H, H]; several adapters on a layer add up."""
         kept = self.mask * self.alpha
+        if self.dropout and self.training:
+            kept = F.dropout(kept, self.dropout)
         return self.scale * (kept if self.form == "residual" else kept - self.identity)
 
     def forward(self) -> Tensor:

@@ -28,8 +28,8 @@ class Coefficients(nn.Module):
         random      I + s * (m * alpha - I)     alpha starts as noise of standard deviation 1 / sqrt(H)
     so that s = 1 is what was trained and s = 0 is ordinary attention in every form. Two kinds of dropout fill m:
     draw_dropout once a step, from a seed, and `dropout`, a probability, at every forward in train() mode, from torch's
-    own generator. The paper trains the
-    residual form and ablates the others; it names no spread for the random one, so 1 / sqrt(H) is ours.
+    own generator. The paper trains the residual form and ablates the others; it names no spread for the random one, so
+    1 / sqrt(H) is ours.
 
     Source: Miao, Chen and Qiu 2025, arXiv 2503.18337, section 4.
     """

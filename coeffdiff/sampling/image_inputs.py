@@ -17,7 +17,7 @@ from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.models.controlnet import ControlNet, load_controlnet
 from coeffdiff.sampling.options import Options
 
-_SOFTEST = 0.6  # default strength; with a mask all inside is drawn anew
+_STRENGTH = 0.6  # by default; with a mask all inside is drawn again
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ImageOptions:
     """What `sample` was asked to begin from and to be steered by.
 
     strength: share of the denoising steps that are made from init_image, above 0 and at most 1; None: 0.6, with a
-    mask 1. mask_image: white where the picture is drawn anew. controlnet: hub id or folder.
+    mask 1. mask_image: white where the picture is drawn again. controlnet: hub id or folder.
     """
 
     init_image: Path | None = None
@@ -89,7 +89,7 @@ def read_inputs(asked: ImageOptions, options: Options, native: int, step: int) -
         native: side in pixels of the model's own pictures. step: of which sides are multiples.
     Raises: ConfigError for a picture that cannot be read, a mask of another size, or a strength without a step.
     """
-    strength = asked.strength or (1.0 if asked.mask_image else _SOFTEST)
+    strength = asked.strength or (1.0 if asked.mask_image else _STRENGTH)
     if asked.init_image and int(options.steps * strength) < 1:
         raise ConfigError(
             f"--strength {strength:g} of {options.steps} steps leaves no step to make; raise one."
@@ -143,7 +143,7 @@ def pipeline_for(pipe: Any, inputs: ImageInputs, controlnet: Any = None) -> Any:
 def call_arguments(inputs: ImageInputs, count: int, size: tuple[int, int]) -> dict[str, Any]:
     """Further arguments of the pipeline's call for a batch of so many pictures."""
     arguments: dict[str, Any] = {}
-    if inputs.mask or inputs.control or not inputs.init:  # img2img takes the picture's own size
+    if inputs.mask or inputs.control:  # img2img takes the picture's own size
         arguments |= {"width": size[0], "height": size[1]}
     if inputs.init:
         arguments |= {"image": [inputs.init] * count, "strength": inputs.strength}

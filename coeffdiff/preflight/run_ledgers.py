@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,13 +64,14 @@ def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
     encoders, unet, vae = [networks[name] for name in _ENCODERS], networks["unet"], networks["vae"]
     weights = {name: bytes_of(network) for name, network in networks.items()}
 
+    kept = partial(optimizer_bytes, work.optimizer, work.optimizer_args, work.averaged)
     parameters = make_learnable(unet, work.learned)
     unet_bytes, trained = bytes_of(unet), sum(parameter.numel() for parameter in parameters)
-    states = beside_unet = optimizer_bytes(work.optimizer, parameters)
+    states = beside_unet = kept([parameter.numel() for parameter in parameters])
     if work.learns_token:
-        token_numbers = work.token_vectors * sum(encoder.config.hidden_size for encoder in encoders)
-        trained += token_numbers
-        states += 8 * token_numbers
+        rows = [work.token_vectors * encoder.config.hidden_size for encoder in encoders]
+        trained += sum(rows)
+        states += kept(rows)
         beside_unet = states + sum(
             bytes_of(encoder) + text_activations(encoder, work.rows, work.narrow) for encoder in encoders
         )

@@ -35,6 +35,10 @@ class Trainables:
     def alphas(self) -> list[Tensor]:
         return [c.alpha for c in self.coefficients.values()]
 
+    def parameters(self) -> list[nn.Parameter]:
+        """All that learns, in the order of tensors()."""
+        return [*self.alphas, *self._named.values()]
+
     def tensors(self) -> dict[str, Tensor]:
         """Copies on the CPU under the names that checkpoints use."""
         named = {f"{layer}.alpha": c.alpha for layer, c in self.coefficients.items()} | self._named

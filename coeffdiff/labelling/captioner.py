@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from coeffdiff.errors import ConfigError
+from coeffdiff.labelling.defaults import CAPTIONER
 from coeffdiff.labelling.networks import (
     Found,
     find_network,
@@ -20,7 +21,6 @@ from coeffdiff.labelling.networks import (
 )
 from coeffdiff.utils.console import quiet_libraries
 
-USUAL = "Salesforce/blip-image-captioning-base"
 MOST_TOKENS = 60  # of a caption; with the subject it is to fit into SDXL's 75
 _BEAMS = 3
 _CHAT = "Describe this photo in one short sentence."
@@ -45,6 +45,11 @@ class Captioner:
     tokenizer: Any
     prompt: str | None
     chat: bool
+
+    @property
+    def device(self) -> str:
+        """cpu, cuda or mps."""
+        return str(self.network.device.type)
 
     @torch.no_grad()
     def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
@@ -104,7 +109,7 @@ def find_captioner(name: str) -> Found:
     """Raises: ModelError if there is no such model, or it is none that makes text of pictures."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    return find_network(name, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "an image-to-text model", USUAL)
+    return find_network(name, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "an image-to-text model", CAPTIONER)
 
 
 def load_captioner(

@@ -51,7 +51,7 @@ def caption_places(photos: Sequence[Photo], *, overwrite: bool) -> Places:
     def refused(photo: Photo, file: Path) -> str | None:
         if not overwrite:
             if photo.caption:
-                return "it has a caption already"
+                return "there is a caption already"
             return _why_no_caption(file)
         files = Captions.of(_beside(photo, entries, file), ()).files_of(photo.path)
         return _why_not_first(files[0], file) if files[0] != file else None
@@ -70,7 +70,7 @@ def mask_places(photos: Sequence[Photo], *, overwrite: bool) -> Places:
     def refused(photo: Photo, file: Path) -> str | None:
         if photo.mask and not overwrite:
             own = photo.mask.path == photo.path
-            return f"it has a mask already, {'its alpha channel' if own else printable_name(photo.mask.path)}"
+            return "the alpha channel is the mask" if own else "there is a mask already"
         first = Masks(_beside(photo, entries, file), SUFFIXES).of(photo.path)
         return _why_not_first(first, file) if first and first != file else None
 

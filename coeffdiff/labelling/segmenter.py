@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError
+from coeffdiff.labelling.defaults import CONFIDENCE, SEGMENTER, THRESHOLD
 from coeffdiff.labelling.labels import matching_labels
 from coeffdiff.labelling.networks import (
     Found,
@@ -23,15 +24,16 @@ from coeffdiff.labelling.networks import (
 )
 from coeffdiff.utils.console import print_info, quiet_libraries
 
-USUAL = "CIDAS/clipseg-rd64-refined"
-THRESHOLD = 0.3  # of CLIPSeg's scores, OneTrainer's default too
-_CONFIDENCE = 0.5  # from which a network with labels is believed that it sees one
 _ANY_WORDS = "clipseg"
 # OneFormer fetches a file of labels from the Hub at each start; VidEoMT wants videos
 _NOT_USED = ("oneformer", "videomt")
 
 
 class Segmenter(Protocol):
+    @property
+    def device(self) -> str:
+        """cpu, cuda or mps."""
+
     def marks(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
         """For each RGB picture where it shows the subject: [h, w], bool, of the picture's shape but perhaps smaller."""
 
@@ -45,6 +47,10 @@ class WordSegmenter:
     processor: Any
     words: str
     threshold: float
+
+    @property
+    def device(self) -> str:
+        return str(self.network.device.type)
 
     @torch.no_grad()
     def marks(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
@@ -75,6 +81,10 @@ class LabelSegmenter:
     labels: frozenset[str]
     options: dict[str, float]
 
+    @property
+    def device(self) -> str:
+        return str(self.pipeline.model.device.type)
+
     @torch.no_grad()
     def marks(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
         found = []
@@ -100,7 +110,7 @@ def find_segmenter(name: str) -> Found:
         *auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
         _ANY_WORDS,
     }.difference(_NOT_USED)
-    return find_network(name, kinds, "a segmentation model", USUAL)
+    return find_network(name, kinds, "a segmentation model", SEGMENTER)
 
 
 def load_segmenter(
@@ -142,7 +152,7 @@ def _options(found: Found, processor: Any, threshold: float | None) -> dict[str,
         processor, "post_process_instance_segmentation"
     )
     if separate:
-        return {"threshold": _CONFIDENCE if threshold is None else threshold}
+        return {"threshold": CONFIDENCE if threshold is None else threshold}
     if threshold is not None:
         raise ConfigError(
             f"{found.name} gives each pixel its most probable label, so there is no --threshold; leave it out."

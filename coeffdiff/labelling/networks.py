@@ -45,12 +45,16 @@ def find_network(name: str, kinds: Collection[str], wanted: str, usual: str) -> 
     Raises: ModelError if there is none, it is of another kind, or it is not available offline.
     """
     folder = encoder_folder(name)
-    with quiet_libraries(), loading_errors(f"The model {name}"):
-        from transformers import AutoConfig
+    needed = f"{wanted} of transformers is needed, such as {usual}"
+    try:
+        with quiet_libraries(), loading_errors(f"The model {name}"):
+            from transformers import AutoConfig
 
-        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+            kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+    except ModelError as error:  # no model at all, or one with code of its own, which is not run
+        raise ModelError(f"{str(error).rstrip('.')}; {needed}.") from error
     if kind not in kinds:
-        raise ModelError(f"{name} is a {kind}, and {wanted} of transformers is needed, such as {usual}.")
+        raise ModelError(f"{name} is a {kind}, and {needed}.")
     return Found(name, folder, kind)
 
 

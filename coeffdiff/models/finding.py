@@ -141,6 +141,8 @@ def encoder_folder(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
+    if path.is_file():
+        raise ModelError(f"{name} is a file; pass the folder with its config.json and weights, or a hub id.")
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"{name} is neither a folder here nor a hub id of the form owner/name.")
     read = [*_TRANSFORMERS_FILES, "*.bin"]

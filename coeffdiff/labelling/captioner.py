@@ -29,7 +29,6 @@ _PROMPTS = {
     "florence2": "<CAPTION>",
     "paligemma": "caption en",
     "instructblip": "Write a short description of the photo.",
-    "kosmos-2": "An image of",
 }
 _CONTINUES = ("blip", "git")  # their captions begin with the prompt
 _WITHOUT_TEXT = "vision-encoder-decoder"

@@ -173,23 +173,27 @@ def _bare(model: nn.Module) -> Any:
 def _host_of(model: nn.Module) -> Any:
     """The module of hosts/ that knows this model. Raises: InjectionError."""
     inner = _bare(model)
-    for base in type(inner).__mro__:
-        if (base.__module__.split(".")[0], base.__name__) in _HOSTS:
-            return import_module(_HOSTS[base.__module__.split(".")[0], base.__name__])
-    raise InjectionError(
-        f"alpha cannot be attached to a {type(inner).__name__}: coeffdiff.attach takes models of transformers and "
-        "diffusers' SDXL UNet (pipe.unet)."
+    if not isinstance(inner, nn.Module):
+        parts = getattr(inner, "components", None)
+        found = [f"pipe.{name}" for name in ("transformer", "unet") if isinstance(parts, dict) and name in parts]
+        raise InjectionError(
+            f"alpha cannot be attached to a {type(inner).__name__}: coeffdiff.attach takes a torch.nn.Module"
+            + (f", here {found[0]}." if found else ".")
+        )
+    if _is_unet(inner) and (host := import_module("coeffdiff.hosts.unet_attach")).takes(inner):
+        return host
+    return import_module("coeffdiff.hosts.any_module")
+
+
+def _is_unet(model: nn.Module) -> bool:
+    return any(
+        base.__module__.startswith("diffusers.") and base.__name__ == "UNet2DConditionModel"
+        for base in type(model).__mro__
     )
 
 
-_HOSTS = {
-    ("transformers", "PreTrainedModel"): "coeffdiff.hosts.transformers",
-    ("diffusers", "UNet2DConditionModel"): "coeffdiff.hosts.unet_attach",
-}
-
-
 def _model_type(model: Any) -> str:
-    return str(getattr(model.config, "model_type", "") or type(model).__name__)
+    return str(getattr(getattr(model, "config", None), "model_type", "") or type(model).__name__)
 
 
 def _refuse_mismatch(model: Any, own: dict[str, int], header: AttachedHeader, folder: Path) -> None:

@@ -1,9 +1,10 @@
-"""attach, attached and detach for a diffusers SDXL UNet, on top of unet.py."""
+"""attach, attached and detach for a diffusers UNet of Stable Diffusion's kind (1.5, 2.1, SDXL), on top of unet.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from coeffdiff.errors import ConfigError
@@ -13,14 +14,20 @@ from coeffdiff.method.coefficients import Coefficients
 _NAME = "attached"  # beside adapters that load_adapter puts on the same UNet
 
 
+def takes(unet: nn.Module) -> bool:
+    """Whether its attention layers are of that kind, as those of Kandinsky, which attend to two texts, are not."""
+    return not any(layer.group_norm or layer.added_kv_proj_dim for layer in attention_layers(unet).values())
+
+
 def attach(unet: nn.Module, targets: str | Iterable[str], trainable: bool) -> dict[str, Coefficients]:
     """See coeffdiff.attach; trainable decides nothing here. Raises: InjectionError, ConfigError."""
     if isinstance(targets, str):
         layers = inject(unet, _NAME, targets=_targets(targets))
     else:
         layers = inject(unet, _NAME, blocks=targets)
+    wide = torch.promote_types(next(unet.parameters()).dtype, torch.float32)
     for layer in layers.values():
-        layer.train(unet.training)  # for dropout
+        layer.to(wide).train(unet.training)  # for dropout
     return layers
 
 

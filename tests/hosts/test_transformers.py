@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
+from attention_oracle import fill, flat, oracle, sharpened
 from torch import nn
 
 import coeffdiff
@@ -111,11 +111,7 @@ def family(request):
     """(name, a float64 model in eval mode, inputs); a test leaves the model as it found it."""
     torch.manual_seed(0)
     model, inputs = FAMILIES[request.param]()
-    for (
-        parameter
-    ) in model.parameters():  # far from the start values, so that attention is sharp and biases count
-        nn.init.normal_(parameter, std=0.4)
-    return request.param, model.double().eval(), inputs
+    return request.param, sharpened(model), inputs
 
 
 def outputs(model, inputs):
@@ -126,47 +122,7 @@ def outputs(model, inputs):
     out = model(**inputs, return_dict=True)
     if not inputs.get("attention_mask", WORDS)[:, 0].all():
         return out.logits[inputs["attention_mask"].bool()].flatten()
-    return torch.cat([t.flatten() for t in tensors(out)])
-
-
-def tensors(out):
-    if isinstance(out, torch.Tensor):
-        return [out] if out.is_floating_point() else []
-    if isinstance(out, dict):
-        return [t for key, part in out.items() if key != "past_key_values" for t in tensors(part)]
-    return [t for part in out for t in tensors(part)] if isinstance(out, tuple) else []
-
-
-def fill(alphas, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for alpha in alphas.values():
-            alpha.copy_(torch.randn(alpha.shape, generator=generator) * 0.3)
-
-
-@contextmanager
-def oracle(model, alphas):
-    """A copy of the model that runs its own eager code, whose softmax in each layer is followed by I + alpha."""
-    copied = copy.deepcopy(model)
-    copied.set_attn_implementation("eager")
-    inside, real = [], nn.functional.softmax
-
-    def softmax(scores, dim=-1, **_):  # without dtype=float32, which eager code asks for
-        maps = real(scores, dim=dim)
-        if not inside:
-            return maps
-        alpha = alphas[inside[-1]]
-        return torch.einsum("hg,bgqk->bhqk", torch.eye(len(alpha), dtype=maps.dtype) + alpha, maps)
-
-    for name in alphas:
-        layer = copied.get_submodule(name)
-        layer.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
-        layer.register_forward_hook(lambda *_: inside.pop() and None)
-    nn.functional.softmax = softmax
-    try:
-        yield copied
-    finally:
-        nn.functional.softmax = real
+    return flat(out)
 
 
 def test_a_model_with_alpha_is_the_formula(family):

@@ -1,4 +1,4 @@
-"""Which layers of a transformers model alpha can reach, which of them are meant, and how many heads they have."""
+"""Which layers of a model alpha can reach, which of them are meant, and how many heads they have."""
 
 from __future__ import annotations
 
@@ -10,55 +10,48 @@ from typing import Any
 from torch import nn
 
 from coeffdiff.errors import ConfigError, InjectionError
-from coeffdiff.hosts.transformers_attention import ORIGINALS
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _CROSS = ("cross", "encoder_attn", "encdecattention", "encoder_decoder")  # in names of layers and classes
+_DIFFUSERS = ("Attention", "AttentionModuleMixin")
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer that calls transformers' attention interface, by name. Raises: InjectionError if some do not."""
-    layers = {name: module for name, module in model.named_modules() if dispatches(module)}
+    """Every layer that computes attention with alpha in reach, by name. Raises: InjectionError if there is none."""
+    layers = {name: module for name, module in model.named_modules() if _attends(module)}
     if not layers:
-        foreign = next((name for name, module in model.named_modules() if _attends_itself(module)), None)
-        found = f"its {foreign} computes attention itself" if foreign else "it has no attention layer"
         raise InjectionError(
-            f"alpha cannot be attached to this {type(model).__name__}: {found}, and coeffdiff needs layers that call "
-            "transformers' attention interface, as BERT, ViT, CLIP, Llama and T5 do."
+            f"alpha cannot be attached to this {type(model).__name__}: it has no attention layer. coeffdiff knows "
+            "those of transformers and diffusers, torch.nn.MultiheadAttention, and modules called ...Attention with "
+            "projections of their own."
         )
-    for name, module in layers.items():
-        used = module.config._attn_implementation or "eager"
-        if used not in ORIGINALS:
-            raise InjectionError(
-                f"{name} uses the attention implementation {used!r}, whose maps alpha cannot reach: load the model "
-                'with attn_implementation="sdpa" (or "eager").'
-            )
     return layers
 
 
 def select_layers(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Module]:
-    """The layers that targets leave. Raises: ConfigError, InjectionError."""
+    """The layers that targets leave. Raises: ConfigError; InjectionError if some of them have no maps."""
     layers = attention_layers(model)
     if isinstance(targets, str):
         if targets not in ("all", "self", "cross"):
             raise ConfigError(
                 f'targets must be "all", "self", "cross" or a list of layer names, not {targets!r}.'
             )
-        foreign = [name for name, module in model.named_modules() if _attends_itself(module)]
-        if foreign:
-            raise InjectionError(
-                f"{foreign[0]} ({len(foreign)} such layers) computes attention itself, so alpha cannot reach it: pass "
-                f"as targets the names of the layers or blocks that shall have alpha, such as {next(iter(layers))!r}."
-            )
+        memories = _memories(model)
         chosen = {
             name: module
             for name, module in layers.items()
-            if targets in ("all", "cross" if _is_cross(name, module) else "self")
+            if targets in ("all", "cross" if module in memories or _is_cross(name, module) else "self")
         }
     else:
         chosen = _named(model, layers, list(targets))
     if not chosen:
         raise ConfigError(f"This {type(model).__name__} has no attention layer for targets {targets!r}.")
+    if linear := [name for name, module in chosen.items() if _is_linear(module)]:
+        example = next((name for name, module in layers.items() if not _is_linear(module)), None)
+        raise InjectionError(
+            f"{linear[0]} ({len(linear)} such layers) is linear attention, which has no maps to mix"
+            + (f": pass targets that leave it out, such as [{example!r}]." if example else ".")
+        )
     return chosen
 
 
@@ -82,22 +75,51 @@ def forward_of(module: nn.Module) -> Any:
 
 
 def dispatches(module: nn.Module) -> bool:
+    """Whether it calls transformers' attention interface."""
     code: Any = getattr(forward_of(module), "__code__", None)
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names and hasattr(module, "config")
 
 
-def _attends_itself(module: nn.Module) -> bool:
-    """Whether it looks like attention (by its class's name and projections of its own) and does not dispatch."""
-    if isinstance(module, nn.MultiheadAttention):
+def folds_heads(module: nn.Module) -> bool:
+    """Whether maps [B * H, Q, K] of it have the heads of one batch entry side by side."""
+    return isinstance(module, nn.MultiheadAttention) or _is_of_diffusers(module)
+
+
+def _attends(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention) or _is_of_diffusers(module) or dispatches(module):
         return True
-    named = "Attention" in type(module).__name__ and not dispatches(module)
+    inside = (part for part in module.modules() if part is not module)
+    return _looks_like_attention(module) and not any(map(_attends, inside))
+
+
+def _is_of_diffusers(module: nn.Module) -> bool:
+    return any(
+        base.__module__.startswith("diffusers.") and base.__name__ in _DIFFUSERS
+        for base in type(module).__mro__
+    )
+
+
+def _looks_like_attention(module: nn.Module) -> bool:
+    """By its class's name, and projections of its own."""
+    if "Attention" not in type(module).__name__:
+        return False
     projections = [c for c in module.children() if isinstance(c, nn.Linear) or type(c).__name__ == "Conv1D"]
-    return named and (len(projections) > 1 or any(map(_is_fused, projections)))
+    return len(projections) > 1 or any(map(_is_fused, projections))
 
 
 def _is_fused(projection: Any) -> bool:
     rows, columns = map(int, projection.weight.shape)
     return max(rows, columns) == 3 * min(rows, columns)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    names = (type(module).__name__, type(getattr(module, "processor", None)).__name__)
+    return any("LinearAtt" in name for name in names)
+
+
+def _memories(model: nn.Module) -> set[nn.Module]:
+    """The cross-attentions of torch's own decoder layers, whose names do not say so."""
+    return {part.multihead_attn for part in model.modules() if isinstance(part, nn.TransformerDecoderLayer)}
 
 
 def _is_cross(name: str, module: nn.Module) -> bool:
@@ -107,7 +129,8 @@ def _is_cross(name: str, module: nn.Module) -> bool:
 
 
 def heads_of(name: str, module: nn.Module) -> int:
-    for place in (module, module.config):
+    """Raises: InjectionError if nothing on the layer says it."""
+    for place in (module, getattr(module, "config", None)):
         for attribute in _HEADS:
             if isinstance(count := getattr(place, attribute, None), int):
                 return count

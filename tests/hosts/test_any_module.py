@@ -275,5 +275,5 @@ def test_saved_alphas_come_back(family, tmp_path):
     expected = outputs(model, inputs)
     coeffdiff.save(model, tmp_path)
     coeffdiff.detach(model)
-    assert coeffdiff.attach_from(fresh, tmp_path).keys() == alphas.keys()
+    assert coeffdiff.attach_from(fresh, tmp_path, trainable=True).keys() == alphas.keys()
     assert torch.equal(outputs(fresh, inputs), expected)

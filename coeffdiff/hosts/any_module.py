@@ -9,7 +9,14 @@ from typing import Any
 from torch import nn
 
 from coeffdiff.errors import InjectionError
-from coeffdiff.hosts.attention_layers import attention_layers, dispatches, folds_heads, heads_of, select_layers
+from coeffdiff.hosts.attention_layers import (
+    attention_layers,
+    dispatches,
+    folds_heads,
+    heads_of,
+    known_heads,
+    select_layers,
+)
 from coeffdiff.hosts.interception import Intercepted, intercept, release
 from coeffdiff.hosts.slot import CHILD, SLOT, Slot, coefficients_for, warn_if_frozen
 from coeffdiff.method.coefficients import Coefficients
@@ -83,8 +90,9 @@ def detach(model: Any) -> None:
 
 
 def heads_by_layer(model: nn.Module) -> dict[str, int]:
-    """How many heads each layer has that alpha can reach, by its name; nothing for a model without such layers."""
-    return {name: heads_of(name, module) for name, module in attention_layers(model).items()}
+    """How many heads each layer has that alpha can reach, by its name. Raises: InjectionError if there is none."""
+    found = {name: known_heads(module) for name, module in attention_layers(model).items()}
+    return {name: heads for name, heads in found.items() if heads is not None}
 
 
 def _without_nested_tensors(model: nn.Module) -> list[nn.TransformerEncoder]:

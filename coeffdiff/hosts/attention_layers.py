@@ -130,10 +130,15 @@ def _is_cross(name: str, module: nn.Module) -> bool:
 
 def heads_of(name: str, module: nn.Module) -> int:
     """Raises: InjectionError if nothing on the layer says it."""
-    for place in (module, getattr(module, "config", None)):
-        for attribute in _HEADS:
-            if isinstance(count := getattr(place, attribute, None), int):
-                return count
-    raise InjectionError(
-        f"{name} ({type(module).__name__}) does not say how many heads it has: leave it out of targets."
-    )
+    if (heads := known_heads(module)) is None:
+        raise InjectionError(
+            f"{name} ({type(module).__name__}) does not say how many heads it has: leave it out of targets, or give "
+            "it an attribute num_heads."
+        )
+    return heads
+
+
+def known_heads(module: nn.Module) -> int | None:
+    places = (module, getattr(module, "config", None))
+    counts = (getattr(place, attribute, None) for place in places for attribute in _HEADS)
+    return next((count for count in counts if isinstance(count, int)), None)

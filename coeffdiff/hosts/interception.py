@@ -52,7 +52,6 @@ class Intercepted(Slot):
         self.used = mode.calls == 1
         return out
 
-
     def problem(self, module: Any) -> str:
         if self.module is module:
             return ""

@@ -37,7 +37,8 @@ def mixed_heads(
     Args:
         query: [B, H, Q, D].  key: [B, G, K, D].  value: [B, G, K, E]; G divides H, and B may be 1 for keys and values.
         coeff: [H, H]; None leaves the maps as they are.
-        mask: broadcastable to [B, H, Q, K]; True = may be seen, or a float that is added. A static cache's may be wider.
+        mask: broadcastable to [B, H, Q, K]; True = may be seen, or a float that is added. A static
+            cache's may be wider.
         bias: added to the scores beside the mask.
         causal: without a mask, query i sees keys 0 to i.
         softcap: scores become softcap * tanh(scores / softcap).

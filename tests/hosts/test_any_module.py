@@ -33,12 +33,19 @@ def step(channels=4, side=4, text=16, **others):
 
 def unet(channels=4, **others):
     """A UNet of Stable Diffusion 1.5's kind: one block with attention, one in the middle, 2 + 2 + 4 + ... layers."""
-    sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 16}
+    sizes = {
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "cross_attention_dim": 16,
+    }
     kinds = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     }
-    model = df.UNet2DConditionModel(in_channels=channels, sample_size=8, **sizes | kinds | {"attention_head_dim": 2} | others)
+    model = df.UNet2DConditionModel(
+        in_channels=channels, sample_size=8, **sizes | kinds | {"attention_head_dim": 2} | others
+    )
     inputs = step(channels, 8)
     return model, {"sample": inputs.pop("hidden_states")} | inputs
 
@@ -56,15 +63,25 @@ def kandinsky():
 
 
 def unet2d():
-    config = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 8}
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    config = {
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "attention_head_dim": 8,
+    }
+    blocks = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
     return df.UNet2DModel(sample_size=8, **config, **blocks), {"sample": noise(2, 3, 8, 8), "timestep": 3}
 
 
 def pixart():
     config = DIT | {"cross_attention_dim": 16, "caption_channels": 16, "sample_size": 4, "norm_num_groups": 1}
     mask = {"encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])}
-    return df.PixArtTransformer2DModel(**config), step(**mask, added_cond_kwargs={"resolution": None, "aspect_ratio": None})
+    return df.PixArtTransformer2DModel(**config), step(
+        **mask, added_cond_kwargs={"resolution": None, "aspect_ratio": None}
+    )
 
 
 def sd3():
@@ -124,7 +141,12 @@ class Reader(nn.Module):
 
 def reader():
     blocked = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
-    return Reader(), {"x": noise(2, 4, 16), "keys": noise(2, 5, 6), "values": noise(2, 5, 10), "blocked": blocked}
+    return Reader(), {
+        "x": noise(2, 4, 16),
+        "keys": noise(2, 5, 6),
+        "values": noise(2, 5, 10),
+        "blocked": blocked,
+    }
 
 
 def encoder():
@@ -166,7 +188,9 @@ def vilt():
 
 
 def swin2():
-    config = tf.Swinv2Config(image_size=16, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=2)
+    config = tf.Swinv2Config(
+        image_size=16, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=2
+    )
     return tf.Swinv2Model(config), {"pixel_values": noise(2, 3, 16, 16)}
 
 
@@ -203,7 +227,11 @@ FAMILIES = {
     "gptj": (gptj, 2, "all"),
     "swinv2": (swin2, 4, "all"),
     "deberta": (lambda: (tf.DebertaV2Model(tf.DebertaV2Config(**TOWN, **SIZE)), text()), 2, "all"),
-    "bloom": (lambda: (tf.BloomModel(tf.BloomConfig(**TOWN, hidden_size=16, n_layer=2, n_head=4)), text()), 2, "all"),
+    "bloom": (
+        lambda: (tf.BloomModel(tf.BloomConfig(**TOWN, hidden_size=16, n_layer=2, n_head=4)), text()),
+        2,
+        "all",
+    ),
     "falcon": (lambda: (tf.FalconModel(tf.FalconConfig(**TOWN, **SIZE, alibi=False)), text()), 2, "all"),
 }
 # Their rotary positions or their softmax run in float32 whatever the model's precision is, in the model's own code too
@@ -223,9 +251,8 @@ def outputs(model, inputs):
     return flat(model(**inputs))
 
 
-def test_a_model_with_alpha_is_the_formula(family):
+def assert_formula(name, model, inputs):
     """Outputs and every alpha's gradient are those of (I + alpha) softmax(...) V, in all layers."""
-    name, model, inputs = family
     _, count, targets = FAMILIES[name]
     alphas = coeffdiff.attach(model, targets)
     assert len(alphas) == count
@@ -243,6 +270,11 @@ def test_a_model_with_alpha_is_the_formula(family):
     for one, other in zip(gradients, expected_gradients, strict=True):
         assert other.abs().max() > 1e-4
         torch.testing.assert_close(one, other, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+def test_a_model_with_alpha_is_the_formula(family):
+    """See assert_formula."""
+    assert_formula(*family)
 
 
 def test_detach_gives_the_model_back(family):
@@ -277,3 +309,244 @@ def test_saved_alphas_come_back(family, tmp_path):
     coeffdiff.detach(model)
     assert coeffdiff.attach_from(fresh, tmp_path, trainable=True).keys() == alphas.keys()
     assert torch.equal(outputs(fresh, inputs), expected)
+
+
+def build(name):
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[name][0]()
+    return sharpened(model), inputs
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    {
+        "pixart": ["to_q", "to_v"],
+        "flux": ["to_k", "add_q_proj"],
+        "mpnet": ["q", "v"],
+        "transformer": ["self_attn"],
+    }.items(),
+)
+def test_lora_beside_alpha(name, layers):
+    """In the same layers, through diffusers' add_adapter or PEFT's get_peft_model before attach: both train."""
+    from peft import LoraConfig, get_peft_model
+
+    model, inputs = build(name)
+    config = LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
+    if hasattr(model, "add_adapter") and name in ("pixart", "flux"):
+        model.add_adapter(config)
+    else:
+        model = get_peft_model(model, config).eval()
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare.double()
+    loras = {p for p in model.parameters() if p.requires_grad}
+    assert_formula(name, bare, inputs)
+    alphas = coeffdiff.attach(model, dropout=0.0)
+    assert {p for p in model.parameters() if p.requires_grad} == loras | set(alphas.values())
+    flat(model(**inputs)).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
+    coeffdiff.detach(model)
+    assert {p for p in model.parameters() if p.requires_grad} == loras
+
+
+def test_peft_after_attach_is_reported():
+    """get_peft_model freezes alpha in layers of own code too."""
+    from peft import LoraConfig, get_peft_model
+
+    from coeffdiff.errors import AlphaFrozen
+
+    model, inputs = build("mpnet")
+    coeffdiff.attach(model)
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q"])).train()
+    with pytest.warns(AlphaFrozen, match=r"encoder.layer.\d.attention.attn is frozen.*after get_peft_model"):
+        wrapped(**inputs)
+
+
+@pytest.mark.parametrize("name", ["pixart", "encoder"])
+@torch.no_grad()
+def test_a_compiled_model_gives_the_same(name):
+    """torch.compile compiles what is around intercepted layers; fullgraph=True, which forbids that, says so."""
+    model, inputs = build(name)
+    fill(coeffdiff.attach(model))
+    torch.testing.assert_close(outputs(torch.compile(model, backend="eager"), inputs), outputs(model, inputs))
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="coeffdiff intercepts this layer's attention"):
+        torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # which torch itself uses
+@pytest.mark.parametrize("name", ["encoder", "transformer"])
+def test_torchs_fast_paths_do_not_leave_alpha_out(name):
+    """Without gradients torch's layers run as one kernel and drop padding; with alpha they compute as with gradients."""
+    model, inputs = build(name)
+    model.requires_grad_(False)
+    with torch.no_grad():
+        before = outputs(model, inputs)
+        fill(coeffdiff.attach(model))
+        found = outputs(model, inputs)
+    assert (found - before).abs().max() > 1e-3
+    torch.testing.assert_close(found, outputs(model, inputs), rtol=1e-10, atol=1e-10)
+    coeffdiff.detach(model)
+    model.requires_grad_(False)
+    with torch.no_grad():
+        assert torch.equal(outputs(model, inputs), before)
+
+
+def test_weights_of_multihead_attention_are_the_mixed_maps():
+    """need_weights=True returns (I + alpha) A of the A that it returns without alpha."""
+    torch.manual_seed(0)
+    layer, x = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.randn(3, 5, 8)
+    _, plain = layer(x, x, x, average_attn_weights=False)
+    (alpha,) = coeffdiff.attach(layer).values()
+    fill({"": alpha})
+    _, maps = layer(x, x, x, average_attn_weights=False)
+    torch.testing.assert_close(maps, torch.einsum("hg,bgqk->bhqk", torch.eye(2) + alpha, plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "layers"),
+    [
+        ("transformer", "cross", ["decoder.layers.0.multihead_attn", "decoder.layers.1.multihead_attn"]),
+        ("pixart", "cross", ["transformer_blocks.0.attn2", "transformer_blocks.1.attn2"]),
+        ("wan", "self", ["blocks.0.attn1", "blocks.1.attn1"]),
+        (
+            "sd3",
+            "self",
+            ["transformer_blocks.0.attn", "transformer_blocks.0.attn2", "transformer_blocks.1.attn"],
+        ),
+        ("flux", ["single_transformer_blocks"], ["single_transformer_blocks.0.attn"]),
+        (
+            "bert-and-multihead",
+            ["body.encoder.layer.1", "head"],
+            ["body.encoder.layer.1.attention.self", "head"],
+        ),
+    ],
+)
+def test_targets(name, targets, layers):
+    """Joint attention over image and text, as in SD3 and Flux, counts as self-attention."""
+    assert list(coeffdiff.attach(FAMILIES[name][0]()[0], targets)) == layers
+
+
+def test_dropout_on_alpha_and_checkpointing():
+    """Other numbers in each forward of train(), the same ones when a checkpointed block is computed again."""
+    model, inputs = build("flux")
+    alphas = coeffdiff.attach(model, dropout=0.3)
+    fill(alphas)
+    model.train()
+    found = outputs(model, inputs)
+    assert not torch.equal(found, flat(model(**inputs)))
+    plain = torch.autograd.grad(found.square().sum(), list(alphas.values()))
+    model.enable_gradient_checkpointing()
+    again = torch.autograd.grad(outputs(model, inputs).square().sum(), list(alphas.values()))
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["flux", "encoder", "mpnet"])
+def test_copies_and_precisions(name, tmp_path):
+    """A deep copy and a pickled model have alphas of their own; in half precision alpha stays float32."""
+    model, inputs = build(name)
+    alphas = coeffdiff.attach(model)
+    fill(alphas)
+    expected = outputs(model, inputs)
+    torch.save(model, tmp_path / "model.pt")
+    for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert torch.equal(outputs(other, inputs), expected)
+        coeffdiff.detach(other)
+        assert not torch.equal(outputs(other, inputs), expected)
+    assert torch.equal(outputs(model, inputs), expected)
+    model.to(torch.bfloat16)
+    assert {alpha.dtype for alpha in alphas.values()} <= {torch.float32, torch.float64}
+
+
+def test_save_pretrained_of_diffusers(tmp_path):
+    """from_pretrained leaves alpha out, attach_from takes it from the same folder."""
+    model, inputs = build("flux")
+    fill(coeffdiff.attach(model))
+    model.save_pretrained(tmp_path)
+    fresh = df.FluxTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float64)
+    assert not any("alpha" in key for key in fresh.state_dict())
+    coeffdiff.attach_from(fresh.eval(), tmp_path)
+    torch.testing.assert_close(outputs(fresh, inputs), outputs(model, inputs))
+
+
+class OddAttention(nn.Module):
+    """A linear attention of somebody's own: nothing that softmax would touch."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.q, self.k, self.v = 2, *(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        return self.q(x) @ (self.k(x).mT @ self.v(x))
+
+
+class CountlessAttention(OddAttention):
+    """Attention of somebody's own that does not say how many heads it has."""
+
+    def __init__(self):
+        super().__init__()
+        del self.num_heads
+
+
+def image_to_video():
+    model, inputs = wan(image_dim=16, added_kv_proj_dim=24)
+    inputs["encoder_hidden_states"] = noise(2, 512, 16)
+    return model, inputs | {"encoder_hidden_states_image": noise(2, 3, 16)}
+
+
+WITHOUT_MAPS = {
+    "linear": (sana, r"transformer_blocks.0.attn1 \(2 such layers\) is linear attention.*such as \['transformer_blocks.0.attn2'\]"),
+    "twice": (image_to_video, "blocks.0.attn2 computes attention more than once in a forward.*leave this layer out"),
+    "none": (lambda: (nn.Sequential(OddAttention()), {"input": noise(2, 3, 8)}), "0 has computed attention without its alpha: .*maps of its 2 heads"),
+    "heads": (lambda: (nn.Sequential(CountlessAttention()), {"input": noise(2, 3, 8)}), "0 .CountlessAttention. does not say how many heads"),
+    "no attention": (lambda: (nn.Linear(2, 2), {"input": noise(2, 2)}), "this Linear: it has no attention layer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WITHOUT_MAPS)
+def test_layers_without_one_computation_of_maps_are_refused(case):
+    """In one sentence that names the layer: by attach where the layer shows it, otherwise by the first forward."""
+    make, sentence = WITHOUT_MAPS[case]
+    model, inputs = make()
+    with pytest.raises(coeffdiff.CoeffDiffError, match=sentence):
+        coeffdiff.attach(model.double())
+        model(**inputs)
+
+
+def test_a_pipeline_is_no_model(micro_pipeline):
+    with pytest.raises(coeffdiff.CoeffDiffError, match=r"to a StableDiffusionXLPipeline: .* here pipe.unet"):
+        coeffdiff.attach(micro_pipeline)
+
+
+def test_data_parallel_copies_are_refused():
+    """nn.DataParallel's replicas share the forward of the original, on another GPU."""
+    model, _ = build("mpnet")
+    coeffdiff.attach(model)
+    layer = model.encoder.layer[0].attention.attn
+    with pytest.raises(coeffdiff.CoeffDiffError, match=r"nn.DataParallel.*accelerate launch"):
+        layer._replicate_for_data_parallel()(noise(2, 3, 16))
+
+
+def test_a_forward_that_others_have_wrapped():
+    """Before attach it stays in use; after attach it may stay on, and detach takes alpha out from under it."""
+    model, inputs = build("encoder")
+    layer, calls = model.layers[0].self_attn, []
+
+    def wrapped(forward):
+        def wrapper(*args, **kwargs):
+            calls.append(1)
+            return forward(*args, **kwargs)
+
+        return wrapper
+
+    before = outputs(model, inputs)
+    layer.forward = own = wrapped(layer.forward)
+    fill(coeffdiff.attach(model))
+    layer.forward = wrapped(layer.forward)
+    mixed = outputs(model, inputs)
+    assert len(calls) == 2
+    coeffdiff.detach(model)
+    assert len(calls) == 2
+    assert torch.equal(outputs(model, inputs), before)
+    assert not torch.equal(mixed, before)
+    assert own is not layer.forward

@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers as tf
 from attention_oracle import fill, flat, oracle, sharpened
-from torch import nn
 
 import coeffdiff
 
@@ -448,16 +447,7 @@ REFUSED = {
         lambda: tf.ConvNextModel(tf.ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)),
         "ConvNextModel: it has no attention layer",
     ),
-    "own attention": (
-        lambda: tf.DebertaV2Model(tf.DebertaV2Config(**TOWN, **SIZE)),
-        "its encoder.layer.0.attention.self computes attention itself",
-    ),
-    "in part": (
-        lambda: tf.SiglipVisionModel(tf.SiglipVisionConfig(**SIZE, **IMAGE)),
-        "head.attention .1 such layers. computes attention itself.*pass as targets",
-    ),
     "flash": (lambda: flash(bert()), "layer.0.attention.self uses .*'flash_attention_2'.*sdpa"),
-    "no transformer": (lambda: nn.Linear(2, 2), "attached to a Linear: coeffdiff.attach takes models of transformers"),
 }  # fmt: skip
 
 

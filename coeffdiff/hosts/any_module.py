@@ -18,7 +18,7 @@ from coeffdiff.hosts.attention_layers import (
     select_layers,
 )
 from coeffdiff.hosts.interception import Intercepted, intercept, release
-from coeffdiff.hosts.slot import CHILD, SLOT, Slot, coefficients_for, warn_if_frozen
+from coeffdiff.hosts.slot import CHILD, SLOT, USED, Slot, coefficients_for, warn_if_frozen
 from coeffdiff.method.coefficients import Coefficients
 
 _INTERFACE = "coeffdiff.hosts.transformers"  # imported for its models alone
@@ -80,6 +80,7 @@ def detach(model: Any) -> None:
         handle.remove()
     for module in attachment.layers.values():
         module._modules.pop(CHILD, None)
+        vars(module).pop(USED, None)
         if isinstance(getattr(module, SLOT), Intercepted):
             release(module)
     if attachment.switch is not None:
@@ -111,7 +112,7 @@ def _without_nested_tensors(model: nn.Module) -> list[nn.TransformerEncoder]:
 
 def _before_layer(module: Any, _: Any) -> None:
     slot: Slot = getattr(module, SLOT)
-    slot.used = False
+    setattr(module, USED, False)
     if problem := slot.problem(module):
         raise InjectionError(problem)
     warn_if_frozen(slot, module)
@@ -119,7 +120,7 @@ def _before_layer(module: Any, _: Any) -> None:
 
 def _after_layer(module: Any, _: Any, __: Any) -> None:
     slot: Slot = getattr(module, SLOT)
-    if not slot.used:
+    if not getattr(module, USED):
         raise InjectionError(
             f"{slot.name} has computed attention without its alpha: {slot.went_round(module)}. Leave the layer out of "
             "targets."

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from coeffdiff.errors import InjectionError
 from coeffdiff.hosts.mixing import mixed_heads, mixed_maps
-from coeffdiff.hosts.slot import CHILD, SLOT, Slot
+from coeffdiff.hosts.slot import CHILD, SLOT, USED, Slot
 from coeffdiff.method.coefficients import Coefficients
 
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
@@ -49,7 +49,7 @@ class Intercepted(Slot):
         mode = _Interception(self, layer)
         with mode:
             out = original(*args, **kwargs)
-        self.used = mode.calls == 1
+        setattr(self.module, USED, mode.calls == 1)
         return out
 
     def problem(self, module: Any) -> str:
@@ -70,7 +70,7 @@ class Intercepted(Slot):
 
 def intercept(name: str, module: nn.Module, trains: bool, folded: bool) -> None:
     """From now on the module's forward uses the alpha that it holds."""
-    slot = Intercepted(name, trains, False, module, folded, vars(module).get("forward"))
+    slot = Intercepted(name, trains, module, folded, vars(module).get("forward"))
     setattr(module, SLOT, slot)
     module.forward = slot
 

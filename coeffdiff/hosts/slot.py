@@ -14,15 +14,15 @@ from coeffdiff.method.coefficients import Coefficients
 
 CHILD = "coeffdiff"  # the attention module's submodule that holds alpha
 SLOT = "_coeffdiff_slot"  # the attention module's attribute with its slot
+USED = "_coeffdiff_used"  # and that with whether alpha was used since its forward began; each replica has its own
 
 
 @dataclass
 class Slot:
-    """trains: whether its alpha was attached for training; used: whether alpha was, since the layer's forward began."""
+    """trains: whether its alpha was attached for training."""
 
     name: str
     trains: bool = False
-    used: bool = False
 
     def problem(self, module: Any) -> str:
         """Before a forward: the sentence for a person if alpha would be left out; otherwise empty."""

@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from coeffdiff.errors import InjectionError
 from coeffdiff.hosts.mixing import mixed_heads
-from coeffdiff.hosts.slot import CHILD, SLOT, Slot
+from coeffdiff.hosts.slot import CHILD, SLOT, USED, Slot
 from coeffdiff.method.coefficients import Coefficients
 
 ORIGINALS = ("sdpa", "eager")
@@ -88,7 +88,7 @@ def _attention(
             **({} if position_bias is None else {"position_bias": position_bias}),
             **others,
         )  # fmt: skip
-    dispatch.used = True
+    setattr(module, USED, True)
     _refuse(dispatch, layer, query, others)
     causal = may_be_causal and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     out, maps = mixed_heads(

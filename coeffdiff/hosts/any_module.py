@@ -14,6 +14,7 @@ from coeffdiff.hosts.attention_layers import (
     dispatches,
     folds_heads,
     heads_of,
+    is_traceable,
     known_heads,
     select_layers,
 )
@@ -59,7 +60,7 @@ def attach(model: Any, targets: str | Iterable[str], trainable: bool) -> dict[st
     model._coeffdiff_attachment = attachment
     for name, module in chosen.items():
         if not dispatches(module):
-            intercept(name, module, trainable, folds_heads(module))
+            intercept(name, module, trainable, folded=folds_heads(module), traced=is_traceable(module))
         module.add_module(CHILD, alphas[name])
         attachment.layers[name] = module
         # torch's fast paths, which make no call of attention, look for hooks and then stay away

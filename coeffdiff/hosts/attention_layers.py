@@ -85,6 +85,16 @@ def folds_heads(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) or _is_of_diffusers(module)
 
 
+def is_traceable(module: nn.Module) -> bool:
+    """Whether it is a layer of diffusers whose processor calls torch.nn.functional's scaled_dot_product_attention."""
+    processor = type(getattr(module, "processor", None))
+    code: Any = getattr(inspect.getattr_static(processor, "__call__", None), "__code__", None)
+    names = code.co_names if code is not None else ()
+    return _is_of_diffusers(module) and bool(
+        {"scaled_dot_product_attention", "dispatch_attention_fn"} & {*names}
+    )
+
+
 def _attends(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention) or _is_of_diffusers(module) or dispatches(module):
         return True

@@ -25,31 +25,32 @@ from coeffdiff.method.coefficients import Coefficients
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class Intercepted(Slot):
     """The forward of one attention module while it holds alpha.
 
+    original: what it calls, with the module as first argument unless it is bound.
+    bound: whether somebody had put that forward on the module before; otherwise it is the class's own.
     folded: maps may be [B * H, Q, K], the heads of one batch entry side by side, as nn.MultiheadAttention and diffusers
         have them; elsewhere nothing tells in which order heads and batch are.
-    original: a forward that somebody had put on the module before; None for its class's own.
+    traced: torch.compile may trace it, since it looks scaled_dot_product_attention up where that can be exchanged.
     """
 
-    module: nn.Module | None = None
-    folded: bool = False
-    original: Callable[..., Any] | None = None
+    module: nn.Module
+    original: Callable[..., Any]
+    bound: bool
+    folded: bool
+    traced: bool
 
-    # torch.compile cannot trace methods of tensors such as unflatten under a mode; what is around the layer is compiled
-    @torch.compiler.disable(reason="coeffdiff intercepts this layer's attention, outside of compiled graphs")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.module is not None
-        original = self.original or types.MethodType(type(self.module).forward, self.module)
+        arguments = args if self.bound else (self.module, *args)
         layer = self.module._modules.get(CHILD)
         if not isinstance(layer, Coefficients):  # detached, while another wrapper still holds this forward
-            return original(*args, **kwargs)
-        mode = _Interception(self, layer)
-        with mode:
-            out = original(*args, **kwargs)
-        setattr(self.module, USED, mode.calls == 1)
+            return self.original(*arguments, **kwargs)
+        found = _Computation(self, layer)
+        forward = _traced if self.traced and torch.compiler.is_dynamo_compiling() else _watched
+        out = forward(found, self.original, arguments, kwargs)
+        setattr(self.module, USED, found.calls == 1)
         return out
 
     def problem(self, module: Any) -> str:
@@ -68,9 +69,13 @@ class Intercepted(Slot):
         )
 
 
-def intercept(name: str, module: nn.Module, trains: bool, folded: bool) -> None:
+def intercept(name: str, module: nn.Module, trains: bool, *, folded: bool, traced: bool) -> None:
     """From now on the module's forward uses the alpha that it holds."""
-    slot = Intercepted(name, trains, module, folded, vars(module).get("forward"))
+    put = vars(module).get("forward")
+    slot = Intercepted(
+        name, trains, module=module, original=put or type(module).forward, bound=put is not None,
+        folded=folded, traced=traced and put is None,
+    )  # fmt: skip
     setattr(module, SLOT, slot)
     module.forward = slot
 
@@ -80,28 +85,15 @@ def release(module: nn.Module) -> None:
     slot = vars(module).pop(SLOT)
     if vars(module).get("forward") is slot:
         del module.forward
-        if slot.original is not None:
+        if slot.bound:
             module.forward = slot.original
 
 
-class _Interception(TorchFunctionMode):
-    """One forward of one layer. calls: how many computations of maps it has seen."""
+class _Computation:
+    """The computation of maps in one forward of one layer. calls: how many there were so far."""
 
     def __init__(self, slot: Intercepted, layer: Coefficients) -> None:
-        super().__init__()
         self.slot, self.layer, self.calls = slot, layer, 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return self._attend(*args, **kwargs)
-        if func is F.multi_head_attention_forward:
-            with self:  # torch leaves the mode while it hands this call over
-                return _multi_head_attention(*args, **kwargs)
-        result = func(*args, **kwargs)
-        return self._mixed(result, _dimension(*args, **kwargs)) if func in _SOFTMAX else result
 
     def _coeff(self) -> Tensor:
         self.calls += 1
@@ -112,7 +104,7 @@ class _Interception(TorchFunctionMode):
             )
         return self.layer.identity + self.layer()
 
-    def _attend(
+    def attend(
         self,
         query: Tensor,
         key: Tensor,
@@ -135,7 +127,7 @@ class _Interception(TorchFunctionMode):
         )
         return out
 
-    def _mixed(self, maps: Tensor, dimension: int | None) -> Tensor:
+    def mixed(self, maps: Tensor, dimension: int | None) -> Tensor:
         """The maps mixed, if these are maps of all heads over keys; any other softmax as it is."""
         heads, shape = self.layer.heads, maps.shape
         if dimension not in (-1, maps.dim() - 1):
@@ -145,6 +137,51 @@ class _Interception(TorchFunctionMode):
         if self.slot.folded and maps.dim() == 3 and shape[0] % heads == 0:
             return mixed_maps(maps.unflatten(0, (-1, heads)), self._coeff()).flatten(0, 1)
         return maps
+
+
+class _Watching(TorchFunctionMode):
+    def __init__(self, found: _Computation) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self.found.attend(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:  # torch leaves the mode while it hands this call over
+                return _multi_head_attention(*args, **kwargs)
+        result = func(*args, **kwargs)
+        return self.found.mixed(result, _dimension(*args, **kwargs)) if func in _SOFTMAX else result
+
+
+# torch.compile cannot trace methods of tensors such as unflatten under a mode
+@torch.compiler.disable(reason="coeffdiff intercepts this layer's attention, outside of compiled graphs")
+def _watched(
+    found: _Computation, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    with _Watching(found):
+        return forward(*args, **kwargs)
+
+
+def _traced(
+    found: _Computation, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The forward as torch.compile reads it, which only simulates that the function is exchanged."""
+    own = F.scaled_dot_product_attention
+
+    def exchanged(*args: Any, **kwargs: Any) -> Tensor:
+        # Called for real after a graph break in this forward, even by other threads: the layer then finds alpha unused
+        out: Tensor = (found.attend if torch.compiler.is_dynamo_compiling() else own)(*args, **kwargs)
+        return out
+
+    F.scaled_dot_product_attention = exchanged
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        F.scaled_dot_product_attention = own
 
 
 def _dimension(_: Tensor, dim: int | None = None, *__: Any, **___: Any) -> int | None:

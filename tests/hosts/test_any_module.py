@@ -361,16 +361,58 @@ def test_peft_after_attach_is_reported():
         wrapped(**inputs)
 
 
-@pytest.mark.parametrize("name", ["pixart", "encoder"])
 @torch.no_grad()
-def test_a_compiled_model_gives_the_same(name):
-    """torch.compile compiles what is around intercepted layers; fullgraph=True, which forbids that, says so."""
-    model, inputs = build(name)
+def test_a_block_of_diffusers_compiles_to_one_graph():
+    """As compile_repeated_blocks does it. A new alpha compiles nothing anew, and torch's function is what it was."""
+    model, inputs = build("flux")
+    alphas, attention = (
+        coeffdiff.attach(model, ["single_transformer_blocks"]),
+        nn.functional.scaled_dot_product_attention,
+    )
+    fill(alphas)
+    expected = outputs(model, inputs)
+    model.single_transformer_blocks[0].compile(fullgraph=True, backend="eager")
+    torch.testing.assert_close(outputs(model, inputs), expected)
+    fill(alphas, seed=4)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert not torch.equal(outputs(model, inputs), expected)
+    assert nn.functional.scaled_dot_product_attention is attention
+
+
+@torch.no_grad()
+def test_other_intercepted_layers_stay_out_of_compiled_graphs():
+    """torch.compile compiles what is around them; fullgraph=True, which forbids that, says so."""
+    model, inputs = build("encoder")
     fill(coeffdiff.attach(model))
     torch.testing.assert_close(outputs(torch.compile(model, backend="eager"), inputs), outputs(model, inputs))
     torch.compiler.reset()
     with pytest.raises(Exception, match="coeffdiff intercepts this layer's attention"):
         torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+
+
+class ChattyProcessor:
+    """Breaks the graph in the middle of a layer's forward, before it attends."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        torch._dynamo.graph_break()
+        query, key, value = (part(hidden_states) for part in (attn.to_q, attn.to_k, attn.to_v))
+        heads = [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        return nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+
+@torch.no_grad()
+def test_a_graph_that_breaks_inside_a_layer_never_leaves_alpha_out():
+    """The layer goes on with it after the break."""
+    from diffusers.models.attention_processor import Attention
+
+    torch.manual_seed(0)
+    layer = Attention(8, heads=2, dim_head=4, processor=ChattyProcessor()).double().eval()
+    fill(coeffdiff.attach(layer))
+    x = noise(2, 3, 8)
+    expected = layer(x)
+    attention = nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), expected)
+    assert nn.functional.scaled_dot_product_attention is attention
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # which torch itself uses

@@ -34,12 +34,17 @@ class Slot:
 
 
 def coefficients_for(module: nn.Module, heads: int) -> Coefficients:
-    """An alpha of zeros where the module is, in float32 at least."""
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(()))
+    """An alpha of zeros where the module is, in float64 for one of float64, otherwise in float32."""
     layer = Coefficients(heads)
-    layer.to(like.device, torch.promote_types(like.dtype, torch.float32))
+    layer.to(next((p.device for p in module.parameters()), torch.device("cpu")), alpha_dtype(module))
     layer.train(module.training)
     return layer
+
+
+def alpha_dtype(module: nn.Module) -> torch.dtype:
+    """Whatever the weights are: half precision, quantized, or float8 for storage."""
+    wide = any(p.dtype == torch.float64 for p in module.parameters())
+    return torch.float64 if wide else torch.float32
 
 
 def warn_if_frozen(slot: Slot, module: nn.Module) -> None:

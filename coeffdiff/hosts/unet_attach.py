@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
 from coeffdiff.errors import ConfigError
+from coeffdiff.hosts.slot import alpha_dtype
 from coeffdiff.hosts.unet import Targets, attention_layers, coefficients_of, eject, inject
 from coeffdiff.method.coefficients import Coefficients
 
@@ -25,9 +25,9 @@ def attach(unet: nn.Module, targets: str | Iterable[str], trainable: bool) -> di
         layers = inject(unet, _NAME, targets=_targets(targets))
     else:
         layers = inject(unet, _NAME, blocks=targets)
-    wide = torch.promote_types(next(unet.parameters()).dtype, torch.float32)
+    dtype = alpha_dtype(unet)
     for layer in layers.values():
-        layer.to(wide).train(unet.training)  # for dropout
+        layer.to(dtype).train(unet.training)  # for dropout
     return layers
 
 

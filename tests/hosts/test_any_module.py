@@ -500,6 +500,17 @@ def test_copies_and_precisions(name, tmp_path):
     assert {alpha.dtype for alpha in alphas.values()} <= {torch.float32, torch.float64}
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.bfloat16])
+def test_alpha_of_quantized_layers(dtype):
+    """It lies where their weights do, in float32."""
+    layer = OddAttention()
+    for part in layer.children():
+        weight = torch.zeros(8, 8, dtype=dtype, device="meta")
+        part.weight, part.bias = nn.Parameter(weight, requires_grad=False), None
+    (alpha,) = coeffdiff.attach(layer).values()
+    assert (alpha.dtype, alpha.device.type) == (torch.float32, "meta")
+
+
 def test_save_pretrained_of_diffusers(tmp_path):
     """from_pretrained leaves alpha out, attach_from takes it from the same folder."""
     model, inputs = build("flux")
@@ -553,6 +564,37 @@ def test_layers_without_one_computation_of_maps_are_refused(case):
     with pytest.raises(coeffdiff.CoeffDiffError, match=sentence):
         coeffdiff.attach(model.double())
         model(**inputs)
+
+
+class OtherHead(Classifier):
+    """With more heads at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.MultiheadAttention(16, 4, batch_first=True)
+
+
+OTHERS = {
+    "layers": (sd3, r"4 x 4 coefficients for body.* SD3Transformer2DModel has no such layer"),
+    "heads": (
+        lambda: (OtherHead(), {}),
+        r"2 x 2 coefficients for head, but this OtherHead has 4 heads there",
+    ),
+    "no attention": (lambda: (nn.Linear(2, 2), {}), "this Linear: it has no attention layer"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_alphas_of_another_model_are_refused(case, tmp_path):
+    """By the layer that does not fit, before anything is attached."""
+    model = Classifier()
+    coeffdiff.attach(model, ["head"] if case == "heads" else "all")
+    coeffdiff.save(model, tmp_path)
+    make, sentence = OTHERS[case]
+    other, _ = make()
+    with pytest.raises(coeffdiff.CoeffDiffError, match=sentence):
+        coeffdiff.attach_from(other, tmp_path)
+    assert not any("alpha" in key for key in other.state_dict())
 
 
 def test_a_pipeline_is_no_model(micro_pipeline):

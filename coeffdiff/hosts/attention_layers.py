@@ -135,7 +135,8 @@ def _memories(model: nn.Module) -> set[nn.Module]:
 def _is_cross(name: str, module: nn.Module) -> bool:
     if getattr(module, "is_cross_attention", False):
         return True
-    return any(word in f"{name} {type(module).__name__}".lower() for word in _CROSS)
+    near = ".".join(name.split(".")[-3:])  # and not a whole model that is called cross_encoder
+    return any(word in f"{near} {type(module).__name__}".lower() for word in _CROSS)
 
 
 def heads_of(name: str, module: nn.Module) -> int:

@@ -31,6 +31,7 @@ def oracle(model, alphas):
         return torch.einsum("hg,bgqk->bhqk", coeff, split).reshape(maps.shape).contiguous()
 
     def written_out(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+        key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], 1) for heads in (key, value))
         scores = query @ key.transpose(-1, -2) * (scale or 1 / math.sqrt(query.shape[-1]))
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()

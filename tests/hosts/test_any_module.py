@@ -173,6 +173,22 @@ class Classifier(nn.Module):
         return self.head(found[:, :1], found, found, key_padding_mask=mask == 0)[0]
 
 
+class GroupedAttention(nn.Module):
+    """Somebody's own: two heads share a key, and a learned bias falls on the scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.q, self.k, self.v = 4, nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(16, 12)
+        self.bias = nn.Parameter(torch.zeros(4, 5, 5))
+
+    def forward(self, x):
+        q, k, v = (
+            part(x).unflatten(-1, (count, -1)).transpose(1, 2)
+            for part, count in ((self.q, 4), (self.k, 2), (self.v, 2))
+        )
+        return nn.functional.scaled_dot_product_attention(q, k, v, self.bias, enable_gqa=True).transpose(1, 2)
+
+
 def text(**others):
     return {"input_ids": WORDS, "attention_mask": PADDED} | others
 
@@ -219,6 +235,7 @@ FAMILIES = {
     "multihead": (reader, 2, "all"),
     "encoder": (encoder, 2, "all"),
     "transformer": (translator, 5, "all"),
+    "own": (lambda: (nn.Sequential(GroupedAttention()), {"input": noise(2, 5, 16)}), 1, "all"),
     "bert-and-multihead": (lambda: (Classifier(), {"ids": WORDS, "mask": PADDED}), 3, "all"),
     "siglip": (siglip, 3, "all"),
     "mpnet": (lambda: (tf.MPNetModel(tf.MPNetConfig(**TOWN, **SIZE)), text()), 2, "all"),

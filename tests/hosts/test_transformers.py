@@ -165,6 +165,28 @@ def test_alpha_zero_is_the_model_and_detach_gives_it_back(family):
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings(
+    "ignore:fan_in_fan_out", "ignore:target_parameters"
+)  # PEFT's, of GPT-2 and DeepSeek
+def test_lora_beside_alpha_in_every_family(family, tmp_path):
+    """With PEFT's LoRA in all linear layers the formula holds, and saved alphas come back bit for bit."""
+    from peft import LoraConfig, get_peft_model
+
+    name, model, inputs = family
+    config = LoraConfig(r=1, target_modules="all-linear", init_lora_weights=False)
+    wrapped = get_peft_model(copy.deepcopy(model), config).double().eval()
+    alphas = coeffdiff.attach(wrapped)
+    fill(alphas)
+    found = outputs(wrapped, inputs)
+    coeffdiff.save(wrapped, tmp_path)
+    coeffdiff.detach(wrapped)
+    with oracle(wrapped.get_base_model(), alphas) as expected:
+        tolerance = 1e-5 if name in FLOAT32_INSIDE else 1e-10
+        torch.testing.assert_close(found, outputs(expected, inputs), rtol=tolerance, atol=tolerance)
+    assert coeffdiff.attach_from(wrapped, tmp_path, trainable=True).keys() == alphas.keys()
+    assert torch.equal(outputs(wrapped, inputs), found)
+
+
 def bert(**config):
     torch.manual_seed(0)
     return tf.BertModel(tf.BertConfig(**TOWN, **SIZE, **config)).eval()

@@ -113,13 +113,17 @@ def _looks_like_attention(module: nn.Module) -> bool:
     """By its class's name, and projections of its own."""
     if "Attention" not in type(module).__name__:
         return False
-    projections = [c for c in module.children() if isinstance(c, nn.Linear) or type(c).__name__ == "Conv1D"]
-    return len(projections) > 1 or any(map(_is_fused, projections))
+    widths = [found for child in module.children() if (found := _widths(child))]
+    return len(widths) > 1 or any(max(pair) == 3 * min(pair) for pair in widths)
 
 
-def _is_fused(projection: Any) -> bool:
-    rows, columns = map(int, projection.weight.shape)
-    return max(rows, columns) == 3 * min(rows, columns)
+def _widths(child: nn.Module) -> tuple[int, int] | None:
+    """Input and output of a linear layer: torch's, PEFT's around one, a quantized one, GPT-2's Conv1D."""
+    for names in (("in_features", "out_features"), ("nx", "nf")):
+        first, second = (getattr(child, name, None) for name in names)
+        if isinstance(first, int) and isinstance(second, int):
+            return first, second
+    return None
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -339,7 +339,7 @@ def build(name):
     {
         "pixart": ["to_q", "to_v"],
         "flux": ["to_k", "add_q_proj"],
-        "mpnet": ["q", "v"],
+        "mpnet": "all-linear",
         "transformer": ["self_attn"],
     }.items(),
 )

@@ -123,6 +123,5 @@ def _after_layer(module: Any, _: Any, __: Any) -> None:
     slot: Slot = getattr(module, SLOT)
     if not getattr(module, USED):
         raise InjectionError(
-            f"{slot.name} has computed attention without its alpha: {slot.went_round(module)}. Leave the layer out of "
-            "targets."
+            f"{slot.name} has computed attention without its alpha: {slot.went_round(module)}"
         )

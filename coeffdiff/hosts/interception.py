@@ -62,10 +62,12 @@ class Intercepted(Slot):
         )
 
     def went_round(self, module: Any) -> str:
+        if vars(module).get("forward") is not self:
+            return "something has given it another forward since. Call coeffdiff.detach(model), then attach again."
         heads = module._modules[CHILD].heads
         return (
             "its forward calls neither torch's scaled_dot_product_attention nor a softmax over maps of its "
-            f"{heads} heads"
+            f"{heads} heads. Leave the layer out of targets."
         )
 
 

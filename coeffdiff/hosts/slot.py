@@ -29,7 +29,7 @@ class Slot:
         raise NotImplementedError
 
     def went_round(self, module: Any) -> str:
-        """After a forward without alpha: how it can have come to that, for a person."""
+        """After a forward without alpha: how it can have come to that, and what to do."""
         raise NotImplementedError
 
 

@@ -43,7 +43,8 @@ class Dispatch(Slot):
         )
 
     def went_round(self, module: Any) -> str:
-        return "this way of calling the model goes round transformers' attention interface"
+        way = "this way of calling the model goes round transformers' attention interface"
+        return f"{way}. Leave the layer out of targets."
 
 
 def twin(original: str) -> str:

@@ -644,10 +644,15 @@ def test_a_forward_that_others_have_wrapped():
     layer.forward = own = wrapped(layer.forward)
     fill(coeffdiff.attach(model))
     layer.forward = wrapped(layer.forward)
-    mixed = outputs(model, inputs)
+    assert not torch.equal(outputs(model, inputs), before)
     assert len(calls) == 2
     coeffdiff.detach(model)
-    assert len(calls) == 2
     assert torch.equal(outputs(model, inputs), before)
-    assert not torch.equal(mixed, before)
-    assert own is not layer.forward
+    coeffdiff.attach(model)
+    layer.forward = own
+    with pytest.raises(
+        coeffdiff.CoeffDiffError, match=r"layers.0.self_attn .*another forward since.*attach again"
+    ):
+        model(**inputs)
+    coeffdiff.detach(model)
+    assert layer.forward is own

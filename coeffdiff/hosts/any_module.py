@@ -53,6 +53,7 @@ def attach(model: Any, targets: str | Iterable[str], trainable: bool) -> dict[st
     Raises: InjectionError, ConfigError; the model is then as it was.
     """
     chosen = select_layers(model, targets)
+    _refuse_second(model)
     alphas = {name: coefficients_for(module, heads_of(name, module)) for name, module in chosen.items()}
     attachment = Attachment()
     if any(map(dispatches, chosen.values())):
@@ -95,6 +96,17 @@ def heads_by_layer(model: nn.Module) -> dict[str, int]:
     """How many heads each layer has that alpha can reach, by its name. Raises: InjectionError if there is none."""
     found = {name: known_heads(module) for name, module in attention_layers(model).items()}
     return {name: heads for name, heads in found.items() if heads is not None}
+
+
+def _refuse_second(model: nn.Module) -> None:
+    """Raises: InjectionError if a layer has alpha that is not this model's, as after attach(model.encoder)."""
+    for name, module in model.named_modules():
+        processor = type(getattr(module, "processor", None))
+        if SLOT in vars(module) or processor.__module__.startswith("coeffdiff."):
+            raise InjectionError(
+                f"{name or type(module).__name__} already has alpha, from another attach or a pipeline's adapter: take "
+                "that off first, with coeffdiff.detach on the model that attach was given, or the adapter's remove()."
+            )
 
 
 def _without_nested_tensors(model: nn.Module) -> list[nn.TransformerEncoder]:

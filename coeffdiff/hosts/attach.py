@@ -50,7 +50,7 @@ def attach(
     training. A head that shall train too: `model.classifier.requires_grad_(True)` afterwards. `save_pretrained` writes
     alpha beside the model, for attach_from; `from_pretrained` alone does not take it.
     `output_attentions=True` and `need_weights=True` return the mixed maps. Attention dropout falls on the maps before
-    they are mixed, but in layers that compute a softmax of their own after.
+    they are mixed; in layers that compute a softmax of their own it falls on the mixed ones.
 
     Args:
         model: the module, wrapped or not.

@@ -402,3 +402,24 @@ def test_a_forward_that_others_have_wrapped():
         model(**inputs)
     coeffdiff.detach(model)
     assert layer.forward is own
+
+
+@pytest.mark.parametrize("part", ["body", "head"])
+def test_a_part_that_has_alpha_already_is_refused(part):
+    """Two alphas in one layer would be mixed twice."""
+    model, _ = build("bert-and-multihead")
+    coeffdiff.attach(model.get_submodule(part))
+    with pytest.raises(coeffdiff.CoeffDiffError, match=rf"{part}.* already has alpha, from another attach"):
+        coeffdiff.attach(model)
+    coeffdiff.detach(model.get_submodule(part))
+    assert len(coeffdiff.attach(model)) == 3
+    with pytest.raises(coeffdiff.CoeffDiffError, match="already has alpha, from another attach"):
+        coeffdiff.attach(model.get_submodule(part))
+
+
+def test_an_adapter_of_a_pipeline_in_ones_own_module_is_refused():
+    """Alpha in processors, inside of a model that is no UNet."""
+    unet, _ = build("sd15")
+    coeffdiff.attach(unet, ["mid_block"])
+    with pytest.raises(coeffdiff.CoeffDiffError, match=r"0.mid_block.*attn1 already has alpha"):
+        coeffdiff.attach(nn.Sequential(unet))

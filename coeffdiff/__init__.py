@@ -1,7 +1,7 @@
 """Coeff-Tuning for SDXL: teach the model a subject by recombining its attention maps across heads.
 
     adapter = coeffdiff.load_adapter(pipe, "runs/ohwx", scale=1.0)
-    alphas = coeffdiff.attach(model)  # any transformer of transformers
+    alphas = coeffdiff.attach(model)  # any model with attention
 
 Public names are imported on first use, so that the command line answers before torch is loaded.
 """

@@ -22,8 +22,10 @@ import torch
 from torch import nn
 
 from coeffdiff.errors import AdapterMismatch, ConfigError, InjectionError
+from coeffdiff.hosts.hub import resolve_adapter
+from coeffdiff.hosts.hub_address import origin_of
 from coeffdiff.method.adapter_file import alphas_of, pack_coefficients, read_attached
-from coeffdiff.method.adapter_paths import COEFF_FILE, find_adapter
+from coeffdiff.method.adapter_paths import COEFF_FILE
 from coeffdiff.method.attached_header import AttachedHeader
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.utils.atomic import atomic_write
@@ -36,43 +38,65 @@ def attach(
 ) -> dict[str, nn.Parameter]:
     """Give a model's attention layers an alpha each, freeze the model, and return the alphas, which train.
 
-    Works on models of transformers whose layers call its attention interface (BERT, ViT, CLIP, Llama, BART, T5,
-    Whisper and some 350 more), also inside a PeftModel, and on diffusers' SDXL UNet. Alphas start at zero: the model
-    computes what it did. They are parameters of the attention modules, so that optimizers, `to()`, `state_dict()`,
-    transformers.Trainer and Accelerate find them; they stay float32 in a model of half precision. Give them a larger
-    learning rate than LoRA (1e-2 to 3e-2) and no weight decay.
+    Works on models of transformers and diffusers, on torch.nn.MultiheadAttention, and on modules called ...Attention
+    that call scaled_dot_product_attention or one softmax over their maps, in any model, also inside a PeftModel.
+    Layers that call transformers' attention interface get an attention function; diffusers' UNets of Stable
+    Diffusion's kind get processors; in other layers the one computation of maps in their forward is intercepted.
+    Alphas start at zero: the model computes what it did. They are parameters of the attention modules, so that
+    optimizers, `to()`, `state_dict()`, transformers.Trainer and Accelerate find them; they stay float32 in a model of
+    half precision. Give them a larger learning rate than LoRA (1e-2 to 3e-2) and no weight decay.
 
-    Call it after `get_peft_model`, which freezes everything else; what PEFT trains then goes on training. A head that
-    shall train too: `model.classifier.requires_grad_(True)` afterwards. `save_pretrained` writes alpha beside the
-    model, for attach_from; `from_pretrained` alone does not take it and lists it as unexpected.
-    `output_attentions=True` returns the mixed maps.
+    Call it after `get_peft_model` or `add_adapter`, which freeze everything else; what PEFT trains then goes on
+    training. A head that shall train too: `model.classifier.requires_grad_(True)` afterwards. `save_pretrained` writes
+    alpha beside the model, for attach_from; `from_pretrained` alone does not take it.
+    `output_attentions=True` and `need_weights=True` return the mixed maps. Attention dropout falls on the maps before
+    they are mixed; in layers that compute a softmax of their own it falls on the mixed ones.
 
     Args:
         model: the module, wrapped or not.
-        targets: "all", "self" (self-attention), "cross" (cross-attention), or names of layers or of blocks of layers.
+        targets: "all", "self", "cross" (cross-attention), or names of layers or of blocks of layers. Joint attention,
+            in which image and text tokens attend to each other in one softmax (SD3, Flux, AuraFlow), counts as "self".
         dropout: probability with which each entry of alpha is left out, drawn in every forward in train() mode from
             torch's generator, the others scaled by 1 / (1 - dropout). Nothing else has to be called for it.
     Returns: {layer name: alpha [H, H]}; row = head that receives, column = map that is used.
     Raises: InjectionError for a model or layers that alpha cannot reach, ConfigError for targets that match nothing.
-        The model is then as it was.
+        The model is then as it was. What only a forward can show, a layer that computes no maps or several times maps,
+        is refused by the first forward.
     """
     return _attach(model, targets, dropout, trainable=True)
 
 
 def attach_from(
-    model: nn.Module, folder: str | Path, *, trainable: bool = False, dropout: float = 0.1
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    dropout: float = 0.1,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> dict[str, nn.Parameter]:
     """Give a model the alphas that save wrote, every one of them, and return them as attach does.
 
     Args:
+        folder: with coeff.safetensors. As a string also a repository of the Hub: user/repo, user/repo@revision. A path
+            that exists wins.
         trainable: to go on training: the model is then frozen as by attach, and dropout falls on alpha. Otherwise
             alphas have no gradient and nothing else of the model changes.
+        revision, subfolder, token, cache_dir, local_files_only: of the repository, as diffusers names them; see
+            hub.resolve_adapter.
     Raises: AdapterError if the files are missing or damaged, AdapterMismatch if they were made for another model, and
         what attach raises. The model is then as it was.
     """
-    inner, host, folder = _bare(model), _host_of(model), find_adapter(folder)
-    header, alphas = read_attached(folder)
-    _refuse_mismatch(inner, host.heads_by_layer(inner), header, folder)
+    inner, host = _bare(model), _host_of(model)
+    found = resolve_adapter(
+        folder, revision=revision, subfolder=subfolder, token=token, cache_dir=cache_dir,
+        local_files_only=local_files_only, attached=True,
+    )  # fmt: skip
+    header, alphas = read_attached(found)
+    _refuse_mismatch(inner, host.heads_by_layer(inner), header, origin_of(found))
     result = _attach(model, list(header.heads), dropout if trainable else 0.0, trainable)
     with torch.no_grad():
         for name, alpha in result.items():
@@ -173,26 +197,32 @@ def _bare(model: nn.Module) -> Any:
 def _host_of(model: nn.Module) -> Any:
     """The module of hosts/ that knows this model. Raises: InjectionError."""
     inner = _bare(model)
-    for base in type(inner).__mro__:
-        if (base.__module__.split(".")[0], base.__name__) in _HOSTS:
-            return import_module(_HOSTS[base.__module__.split(".")[0], base.__name__])
-    raise InjectionError(
-        f"alpha cannot be attached to a {type(inner).__name__}: coeffdiff.attach takes models of transformers and "
-        "diffusers' SDXL UNet (pipe.unet)."
+    if not isinstance(inner, nn.Module):
+        parts = getattr(inner, "components", None)
+        found = [
+            f"pipe.{name}" for name in ("transformer", "unet") if isinstance(parts, dict) and name in parts
+        ]
+        raise InjectionError(
+            f"alpha cannot be attached to a {type(inner).__name__}: coeffdiff.attach takes a torch.nn.Module"
+            + (f", here {found[0]}." if found else ".")
+        )
+    if _is_unet(inner) and (host := import_module("coeffdiff.hosts.unet_attach")).takes(inner):
+        return host
+    return import_module("coeffdiff.hosts.any_module")
+
+
+def _is_unet(model: nn.Module) -> bool:
+    return any(
+        base.__module__.startswith("diffusers.") and base.__name__ == "UNet2DConditionModel"
+        for base in type(model).__mro__
     )
 
 
-_HOSTS = {
-    ("transformers", "PreTrainedModel"): "coeffdiff.hosts.transformers",
-    ("diffusers", "UNet2DConditionModel"): "coeffdiff.hosts.unet_attach",
-}
-
-
 def _model_type(model: Any) -> str:
-    return str(getattr(model.config, "model_type", "") or type(model).__name__)
+    return str(getattr(getattr(model, "config", None), "model_type", "") or type(model).__name__)
 
 
-def _refuse_mismatch(model: Any, own: dict[str, int], header: AttachedHeader, folder: Path) -> None:
+def _refuse_mismatch(model: Any, own: dict[str, int], header: AttachedHeader, where: str) -> None:
     """Raises: AdapterMismatch unless the model is of the header's type and has its layers with as many heads."""
     made_for = header.model_class + (f" ({header.model_name})" if header.model_name else "")
     for name, heads in header.heads.items():
@@ -204,7 +234,7 @@ def _refuse_mismatch(model: Any, own: dict[str, int], header: AttachedHeader, fo
         elif name in own:
             there = f"this {type(model).__name__} has {own[name]} heads there"
         raise AdapterMismatch(
-            f"{folder} has {heads} x {heads} coefficients for {name}, but {there}. They were trained on a {made_for}: "
+            f"{where} has {heads} x {heads} coefficients for {name}, but {there}. They were trained on a {made_for}: "
             "attach them to that."
         )
 

@@ -20,6 +20,7 @@ def resolve_adapter(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    attached: bool = False,
 ) -> Path:
     """The adapter folder that is meant by a path here or by a repository of the Hub, which is fetched if need be.
 
@@ -31,6 +32,7 @@ def resolve_adapter(
         token: for private repositories; by default the one that `hf auth login` stored, or HF_TOKEN.
         cache_dir: in place of the Hub's cache.
         local_files_only: take what the cache has, and do not use the network.
+        attached: the alphas of one model are meant, which coeffdiff.save wrote.
     Raises: AdapterError if there is no such adapter, if it cannot be had, or if it is damaged or hostile.
     """
     address = hub_address(path)
@@ -41,7 +43,9 @@ def resolve_adapter(
             )
         return _find_here(path, subfolder)
     address = _narrowed(address, revision, subfolder)
-    return fetch_adapter(address, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    return fetch_adapter(
+        address, token=token, cache_dir=cache_dir, local_files_only=local_files_only, attached=attached
+    )
 
 
 def _find_here(path: str | Path, subfolder: str | None) -> Path:

@@ -13,8 +13,8 @@ from typing import Any
 
 from coeffdiff.errors import AdapterError, CachedAdapter
 from coeffdiff.hosts.hub_address import Address
-from coeffdiff.method.adapter_file import files_of, read_header, refuse_large
-from coeffdiff.method.adapter_header import AdapterHeader, is_harmless
+from coeffdiff.method.adapter_file import files_of, read_attached, read_header, refuse_large
+from coeffdiff.method.adapter_header import is_harmless
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, LORA_FILE
 from coeffdiff.method.not_an_adapter import by_names, listed
 from coeffdiff.utils.hub import HUB_SECONDS, hub_errors, hub_sentence, trouble_of, within_seconds
@@ -28,26 +28,31 @@ def fetch_adapter(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    attached: bool = False,
 ) -> Path:
-    """The adapter's folder in the Hub's cache, with all of its files. Raises: AdapterError."""
-    where = str(cache_dir) if cache_dir is not None else None
+    """The adapter's folder in the Hub's cache, with all of its files. attached: alphas of coeffdiff.save are meant.
+
+    Raises: AdapterError.
+    """
+    source = _Source(address, token, str(cache_dir) if cache_dir is not None else None, attached)
     if local_files_only or _COMMIT.fullmatch(address.revision or ""):
-        if cached := _cached(address, where):
+        if cached := _cached(source):
             return cached
         if local_files_only:
             raise AdapterError(_out_of_reach(address, "local_files_only is set"))
     try:
         remote = _look_up(address, token)
     except Exception as error:
-        return _without_hub(address, where, error)
-    return _fetch(_Source(address, token, where), remote)
+        return _without_hub(source, error)
+    return _fetch(source, remote)
 
 
-def _without_hub(address: Address, cache_dir: str | None, error: Exception) -> Path:
+def _without_hub(source: _Source, error: Exception) -> Path:
     """The cached copy if only the network is to blame, with a warning unless it was asked for. Raises: AdapterError."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    cached = _cached(address, cache_dir) if trouble_of(error) == "unreachable" else None
+    address = source.address
+    cached = _cached(source) if trouble_of(error) == "unreachable" else None
     if cached is None:
         sentence = hub_sentence(
             error,
@@ -70,6 +75,14 @@ class _Source:
     address: Address
     token: str | bool | None
     cache_dir: str | None
+    attached: bool
+
+    def files(self, folder: Path) -> tuple[str, ...]:
+        """What the header there promises. Raises: AdapterError if it is damaged or of the other kind."""
+        if self.attached:
+            read_attached(folder)
+            return (COEFF_FILE,)
+        return files_of(read_header(folder))
 
 
 @dataclass(frozen=True)
@@ -103,11 +116,12 @@ def _fetch(source: _Source, remote: _Remote) -> Path:
     if _commit_of(folder) != remote.commit:
         raise AdapterError(f"{source.address} was changed while it was fetched; run the same command again.")
     try:
-        header = read_header(folder)
+        promised = source.files(folder)
     except AdapterError as error:
         raise type(error)(f"{source.address} on the hub is no sound adapter: {error}") from None
-    _check_names(source.address, remote, place, header)
-    names = [place + name for name in files_of(header)[1:]]
+    if not source.attached:  # which may lie beside anything
+        _check_names(source.address, remote, place, promised)
+    names = [place + name for name in promised[1:]]
     for name in names:
         _check_size(source.address, remote, name)
     for name in names:
@@ -136,17 +150,18 @@ def _download(source: _Source, name: str, revision: str | None) -> Path:
     return Path(file).parent
 
 
-def _cached(address: Address, cache_dir: str | None) -> Path | None:
+def _cached(source: _Source) -> Path | None:
     """The adapter's folder in the cache, if all that its header promises is there. Raises: AdapterError if damaged."""
     from huggingface_hub import try_to_load_from_cache
 
+    address = source.address
     for place in _places(address):
         file = try_to_load_from_cache(
-            address.repo, place + COEFF_FILE, cache_dir=cache_dir, revision=address.revision
+            address.repo, place + COEFF_FILE, cache_dir=source.cache_dir, revision=address.revision
         )
         if isinstance(file, str):
             folder = Path(file).parent
-            if all((folder / name).is_file() for name in files_of(read_header(folder))):
+            if all((folder / name).is_file() for name in source.files(folder)):
                 return folder
     return None
 
@@ -168,10 +183,10 @@ def _check_size(address: Address, remote: _Remote, name: str) -> None:
     refuse_large(f"{name} of {address}", name.rpartition("/")[2], size)
 
 
-def _check_names(address: Address, remote: _Remote, place: str, header: AdapterHeader) -> None:
+def _check_names(address: Address, remote: _Remote, place: str, names: tuple[str, ...]) -> None:
     """Raises: AdapterError unless the repository holds the files that the header promises, and no other part."""
     for name in (LORA_FILE, EMBEDS_FILE):
-        promised, there = name in files_of(header), place + name in remote.sizes
+        promised, there = name in names, place + name in remote.sizes
         if promised and not there:
             raise AdapterError(f"{address} is incomplete: {name} is missing in the repository.")
         if there and not promised:

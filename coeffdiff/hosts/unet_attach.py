@@ -1,4 +1,4 @@
-"""attach, attached and detach for a diffusers SDXL UNet, on top of unet.py."""
+"""attach, attached and detach for a diffusers UNet of Stable Diffusion's kind (1.5, 2.1, SDXL), on top of unet.py."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from collections.abc import Iterable
 from torch import nn
 
 from coeffdiff.errors import ConfigError
+from coeffdiff.hosts.slot import alpha_dtype
 from coeffdiff.hosts.unet import Targets, attention_layers, coefficients_of, eject, inject
 from coeffdiff.method.coefficients import Coefficients
 
 _NAME = "attached"  # beside adapters that load_adapter puts on the same UNet
+
+
+def takes(unet: nn.Module) -> bool:
+    """Whether its attention layers are of that kind, as those of Kandinsky, which attend to two texts, are not."""
+    return not any(layer.group_norm or layer.added_kv_proj_dim for layer in attention_layers(unet).values())
 
 
 def attach(unet: nn.Module, targets: str | Iterable[str], trainable: bool) -> dict[str, Coefficients]:
@@ -19,8 +25,9 @@ def attach(unet: nn.Module, targets: str | Iterable[str], trainable: bool) -> di
         layers = inject(unet, _NAME, targets=_targets(targets))
     else:
         layers = inject(unet, _NAME, blocks=targets)
+    dtype = alpha_dtype(unet)
     for layer in layers.values():
-        layer.train(unet.training)  # for dropout
+        layer.to(dtype).train(unet.training)  # for dropout
     return layers
 
 

@@ -319,3 +319,50 @@ def test_a_newer_version_is_taken(hub, mug, files):
     resolve_adapter("me/mug")
     newer = mug.commit(files, "again")
     assert resolve_adapter("me/mug").name == newer
+
+
+# --- alphas of one model
+
+
+def test_alphas_of_a_model_come_from_the_hub(hub, tmp_path):
+    """attach_from takes user/repo and its revisions, from the cache without network, and no pipeline's adapter."""
+    import coeffdiff
+
+    model = torch.nn.MultiheadAttention(8, 2)
+    (alpha,) = coeffdiff.attach(model).values()
+    repo = hub.repos["me/alphas"] = Repo()
+    for value in (1.0, 2.0):
+        with torch.no_grad():
+            alpha.fill_(value)
+        coeffdiff.save(model, tmp_path)
+        content = {COEFF_FILE: (tmp_path / COEFF_FILE).read_bytes(), LORA_FILE: b"of another tool"}
+        repo.commit(content, branch="main" if value == 2 else "v1")
+
+    def loaded(path, **options):
+        fresh = torch.nn.MultiheadAttention(8, 2)
+        (found,) = coeffdiff.attach_from(fresh, path, **options).values()
+        return found.mean().item()
+
+    assert loaded("me/alphas") == loaded("hf://me/alphas") == 2
+    assert loaded("me/alphas@v1") == loaded("me/alphas", revision="v1") == 1
+    assert set(hub.fetched()) == {COEFF_FILE}
+    hub.down = True
+    assert loaded("me/alphas", local_files_only=True) == 2
+    with pytest.warns(CachedAdapter, match="me/alphas is taken from the cache"):
+        assert loaded("me/alphas") == 2
+
+
+def test_adapters_and_alphas_are_not_taken_for_each_other(hub, mug, tmp_path):
+    """Each is refused with the call that loads it."""
+    import coeffdiff
+
+    model = torch.nn.MultiheadAttention(8, 2)
+    with pytest.raises(
+        AdapterError, match=r"me/mug on the hub is no sound adapter: .*coeffdiff.load_adapter"
+    ):
+        coeffdiff.attach_from(model, "me/mug")
+    coeffdiff.attach(model)
+    coeffdiff.save(model, tmp_path)
+    hub.repos["me/alphas"] = Repo()
+    hub.repos["me/alphas"].commit({COEFF_FILE: (tmp_path / COEFF_FILE).read_bytes()})
+    assert "coeffdiff.attach_from(model, folder)" in refusal("me/alphas")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
-from torch import nn
+from attention_oracle import fill, flat, oracle, sharpened
 
 import coeffdiff
 
@@ -111,11 +110,7 @@ def family(request):
     """(name, a float64 model in eval mode, inputs); a test leaves the model as it found it."""
     torch.manual_seed(0)
     model, inputs = FAMILIES[request.param]()
-    for (
-        parameter
-    ) in model.parameters():  # far from the start values, so that attention is sharp and biases count
-        nn.init.normal_(parameter, std=0.4)
-    return request.param, model.double().eval(), inputs
+    return request.param, sharpened(model), inputs
 
 
 def outputs(model, inputs):
@@ -126,47 +121,7 @@ def outputs(model, inputs):
     out = model(**inputs, return_dict=True)
     if not inputs.get("attention_mask", WORDS)[:, 0].all():
         return out.logits[inputs["attention_mask"].bool()].flatten()
-    return torch.cat([t.flatten() for t in tensors(out)])
-
-
-def tensors(out):
-    if isinstance(out, torch.Tensor):
-        return [out] if out.is_floating_point() else []
-    if isinstance(out, dict):
-        return [t for key, part in out.items() if key != "past_key_values" for t in tensors(part)]
-    return [t for part in out for t in tensors(part)] if isinstance(out, tuple) else []
-
-
-def fill(alphas, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for alpha in alphas.values():
-            alpha.copy_(torch.randn(alpha.shape, generator=generator) * 0.3)
-
-
-@contextmanager
-def oracle(model, alphas):
-    """A copy of the model that runs its own eager code, whose softmax in each layer is followed by I + alpha."""
-    copied = copy.deepcopy(model)
-    copied.set_attn_implementation("eager")
-    inside, real = [], nn.functional.softmax
-
-    def softmax(scores, dim=-1, **_):  # without dtype=float32, which eager code asks for
-        maps = real(scores, dim=dim)
-        if not inside:
-            return maps
-        alpha = alphas[inside[-1]]
-        return torch.einsum("hg,bgqk->bhqk", torch.eye(len(alpha), dtype=maps.dtype) + alpha, maps)
-
-    for name in alphas:
-        layer = copied.get_submodule(name)
-        layer.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
-        layer.register_forward_hook(lambda *_: inside.pop() and None)
-    nn.functional.softmax = softmax
-    try:
-        yield copied
-    finally:
-        nn.functional.softmax = real
+    return flat(out)
 
 
 def test_a_model_with_alpha_is_the_formula(family):
@@ -208,6 +163,26 @@ def test_alpha_zero_is_the_model_and_detach_gives_it_back(family):
     assert [p.requires_grad for p in model.parameters()] == trained
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:(fan_in_fan_out|target_parameters|The following)")  # PEFT's
+def test_lora_beside_alpha_in_every_family(family, tmp_path):
+    """With PEFT's LoRA in all linear layers the formula holds, and saved alphas come back bit for bit."""
+    from peft import LoraConfig, get_peft_model
+
+    name, model, inputs = family
+    config = LoraConfig(r=1, target_modules="all-linear", init_lora_weights=False)
+    wrapped = get_peft_model(copy.deepcopy(model), config).double().eval()
+    alphas = coeffdiff.attach(wrapped)
+    fill(alphas)
+    found = outputs(wrapped, inputs)
+    coeffdiff.save(wrapped, tmp_path)
+    coeffdiff.detach(wrapped)
+    with oracle(wrapped.get_base_model(), alphas) as expected:
+        tolerance = 1e-5 if name in FLOAT32_INSIDE else 1e-10
+        torch.testing.assert_close(found, outputs(expected, inputs), rtol=tolerance, atol=tolerance)
+    assert coeffdiff.attach_from(wrapped, tmp_path, trainable=True).keys() == alphas.keys()
+    assert torch.equal(outputs(wrapped, inputs), found)
 
 
 def bert(**config):
@@ -443,6 +418,24 @@ def test_alpha_that_peft_has_frozen_is_reported():
         wrapped(WORDS)
 
 
+def test_replicas_of_data_parallel_do_not_disturb_each_other():
+    """One begins after another has used its alpha and before that ends, as in nn.DataParallel's threads."""
+    model, seen = bert(), torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
+    fill(coeffdiff.attach(model))
+    layer = model.encoder.layer[0].attention.self
+    expected = layer(seen)[0]
+    one, other = (layer._replicate_for_data_parallel() for _ in range(2))
+    other.query = None  # so that it begins and comes no further
+
+    def begin_the_other(module, *_):
+        if module is one:
+            with pytest.raises(TypeError):
+                other(seen)
+
+    layer.register_forward_hook(begin_the_other, prepend=True)
+    assert torch.equal(one(seen)[0], expected)
+
+
 def test_a_changed_attention_implementation_is_refused():
     """set_attn_implementation would take alpha out without a word."""
     model = bert()
@@ -463,25 +456,6 @@ def test_a_layer_that_goes_round_the_interface_is_refused():
         model(WORDS)
 
 
-LLAMA_8B = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("build", "count"),
-    [
-        (lambda: tf.ViTModel(tf.ViTConfig()), 12 * 12 * 12),
-        (lambda: tf.LlamaModel(tf.LlamaConfig(**LLAMA_8B)), 32 * 32 * 32),
-    ],
-)
-def test_how_many_numbers_alpha_has(build, count):
-    """ViT-B/16 and Llama-3-8B, without their weights: layers x heads x heads."""
-    with torch.device("meta"):
-        model = build()
-    assert sum(alpha.numel() for alpha in coeffdiff.attach(model).values()) == count
-
-
 def flash(model):
     model.config._attn_implementation_internal = "flash_attention_2"
     return model
@@ -492,16 +466,7 @@ REFUSED = {
         lambda: tf.ConvNextModel(tf.ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)),
         "ConvNextModel: it has no attention layer",
     ),
-    "own attention": (
-        lambda: tf.DebertaV2Model(tf.DebertaV2Config(**TOWN, **SIZE)),
-        "its encoder.layer.0.attention.self computes attention itself",
-    ),
-    "in part": (
-        lambda: tf.SiglipVisionModel(tf.SiglipVisionConfig(**SIZE, **IMAGE)),
-        "head.attention .1 such layers. computes attention itself.*pass as targets",
-    ),
     "flash": (lambda: flash(bert()), "layer.0.attention.self uses .*'flash_attention_2'.*sdpa"),
-    "no transformer": (lambda: nn.Linear(2, 2), "attached to a Linear: coeffdiff.attach takes models of transformers"),
 }  # fmt: skip
 
 
@@ -585,7 +550,9 @@ def test_the_unet_of_sdxl(micro_pipeline, unet_inputs, tmp_path):
 
 
 def example():
-    section = (ROOT / "configs" / "README.md").read_text(encoding="utf-8").split("## Any transformer")[1]
+    section = (
+        (ROOT / "configs" / "README.md").read_text(encoding="utf-8").split("## Any model with attention")[1]
+    )
     return section.split("```python\n")[1].split("```")[0]
 
 

@@ -89,7 +89,7 @@ def left_out(header: AdapterHeader) -> tuple[str, ...]:
     return (
         f"alpha of {len(header.heads)} layers is left out: it recombines attention {header.mixes}, which no LoRA file "
         "can hold. Other tools draw with the LoRA alone. In our comparisons on the small model pocket that scored no "
-        f"worse; on SDXL it has not been measured. {_WHERE_ELSE}",
+        f"worse; on full-size models it has not been measured. {_WHERE_ELSE}",
     )
 
 
@@ -114,7 +114,7 @@ def kohya_metadata(header: AdapterHeader, title: str) -> dict[str, str]:
     trigger = " ".join(filter(None, (header.token, header.class_word)))
     side = f"{header.resolution}x{header.resolution}"
     return {
-        "ss_base_model_version": "sdxl_base_v1-0",
+        **header.base_family.kohya,
         "ss_sd_model_name": _model_name(header.base_model),
         "ss_v2": "False",
         "ss_network_module": "networks.lora",
@@ -125,8 +125,6 @@ def kohya_metadata(header: AdapterHeader, title: str) -> dict[str, str]:
         "ss_output_name": title,
         "ss_training_comment": f"LoRA of a coeffdiff adapter ({header.kind}); trigger: {trigger}",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
         "modelspec.resolution": side,
         "modelspec.trigger_phrase": trigger,

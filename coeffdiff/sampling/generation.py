@@ -38,8 +38,8 @@ def generate(
     itself makes of this seed.
 
     Args:
-        pipe: a StableDiffusionXLPipeline, in eval mode, or with `images` what pipeline_for made of one; text encoders
-            may be None with `encoded`.
+        pipe: a StableDiffusionXLPipeline or StableDiffusionPipeline, in eval mode, or with `images` what pipeline_for
+            made of one; text encoders may be None with `encoded`.
         encoded: from encode_prompts, for this negative prompt and guidance; by default all are encoded here.
         on_progress: takes how many pictures are done, a started one counted by its steps.
     Raises: ConfigError for a size that the model cannot make, or a scale without an adapter; InjectionError if an
@@ -173,24 +173,13 @@ def _denoise(
     if hasattr(pipe.scheduler, "noise_sampler_seed"):  # DPMSolverSDE has a generator of its own
         pipe.scheduler.noise_sampler_seed = [request.seed for request in requests]
 
-    def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        present = [t for t in tensors if t is not None]
-        return torch.stack(present).to(device, dtype) if present else None
-
-    guided = options.guidance > 1
-
     def after_step(_pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
         denoised((step + 1) / pipe.num_timesteps)
         return {}
 
     with _without_bar(pipe), kept_precision(pipe.vae) if images else nullcontext():
         latents: Tensor = pipe(
-            prompt_embeds=stacked([e.text for e in embeddings]),
-            pooled_prompt_embeds=stacked([e.pooled for e in embeddings]),
-            negative_prompt_embeds=stacked([e.negative_text for e in embeddings]) if guided else None,
-            negative_pooled_prompt_embeds=stacked([e.negative_pooled for e in embeddings])
-            if guided
-            else None,
+            **_text_arguments(embeddings, options.guidance > 1, device, dtype),
             guidance_scale=options.guidance,
             num_inference_steps=options.steps,
             **begun,
@@ -199,6 +188,25 @@ def _denoise(
             output_type="latent",  # diffusers' own decoding fails with a float32 VAE beside a half-precision UNet
         ).images
     return latents
+
+
+def _text_arguments(
+    embeddings: Sequence[Encoded], guided: bool, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A batch's embeddings under the names that the family's pipelines take them by."""
+    columns = {
+        "prompt_embeds": [e.text for e in embeddings],
+        "pooled_prompt_embeds": [e.pooled for e in embeddings],
+    }
+    if guided:
+        columns |= {
+            "negative_prompt_embeds": [e.negative_text for e in embeddings if e.negative_text is not None],
+            "negative_pooled_prompt_embeds": [
+                e.negative_pooled for e in embeddings if e.negative_pooled is not None
+            ],
+        }
+    stacked = {name: torch.stack(column) for name, column in columns.items()}
+    return {name: one.to(device, dtype) for name, one in stacked.items() if one.shape[-1]}
 
 
 @torch.no_grad()
@@ -218,7 +226,7 @@ def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
             scaled = scaled / vae.config.scaling_factor
         decoded = vae.decode(scaled, return_dict=False)[0]
         _check_finite(decoded, request, f"the VAE in {dtype_name(vae)}", pipe)
-    if pipe.watermark is not None:
+    if getattr(pipe, "watermark", None) is not None:
         decoded = pipe.watermark.apply_watermark(decoded)
     image: Image.Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
     return image

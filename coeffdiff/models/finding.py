@@ -67,6 +67,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
     backbone = replace(backbone, family=family)
     if model.vae:
         backbone = replace(backbone, vae=_find_vae(model.vae))
+        _check_vae(backbone)
     latents = vae_config_of(backbone).get("latent_channels", 4)
     if latents != 4:
         raise ModelError(
@@ -81,6 +82,19 @@ def find_backbone(model: ModelSettings) -> Backbone:
                 if file.endswith(".safetensors"):
                     refuse_quantized(source.folder / file)
     return backbone
+
+
+def _check_vae(backbone: Backbone) -> None:
+    """Raises: ModelError for a VAE of another family, which scales its latents otherwise: pictures would be wrong."""
+    usual = 0.18215  # of an AutoencoderKL whose config says nothing
+    before = read_json(backbone.source, "vae/config.json").get("scaling_factor", usual)
+    now = vae_config_of(backbone).get("scaling_factor", usual)
+    if now != before:
+        assert backbone.vae is not None
+        raise ModelError(
+            f"The VAE {backbone.vae[0].name} scales latents by {now}, that of {backbone.source.name} by {before}, "
+            f"so it belongs to another family of models; pass model.vae with a VAE for {backbone.family.label}."
+        )
 
 
 def hub_id(name: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from coeffdiff.config.fields import SDXL_BASE
 from coeffdiff.errors import ModelError
+from coeffdiff.method.families import FAMILIES
 from coeffdiff.utils.hub import first_sentence, hub_errors
 from coeffdiff.utils.oom import is_out_of_memory
 
@@ -29,7 +29,8 @@ def hub_access_errors(repo: str) -> Iterator[None]:
     """One sentence for any error of access to a base model's repository inside. Raises: ModelError."""
     from huggingface_hub import constants
 
-    weights = "*.fp16.safetensors" if repo == SDXL_BASE else "*.safetensors"  # else all precisions: 40 GB
+    usual = any(repo == family.usual_base for family in FAMILIES.values())
+    weights = "*.fp16.safetensors" if usual else "*.safetensors"  # those hold all precisions: 40 GB
 
     def unreachable(reason: str) -> str:
         return (

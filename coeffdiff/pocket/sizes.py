@@ -226,7 +226,6 @@ SIZES: dict[str, Size] = {
             groups=4,
             text_width=20,
             sample_size=8,
-            layers_per_block=1,
             attention_head_dim=4,
         ),
         vae=_TEST_VAE,

@@ -69,11 +69,6 @@ class Family:
     def a_label(self) -> str:
         return f"{'an' if self.label[:2].isupper() else 'a'} {self.label}"
 
-    @property
-    def both(self) -> str:
-        """The text encoders in a sentence."""
-        return "both text encoders" if len(self.encoders) > 1 else "the text encoder"
-
 
 SDXL = Family(
     name="sdxl",

@@ -12,6 +12,7 @@ from coeffdiff.errors import ModelError
 from coeffdiff.method.families import NAMED, SD15, SDXL, Family
 from coeffdiff.models.foreign import (
     LARGEST_HEADER,
+    NEITHER,
     PICKLE,
     family_of_file,
     foreign_bytes,
@@ -62,10 +63,7 @@ def _family_named(kind: str, name: str) -> Family:
         return SDXL
     if kind in {f"{SD15.pipelines}{task}Pipeline" for task in _TASKS}:
         return SD15
-    raise ModelError(
-        f"{name} is a {kind}, neither SDXL nor Stable Diffusion 1.5; pass --model with a base model ({NAMED}) or a "
-        "fine-tune of it."
-    )
+    raise ModelError(f"{name} is a {kind}, {NEITHER}.")
 
 
 def _check_unet(source: Source, family: Family) -> None:
@@ -80,10 +78,7 @@ def _check_unet(source: Source, family: Family) -> None:
             f"{family.label}'s; pass --model with a base model ({NAMED})."
         )
     if not family.pools and unet.get("use_linear_projection"):
-        raise ModelError(
-            f"{source.name} is Stable Diffusion 2, neither SDXL nor Stable Diffusion 1.5; pass --model with one of "
-            "those or a fine-tune of it."
-        )
+        raise ModelError(f"{source.name} is Stable Diffusion 2, {NEITHER}.")
     if unet.get("in_channels") != 4 or unet.get("out_channels") != 4:
         what = other_task(unet.get("in_channels"), unet.get("out_channels"), family)
         raise ModelError(f"{source.name} {what}.")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coeffdiff.method.families import NAMED, SD15, SDXL, Family
+from coeffdiff.method.families import FAMILIES, NAMED, SD15, SDXL, Family
 from coeffdiff.models.source import UNET as UNET_NETWORK
 from coeffdiff.models.source import networks_of
 
@@ -25,8 +25,9 @@ PICKLE = (
     "is a pickle, which can run any code when it is opened, so it is not read; pass the .safetensors file of the same "
     "model, or convert it"
 )
+_THOSE = "pass --model with one of those or a fine-tune of it"
 _BASE = f"pass --model with a base model ({NAMED}) or a fine-tune of it"
-_NEITHER = f"neither SDXL nor Stable Diffusion 1.5; {_BASE}"
+NEITHER = f"neither {' nor '.join(family.label for family in FAMILIES.values())}; {_THOSE}"
 _FOLDER_OF = "in a folder with its config.json"
 
 _CONDITIONED = r"label_emb\.|add_embedding\."  # pooled text and sizes, in SDXL's UNet
@@ -90,19 +91,19 @@ _OF_OTHERS: Signatures = (
     ),
     (
         _holds(r"double_blocks\.\d+\.img_attn\.|single_transformer_blocks\."),
-        f"is Flux or a model of its family, {_NEITHER}",
+        f"is Flux or a model of its family, {NEITHER}",
     ),
     (
         _holds(r"joint_blocks\.\d+\.|transformer_blocks\.\d+\.attn\.add_k_proj\."),
-        f"is Stable Diffusion 3, {_NEITHER}",
+        f"is Stable Diffusion 3, {NEITHER}",
     ),
     (
         _holds(r"adaln_single\.|y_embedder\.y_proj\."),
-        f"is PixArt or a model of its family, {_NEITHER}",
+        f"is PixArt or a model of its family, {NEITHER}",
     ),
     (
         _holds(r"cond_stage_model\.model\."),
-        f"is a Stable Diffusion 2 checkpoint, {_NEITHER}",
+        f"is a Stable Diffusion 2 checkpoint, {NEITHER}",
     ),
     (
         _holds(r"conditioner\.embedders\.0\.model\."),
@@ -149,7 +150,7 @@ def foreign_model(header: Mapping[str, Any]) -> str | None:
     if first is None or len(first) != 4:
         return None
     if family is SD15 and any(_PROJECTION.match(name) and len(unet[name]) == 2 for name in unet):
-        return f"holds the UNet of Stable Diffusion 2, {_NEITHER}"
+        return f"holds the UNet of Stable Diffusion 2, {NEITHER}"
     sizes = unet.get("label_emb.0.0.weight") or unet.get("add_embedding.linear_1.weight") or []
     if first[0] == 384 and sizes[1:] == [2560]:
         return f"holds the UNet of SDXL's refiner, not of its base; {_BASE}"

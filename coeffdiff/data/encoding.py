@@ -178,8 +178,8 @@ def _why_not_finite(vae: Any) -> str:
         held = f", and its weights hold such values in {broken}" if broken else ""
         return f"{held}: it is damaged; take another copy, or another VAE with model.vae."
     return (
-        ". SDXL's own VAE overflows in half precision: use --set model.vae=madebyollin/sdxl-vae-fp16-fix, or a VAE "
-        "whose config says force_upcast."
+        "; it overflows in half precision, as SDXL's own does: use a VAE whose config says force_upcast, or for SDXL "
+        "--set model.vae=madebyollin/sdxl-vae-fp16-fix."
     )
 
 

@@ -15,6 +15,7 @@ from coeffdiff.errors import ConfigError, NonFinitePicture
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.hosts.guard import unwrapped, verify
 from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.families import SDXL, family_of
 from coeffdiff.sampling.image_inputs import ImageInputs, call_arguments
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, check_options, picture_size
 from coeffdiff.sampling.prompts import encode_prompts, shortened
@@ -237,7 +238,8 @@ def _check_finite(tensor: Tensor, request: Request, source: str, pipe: Any) -> N
         return
     cures = ["sample in another precision (--precision bf16 or fp32)"] if "16" in source else []
     if "VAE" in source and "float16" in source:
-        cures.append("use a VAE that stands float16 (madebyollin/sdxl-vae-fp16-fix)")
+        example = " (madebyollin/sdxl-vae-fp16-fix)" if family_of(pipe) is SDXL else ""
+        cures.append(f"use a VAE that stands float16{example}")
     if loaded_adapters(pipe):
         cures.append("lower the adapter's scale")
     cures.append("try another scheduler or more steps")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_stand_in import Repo
 from safetensors.torch import save_file
 from test_base_models import edit, find, sentence, unet_name, vae_name, vae_value
 
@@ -107,6 +108,23 @@ def test_a_file_and_configs_of_two_families_are_one_sentence(checkpoint, tmp_pat
     assert "those of stable-diffusion-v1-5/stable-diffusion-v1-5 are not in the cache" in sentence(find, file)
     save_file({k: w for k, w in checkpoint.items() if k.startswith(UNET)}, file)
     assert "is a UNet alone, without text encoders and VAE; pass model.config" in sentence(find, file)
+
+
+def test_from_the_hub_comes_what_is_needed(hub, sd15_folder, monkeypatch):
+    """No safety checker; and the cache then serves it offline."""
+    files = {
+        p.relative_to(sd15_folder).as_posix(): p.read_bytes() for p in sd15_folder.rglob("*") if p.is_file()
+    }
+    unneeded = {f"safety_checker/{name}": b"{}" for name in ("config.json", "model.safetensors")}
+    hub.repos["me/sd15"] = Repo()
+    hub.repos["me/sd15"].commit(files | unneeded)
+    base = find("me/sd15")
+    assert base.family is SD15
+    load_pipeline(base, dtype=torch.float32)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.repos.clear()
+    again = find("me/sd15")
+    assert again.source.remote == frozenset() and "safety_checker/config.json" not in again.source.here()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.families import SDXL, family_of
 from coeffdiff.sampling.image_inputs import ImageInputs, call_arguments
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, check_options, picture_size
-from coeffdiff.sampling.prompts import encode_prompts, shortened
+from coeffdiff.sampling.prompts import encode_prompts, shortened, text_arguments
 from coeffdiff.sampling.vae_precision import in_its_precision, kept_precision
 
 
@@ -180,7 +180,7 @@ def _denoise(
 
     with _without_bar(pipe), kept_precision(pipe.vae) if images else nullcontext():
         latents: Tensor = pipe(
-            **_text_arguments(embeddings, options.guidance > 1, device, dtype),
+            **text_arguments(embeddings, options.guidance > 1, device, dtype),
             guidance_scale=options.guidance,
             num_inference_steps=options.steps,
             **begun,
@@ -189,25 +189,6 @@ def _denoise(
             output_type="latent",  # diffusers' own decoding fails with a float32 VAE beside a half-precision UNet
         ).images
     return latents
-
-
-def _text_arguments(
-    embeddings: Sequence[Encoded], guided: bool, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """A batch's embeddings under the names that the family's pipelines take them by."""
-    columns = {
-        "prompt_embeds": [e.text for e in embeddings],
-        "pooled_prompt_embeds": [e.pooled for e in embeddings],
-    }
-    if guided:
-        columns |= {
-            "negative_prompt_embeds": [e.negative_text for e in embeddings if e.negative_text is not None],
-            "negative_pooled_prompt_embeds": [
-                e.negative_pooled for e in embeddings if e.negative_pooled is not None
-            ],
-        }
-    stacked = {name: torch.stack(column) for name, column in columns.items()}
-    return {name: one.to(device, dtype) for name, one in stacked.items() if one.shape[-1]}
 
 
 @torch.no_grad()

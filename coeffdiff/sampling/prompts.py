@@ -132,3 +132,22 @@ def encode_prompts(
         assert parts[0] is not None and parts[1] is not None
         result[prompt] = Encoded(parts[0], parts[1], parts[2], parts[3], negative_prompt)
     return result
+
+
+def text_arguments(
+    embeddings: Sequence[Encoded], guided: bool, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A batch's embeddings under the names that the family's pipelines take them by."""
+    columns = {
+        "prompt_embeds": [e.text for e in embeddings],
+        "pooled_prompt_embeds": [e.pooled for e in embeddings],
+    }
+    if guided:
+        columns |= {
+            "negative_prompt_embeds": [e.negative_text for e in embeddings if e.negative_text is not None],
+            "negative_pooled_prompt_embeds": [
+                e.negative_pooled for e in embeddings if e.negative_pooled is not None
+            ],
+        }
+    stacked = {name: torch.stack(column) for name, column in columns.items()}
+    return {name: one.to(device, dtype) for name, one in stacked.items() if one.shape[-1]}

@@ -4,7 +4,7 @@
     |-- ConfigError                 a setting: unknown key, impossible value, unreadable file
     |-- ShapeError                  tensors that do not fit together
     |-- PhotoError                  the photo folder: missing, empty, nothing usable
-    |-- ModelError                  a base model that cannot be had or is not SDXL
+    |-- ModelError                  a base model that cannot be had, or is of a family that is not known
     |   `-- NonFinitePicture        a picture that came out as NaN
     |-- HubError                    a push: no login, no right, a name in use, no network
     |-- InjectionError              attention layers that cannot take alpha, or have lost it

@@ -1,7 +1,8 @@
-"""Write a complete SDXL pipeline folder with random weights, without any download.
+"""Write a complete SDXL or Stable Diffusion 1.5 pipeline folder with random weights, without any download.
 
 python scripts/make_random_sdxl.py --size tiny --output models/tiny
 python scripts/make_random_sdxl.py --size sdxl --dtype float16 --output models/random-sdxl
+python scripts/make_random_sdxl.py --size sd15-micro --output models/sd15-micro
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=["tiny", "sdxl"], required=True, help="tiny: 3 MB, for tests")
+    parser.add_argument(
+        "--size",
+        choices=["tiny", "sdxl", "sd15-micro", "sd15"],
+        required=True,
+        help="tiny: 3 MB, sd15-micro: 1 MB, for tests",
+    )
     parser.add_argument("--output", type=path_argument, required=True, help="folder to write; must not exist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -27,14 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     from coeffdiff.errors import CoeffDiffError
     from coeffdiff.pocket.model import parameter_count, refuse_existing, save_random
+    from coeffdiff.pocket.sizes import size_named
 
     dtype = getattr(torch, chosen.dtype)
     numbers = parameter_count(chosen.size)
     try:
         refuse_existing(chosen.output)
         print(
-            f"Writing {chosen.output}: SDXL's architecture in size {chosen.size}, {numbers:,} random numbers in "
-            f"{chosen.dtype}, {numbers * dtype.itemsize / 1e6:,.0f} MB."
+            f"Writing {chosen.output}: {size_named(chosen.size).family.label}'s architecture in size {chosen.size}, "
+            f"{numbers:,} random numbers in {chosen.dtype}, {numbers * dtype.itemsize / 1e6:,.0f} MB."
         )
         save_random(
             chosen.size,

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: two small random SDXL pipelines, and one call of its UNet."""
+"""Fixtures that several test files share: small random pipelines, and one call of a UNet."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def built_micro():
 def micro_pipeline(built_micro):
     """A fresh copy of build_pipeline("micro"), for what does not depend on the number of layers."""
     return copy.deepcopy(built_micro)
+
+
+@pytest.fixture(scope="session")
+def sd15_folder(tmp_path_factory):
+    """A small random Stable Diffusion 1.5 pipeline as a diffusers folder."""
+    from coeffdiff.pocket.model import save_random
+
+    return save_random("sd15-micro", tmp_path_factory.mktemp("models") / "sd15")
 
 
 @pytest.fixture(scope="session")

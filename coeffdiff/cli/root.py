@@ -56,7 +56,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Teach SDXL a subject from a few photos by recombining its attention maps across heads (Coeff-Tuning).",
+    help="Teach SDXL or Stable Diffusion 1.5 a subject from a few photos by recombining its attention maps across "
+    "heads (Coeff-Tuning).",
 )
 
 

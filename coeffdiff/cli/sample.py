@@ -73,7 +73,9 @@ Strength = Annotated[
 MaskImage = Annotated[
     Path | None, typer.Option(help="Inpainting: white where --init-image is drawn again.", **PATH)
 ]
-Control = Annotated[str | None, typer.Option(help="ControlNet for SDXL: hub id or diffusers folder.", **NAME)]
+Control = Annotated[
+    str | None, typer.Option(help="ControlNet for the base model: hub id or diffusers folder.", **NAME)
+]
 ControlImage = Annotated[
     Path | None,
     typer.Option(help="What it follows, prepared as it wants it: edges, depth, a pose.", **PATH),

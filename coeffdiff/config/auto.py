@@ -48,6 +48,8 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     configs/compare/recipes.yaml and fresh.yaml), and prompts of other things drift 0.07 to 0.08 farther. On SDXL
     nothing was measured, and most SDXL trainers drop none unless asked.
 
+    Stable Diffusion 1.5 gets SDXL's values at its own 512 px: our choice, nothing was measured on it.
+
     A learned token's: on pocket 3e-3 was the best of 3e-3, 1e-2 and 3e-2 (configs/compare/tuning_controls.yaml). For
     SDXL nothing was measured; 2e-3 is what the example of diffusers' textual inversion for SDXL comes to (5e-4, scaled
     by its 4 samples a step).

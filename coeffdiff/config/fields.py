@@ -18,12 +18,13 @@ from pydantic_core import PydanticCustomError
 
 from coeffdiff.config import yaml12
 from coeffdiff.config.annotations import union_members
+from coeffdiff.method.families import SDXL
 from coeffdiff.utils.paths import expanded
 from coeffdiff.utils.text import has_surrogates
 
 Auto = Literal["auto"]
 
-SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_BASE = SDXL.usual_base
 PLACEHOLDER = "<V>"  # stands for the token in prompts, captions and templates, as in the paper's figures
 # What selects an adapter must not be what judges it: validation draws from the seeds below the first of
 # evaluation, and none of its prompts is among evaluation's.

@@ -24,7 +24,8 @@ from coeffdiff.config.fields import (
 class ModelSettings(Section):
     name: PlaceOrName = Field(
         SDXL_BASE,
-        description="an SDXL model: hub id, diffusers folder or single .safetensors file; or pocket, which ships",
+        description="an SDXL or Stable Diffusion 1.5 model: hub id, diffusers folder or single .safetensors file; or "
+        "pocket, which ships",
     )
     variant: str | None = Field(
         "auto", description="file variant such as fp16; auto takes fp16 where it is there", examples=["fp16"]
@@ -50,7 +51,7 @@ class SubjectSettings(Section):
     )
     learn_token: bool = Field(
         False,
-        description="new embeddings for the token in both text encoders, trained with whatever method.kind says",
+        description="new embeddings for the token in each text encoder, trained with whatever method.kind says",
     )
     templates: list[str] = Field(
         ["a photo of {token} {class_word}"],
@@ -59,8 +60,8 @@ class SubjectSettings(Section):
     )
     caption_dropout: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
         "auto",
-        description="probability that a sample trains without its caption, as guidance sees it; auto: 0 for SDXL, "
-        "0.1 for small models",
+        description="probability that a sample trains without its caption, as guidance sees it; auto: 0 for full-size "
+        "models, 0.1 for small ones",
     )
 
     @field_validator("token", "class_word")
@@ -147,7 +148,9 @@ class LoraSettings(Section):
         ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="adapted projections"
     )
     dora: bool = Field(False, description="weight-decomposed LoRA (DoRA)")
-    learning_rate: AboveZero = Field("auto", description="auto: 1e-4 for SDXL, 1e-3 for small models")
+    learning_rate: AboveZero = Field(
+        "auto", description="auto: 1e-4 for full-size models, 1e-3 for small models"
+    )
     weight_decay: float = Field(1e-4, ge=0, description="weight decay on LoRA; alpha never has any")
 
 
@@ -160,7 +163,9 @@ class TokenSettings(Section):
         description="text as which a learned token begins; null: the class word, or without one the token itself",
         examples=["stuffed animal"],
     )
-    learning_rate: AboveZero = Field("auto", description="auto: 2e-3 for SDXL, 3e-3 for small models")
+    learning_rate: AboveZero = Field(
+        "auto", description="auto: 2e-3 for full-size models, 3e-3 for small models"
+    )
     norm_pull: float = Field(
         0.1,
         ge=0,
@@ -201,11 +206,15 @@ class PriorSettings(Section):
 
 class TrainingSettings(Section):
     steps: int | Auto = Field(
-        "auto", description="optimizer steps; auto: 500 for SDXL, 300 for small models", examples=[500]
+        "auto",
+        description="optimizer steps; auto: 500 for full-size models, 300 for small models",
+        examples=[500],
     )
-    batch_size: int | Auto = Field("auto", description="per process; auto: 1 for SDXL, 4 for small models")
+    batch_size: int | Auto = Field(
+        "auto", description="per process; auto: 1 for full-size models, 4 for small models"
+    )
     accumulate: int | Auto = Field(
-        "auto", description="micro-batches a step; auto: 4 for SDXL, 1 for small models"
+        "auto", description="micro-batches a step; auto: 4 for full-size models, 1 for small models"
     )
     resolution: int | Auto = Field(
         "auto",
@@ -217,7 +226,7 @@ class TrainingSettings(Section):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn")
     gradient_checkpointing: bool | Auto = Field(
-        "auto", description="recompute activations; auto: on for SDXL"
+        "auto", description="recompute activations; auto: on for full-size models"
     )
     snr_gamma: float | None = Field(
         5.0, gt=0, description="min-SNR loss weighting; null: plain mean squared error"

@@ -26,7 +26,7 @@ class Batch:
     noise: Tensor  # [N, C, h, w]
     timesteps: Tensor  # [N]
     embeds: Tensor  # [N, T, W]
-    pooled: Tensor  # [N, P]
+    pooled: Tensor  # [N, P], P = 0 in families without
     time_ids: Tensor  # [N, 6]
     captions: tuple[str, ...]  # N, encoded in embeds and pooled; "" where the caption was dropped
     weights: Tensor | None = None  # [B, 1, h, w], of the samples' squared errors; None: one everywhere

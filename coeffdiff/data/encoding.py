@@ -17,6 +17,7 @@ from coeffdiff.data.photos import Photo
 from coeffdiff.data.views import View, render, render_mask, view_of
 from coeffdiff.errors import ModelError
 from coeffdiff.models.fingerprints import network_fingerprint
+from coeffdiff.models.pipelines import text_embeddings
 from coeffdiff.utils.atomic import sweep
 
 
@@ -47,7 +48,7 @@ class EncodedPhoto:
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One caption for SDXL: embeds [T, W] of both text encoders side by side, pooled [P] of the second."""
+    """One caption: embeds [T, W] of all text encoders side by side, pooled [P]; P is 0 where the UNet takes none."""
 
     embeds: Tensor
     pooled: Tensor
@@ -117,10 +118,9 @@ def sizes_of(photos: Iterable[EncodedPhoto]) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def encode_unconditional(pipe: Any, device: torch.device | str = "cpu") -> EncodedText:
-    """The empty caption as sampling uses it: zeros in SDXL, or "" encoded if the pipeline's config asks for that."""
-    _, embeds, _, pooled = pipe.encode_prompt(
-        "", device=torch.device(device), num_images_per_prompt=1, do_classifier_free_guidance=True
-    )
+    """The empty caption as sampling uses it: zeros in SDXL, "" encoded elsewhere or if SDXL's config asks for that."""
+    _, embeds, _, pooled = text_embeddings(pipe, "", torch.device(device), guided=True)
+    assert embeds is not None and pooled is not None
     return EncodedText(embeds[0].float().cpu(), pooled[0].float().cpu())
 
 
@@ -128,15 +128,13 @@ def encode_unconditional(pipe: Any, device: torch.device | str = "cpu") -> Encod
 def encode_texts(
     pipe: Any, captions: Iterable[str], device: torch.device | str = "cpu"
 ) -> dict[str, EncodedText]:
-    """Each distinct caption through both text encoders, which must be on `device`; results on the CPU, float32.
+    """Each distinct caption through the text encoders, which must be on `device`; results on the CPU, float32.
 
     Raises: ModelError if they are not finite.
     """
     encoded = {}
     for caption in dict.fromkeys(captions):
-        embeds, _, pooled, _ = pipe.encode_prompt(
-            caption, device=torch.device(device), num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        embeds, _, pooled, _ = text_embeddings(pipe, caption, torch.device(device), guided=False)
         encoded[caption] = EncodedText(embeds[0].float().cpu(), pooled[0].float().cpu())
         if not (embeds.isfinite().all() and pooled.isfinite().all()):
             dtype = str(embeds.dtype).removeprefix("torch.")
@@ -180,8 +178,8 @@ def _why_not_finite(vae: Any) -> str:
         held = f", and its weights hold such values in {broken}" if broken else ""
         return f"{held}: it is damaged; take another copy, or another VAE with model.vae."
     return (
-        ". SDXL's own VAE overflows in half precision: use --set model.vae=madebyollin/sdxl-vae-fp16-fix, or a VAE "
-        "whose config says force_upcast."
+        "; it overflows in half precision, as SDXL's own does: use a VAE whose config says force_upcast, or for SDXL "
+        "--set model.vae=madebyollin/sdxl-vae-fp16-fix."
     )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from coeffdiff.evaluation.inspection import inspect_adapter
 from coeffdiff.evaluation.protocol import Protocol, Scored
+from coeffdiff.method.families import text_encoders_of
 from coeffdiff.pocket import POCKET, WEIGHTS
 from coeffdiff.pocket.judges import QUESTIONS, trusted_judges
 from coeffdiff.training.step_log import read_log
@@ -19,9 +20,8 @@ from coeffdiff.training.step_log import read_log
 def adapter_costs(adapter: Path, pipe: Any) -> dict[str, Any]:
     """What an adapter in its run's folder takes to keep and took to make. pipe: the base model."""
     inspected, lines = inspect_adapter(adapter), list(read_log(adapter.parent / "log.jsonl"))
-    vectors = inspected.header.vectors * sum(
-        encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)
-    )
+    widths = [encoder.config.hidden_size for encoder in text_encoders_of(pipe)]
+    vectors = inspected.header.vectors * sum(widths)
     cost = {
         "parameters": inspected.alpha_parameters + inspected.lora_parameters + vectors,
         "adapter_bytes": sum(n for name, n in inspected.files.items() if name.endswith(".safetensors")),

@@ -38,6 +38,7 @@ from coeffdiff.evaluation.protocol import Protocol, Seen
 from coeffdiff.evaluation.scoring import score_adapter
 from coeffdiff.hosts.diffusers import load_adapter
 from coeffdiff.method.adapter_file import read_header
+from coeffdiff.method.families import text_encoders_of
 from coeffdiff.metrics.encoders import encoders_for
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.fingerprints import network_fingerprint
@@ -69,7 +70,7 @@ class ComparisonRunner:
         check_options(self.pipe, self._options())
         # The base model's pictures for drift, by prompt and seed
         self.before: dict[tuple[str, int], Seen] = {}
-        networks = (self.pipe.unet, self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2)
+        networks = (self.pipe.unet, self.pipe.vae, *text_encoders_of(self.pipe))
         judges = (one.network for one in (self.encoders.dino, self.encoders.clip) if one)
         self.model_hashes = [network_fingerprint(network) for network in networks]
         self.judge_hashes = [network_fingerprint(network) for network in judges]

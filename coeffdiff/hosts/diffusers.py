@@ -36,6 +36,7 @@ from coeffdiff.method.adapter_paths import (
     same_run,
 )
 from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.families import family_of_unet
 from coeffdiff.utils.atomic import atomic_write
 
 
@@ -51,10 +52,11 @@ def load_adapter(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Adapter:
-    """Apply an adapter (alpha, LoRA and learned token) to a StableDiffusionXLPipeline.
+    """Apply an adapter (alpha, LoRA and learned token) to a StableDiffusionXLPipeline or StableDiffusionPipeline.
 
     Args:
-        pipe: anything with an SDXL `unet`; for a learned token also with its text encoders and tokenizers.
+        pipe: anything with a `unet` of the adapter's family; for a learned token also with its text encoders and
+            tokenizers.
         path: a run folder, an adapter folder, a checkpoint, a file in one of them, or a step of a run: runs/a@200.
             As a string also a repository of the Hub: user/repo, user/repo@revision. A path that exists wins.
         scale: how strongly it is applied; by default what the adapter recommends.
@@ -198,7 +200,14 @@ def fill_alphas(layers: dict[str, Coefficients], alphas: dict[str, Tensor]) -> N
 
 
 def check_architecture(unet: nn.Module, header: AdapterHeader, folder: Path) -> None:
-    """Raises: AdapterMismatch unless the UNet, with weights or without, has the header's layers with as many heads."""
+    """Raises: AdapterMismatch unless the UNet, with weights or without, is of the header's family and has its layers
+    with as many heads."""
+    own_family, wanted = family_of_unet(unwrapped(unet).config), header.base_family
+    if own_family is not wanted:
+        raise AdapterMismatch(
+            f"{folder} is an adapter for {wanted.label}, trained on {header.base_model}, and this UNet is "
+            f"{own_family.label}'s or of its kind; use it with {wanted.a_label} model."
+        )
     layers = attention_layers(unet)
     for name, heads in header.heads.items():
         own = layers[name].heads if name in layers else None

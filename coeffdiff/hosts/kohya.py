@@ -21,11 +21,10 @@ from coeffdiff.hosts.hub import resolve_adapter
 from coeffdiff.method.adapter_file import pack_rows, read_header, read_lora, read_rows
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
+from coeffdiff.method.families import SDXL
 from coeffdiff.method.lora_layout import lora_pairs, peft_key
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_unwritable, write_errors
-
-_WHERE_ELSE = "coeffdiff, diffusers and the ComfyUI node of coeffdiff run it whole."
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,12 @@ def refuse_kohya(header: AdapterHeader, folder: Path) -> None:
         )
         raise AdapterError(
             f"{folder} has no LoRA ({header.kind}): it holds {held}. A kohya file can hold LoRA alone."
-            f"{hint if header.vectors else ''} {_WHERE_ELSE}"
+            f"{hint if header.vectors else ''} {_where_else(header)}"
         )
     if header.lora.dora:
         raise AdapterError(
             f"{folder} is a DoRA. The tools that read kohya files scale a DoRA by other norms than PEFT, which trained "
-            f"it, so their pictures would be of another adapter. {_WHERE_ELSE}"
+            f"it, so their pictures would be of another adapter. {_where_else(header)}"
         )
 
 
@@ -89,8 +88,13 @@ def left_out(header: AdapterHeader) -> tuple[str, ...]:
     return (
         f"alpha of {len(header.heads)} layers is left out: it recombines attention {header.mixes}, which no LoRA file "
         "can hold. Other tools draw with the LoRA alone. In our comparisons on the small model pocket that scored no "
-        f"worse; on SDXL it has not been measured. {_WHERE_ELSE}",
+        f"worse; on full-size models it has not been measured. {_where_else(header)}",
     )
+
+
+def _where_else(header: AdapterHeader) -> str:
+    node = header.base_family is SDXL
+    return f"coeffdiff{',' if node else ' and'} diffusers{' and the ComfyUI node of coeffdiff' * node} run it whole."
 
 
 def kohya_tensors(tensors: Mapping[str, Tensor], header: AdapterHeader, origin: str) -> dict[str, Tensor]:
@@ -114,7 +118,7 @@ def kohya_metadata(header: AdapterHeader, title: str) -> dict[str, str]:
     trigger = " ".join(filter(None, (header.token, header.class_word)))
     side = f"{header.resolution}x{header.resolution}"
     return {
-        "ss_base_model_version": "sdxl_base_v1-0",
+        **header.base_family.kohya,
         "ss_sd_model_name": _model_name(header.base_model),
         "ss_v2": "False",
         "ss_network_module": "networks.lora",
@@ -125,8 +129,6 @@ def kohya_metadata(header: AdapterHeader, title: str) -> dict[str, str]:
         "ss_output_name": title,
         "ss_training_comment": f"LoRA of a coeffdiff adapter ({header.kind}); trigger: {trigger}",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
         "modelspec.resolution": side,
         "modelspec.trigger_phrase": trigger,

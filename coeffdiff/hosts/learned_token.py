@@ -1,4 +1,4 @@
-"""A learned token on a pipeline: new rows behind both text encoders' embedding matrices, read by its tokenizers.
+"""A learned token on a pipeline: new rows behind its text encoders' embedding matrices, read by its tokenizers.
 
 The encoders' own matrices are never written to, nor what the pipeline's tokenizers read with (which cannot un-add a
 token): the rows live in a module around the matrix, the word in a copy of the tokenizer's backend, and removal puts the
@@ -18,6 +18,7 @@ from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
 from coeffdiff.hosts.guard import gate, ungate
 from coeffdiff.hosts.token_vocabulary import original, read_with, refuse_saving
 from coeffdiff.method.adapter_header import PARTS
+from coeffdiff.method.families import family_of
 
 _POOLS_AT_HIGHEST = 2  # as eos_token_id: "the highest id of a text is its end", which an added id would be
 
@@ -96,8 +97,9 @@ def add_token(
     The word is found as a whole word in any case ("sks" in "SKS, seen", not in "sksx"), and stands for N tokens.
 
     Args:
-        pipe: an SDXL pipeline with tokenizers and text encoders.
-        rows: {"clip_l": [N, D], "clip_g": [N, D]} of both encoders; copied as float32 to the encoders' device.
+        pipe: a pipeline with tokenizers and text encoders.
+        rows: {"clip_l": [N, D], "clip_g": [N, D]}, of every encoder that its family has; copied as float32 to the
+            encoders' device.
         origin: where the rows come from, for the messages.
     Returns: the new parameters by the same keys.
     Raises: AdapterError if the pipeline has no text encoders or the word cannot be made a token;
@@ -106,7 +108,7 @@ def add_token(
     for key, encoder, tokenizer in _parts(pipe):
         if encoder is None or not hasattr(tokenizer, "backend_tokenizer"):
             raise AdapterError(
-                f"{origin} has a learned token, which lives in the text encoders, and this pipeline has not both "
+                f"{origin} has a learned token, which lives in the text encoders, and this pipeline has not all "
                 "of them with their tokenizers; load the adapter on a whole pipeline."
             )
         width = encoder.config.hidden_size
@@ -173,8 +175,9 @@ def verify_token(pipe: Any, name: str = "default") -> None:
 
 
 def _parts(pipe: Any) -> list[tuple[str, Any, Any]]:
-    """Key, text encoder and tokenizer of both, None where the pipeline lacks one."""
-    return [(key, getattr(pipe, e, None), getattr(pipe, t, None)) for key, (e, t) in PARTS.items()]
+    """Key, text encoder and tokenizer of each that the family has, None where the pipeline lacks one."""
+    encoders = family_of(pipe).encoders
+    return [(e.key, getattr(pipe, e.network, None), getattr(pipe, e.tokenizer, None)) for e in encoders]
 
 
 def _extended(pipe: Any) -> list[ExtendedEmbedding]:

@@ -39,6 +39,11 @@ def check_parts(parts: Sequence[Part], base_model: str | None) -> None:
     for part in parts:
         _check_alone(part)
         folder, header = part.folder, part.header
+        if header.family != first.family:
+            raise AdapterMismatch(
+                f"{start} was trained on {first.base_family.a_label} model and {folder} on "
+                f"{header.base_family.a_label} one; such adapters cannot be merged or used together."
+            )
         if not base_model and header.base_model != first.base_model:
             raise AdapterMismatch(
                 f"{start} was trained on {first.base_model} and {folder} on {header.base_model}. If they share an "

@@ -118,7 +118,7 @@ def _merged_header(
     mixes: Mixes = next((header.mixes for header in headers if header.heads), "maps")
     return headers[0].model_copy(
         update={
-            "format_version": format_for(mixes, base.vae if base else None),
+            "format_version": format_for(mixes, base.vae if base else None, headers[0].family),
             "base": base,
             "kind": "+".join(["coeff"] * bool(heads) + ["lora"] * bool(rank)),
             "base_model": base_model or headers[0].base_model,

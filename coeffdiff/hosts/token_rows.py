@@ -11,20 +11,20 @@ from torch import Tensor
 from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.learned_token import ExtendedEmbedding
 from coeffdiff.hosts.token_vocabulary import original
-from coeffdiff.method.adapter_header import PARTS
+from coeffdiff.method.families import family_of
 
 
 def initial_rows(pipe: Any, text: str, vectors: int) -> dict[str, Tensor]:
-    """Rows [N, D] float32 for both encoders from the embeddings of a text, such as the class word.
+    """Rows [N, D] float32 for each encoder from the embeddings of a text, such as the class word.
 
     Its tokens are shared out in order: two vectors of "stuffed animal" begin as its two words; where several tokens
     fall to one vector, it is their mean with the mean of their norms, as a bare mean would be too short.
     """
     rows = {}
-    for key, (encoder_name, tokenizer_name) in PARTS.items():
-        embedding = getattr(pipe, encoder_name).get_input_embeddings()
+    for encoder in family_of(pipe).encoders:
+        embedding = getattr(pipe, encoder.network).get_input_embeddings()
         matrix = (embedding.base if isinstance(embedding, ExtendedEmbedding) else embedding).weight
-        ids = original(getattr(pipe, tokenizer_name))(text, add_special_tokens=False).input_ids
+        ids = original(getattr(pipe, encoder.tokenizer))(text, add_special_tokens=False).input_ids
         if not ids:
             raise ConfigError(f"{text!r} holds no token that a learned token could begin as.")
         words = matrix.detach()[torch.tensor(ids, device=matrix.device)].float().cpu()
@@ -34,7 +34,7 @@ def initial_rows(pipe: Any, text: str, vectors: int) -> dict[str, Tensor]:
         ]
         means = torch.stack([group.mean(0) for group in groups])
         lengths = torch.stack([group.norm(dim=1).mean() for group in groups])
-        rows[key] = means * (lengths / means.norm(dim=1).clamp_min(1e-12))[:, None]
+        rows[encoder.key] = means * (lengths / means.norm(dim=1).clamp_min(1e-12))[:, None]
     return rows
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError
-from coeffdiff.method.adapter_header import FORMAT_VERSION, PARTS, AdapterHeader, is_harmless
+from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, is_harmless
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, HEADER_KEY, LORA_FILE
 from coeffdiff.method.attached_header import ATTACHED, ATTACHED_VERSION, AttachedHeader
 from coeffdiff.method.coefficients import Coefficients
@@ -128,7 +128,7 @@ def _refuse_other_kind(file: Path, raw: object, schema: type[BaseModel]) -> None
         )
     if not attached and schema is AttachedHeader and isinstance(raw, dict) and "base_model" in raw:
         raise AdapterError(
-            f"{file} is an adapter for an SDXL pipeline, not the alphas of one model: load it with "
+            f"{file} is an adapter for a pipeline of diffusers, not the alphas of one model: load it with "
             "coeffdiff.load_adapter(pipe, folder)."
         )
 
@@ -187,10 +187,12 @@ def read_rows(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
     if not file.is_file():
         raise AdapterError(f"{folder} is incomplete: {EMBEDS_FILE} is missing.")
     _, shapes, values = _read_safetensors(file, tensors=True)
-    if shapes.keys() != PARTS.keys() or any(len(s) != 2 or s[0] != header.vectors for s in shapes.values()):
+    keys = header.base_family.keys
+    if shapes.keys() != set(keys) or any(len(s) != 2 or s[0] != header.vectors for s in shapes.values()):
         found = ", ".join(f"{key} {shape}" for key, shape in sorted(shapes.items())[:3])
         raise AdapterError(
-            f"{file} does not hold {header.vectors} vectors each for {' and '.join(PARTS)}, as its adapter says, but "
+            f"{file} does not hold {header.vectors} vectors {'each ' * (len(keys) > 1)}for {' and '.join(keys)}, as "
+            "its adapter says, but "
             f"{found or 'nothing'}."
         )
     for key, tensor in values.items():

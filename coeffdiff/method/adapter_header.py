@@ -7,21 +7,23 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from coeffdiff.method.coefficients import Form, Mixes
+from coeffdiff.method.families import FAMILIES, SDXL, Family, FamilyName
 
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
 
 
-FORMAT_VERSION = 3  # the newest that is read; format_for says which is written
+FORMAT_VERSION = 4  # the newest that is read; format_for says which is written
 OWN_VAE = "none"  # how a user asks for the base model's own VAE
 MOST_VECTORS = 64  # of the 75 tokens that a prompt has room for
-# Key in the file -> the pipeline's parts; the names that diffusers' own scripts write.
-PARTS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+# Key in the file -> the pipeline's parts, of all families; the names that diffusers' own scripts write.
+PARTS = {encoder.key: (encoder.network, encoder.tokenizer) for encoder in SDXL.encoders}
 
 
-def format_for(mixes: Mixes, vae: str | None = None) -> int:
-    """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them, and
-    readers of 2 would draw with the base model's own VAE, whatever the adapter was trained with."""
-    return 3 if vae else 2 if mixes == "values" else 1
+def format_for(mixes: Mixes, vae: str | None = None, family: FamilyName = "sdxl") -> int:
+    """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them, readers
+    of 2 would draw with the base model's own VAE, whatever the adapter was trained with, and readers of 3 take every
+    adapter for SDXL's."""
+    return 4 if family != "sdxl" else 3 if vae else 2 if mixes == "values" else 1
 
 
 def is_harmless(text: str) -> bool:
@@ -87,6 +89,7 @@ class AdapterHeader(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     format_version: int = Field(ge=1, le=FORMAT_VERSION)
     kind: Kind
+    family: FamilyName = "sdxl"  # of the base model
     base_model: str = Field(max_length=1000)
     token: str = Field(min_length=1, max_length=200)
     class_word: str | None = Field(None, max_length=200)
@@ -106,6 +109,10 @@ class AdapterHeader(BaseModel):
     merged: tuple[MergedPart, ...] = Field((), max_length=100)
 
     @property
+    def base_family(self) -> Family:
+        return FAMILIES[self.family]
+
+    @property
     def described(self) -> str:
         """The kind in words, for people."""
         return f"{self.kind}, mixing values" if self.mixes == "values" else self.kind
@@ -114,6 +121,13 @@ class AdapterHeader(BaseModel):
     def tokens(self) -> tuple[str, ...]:
         """The words that call its subjects: one, or those of the adapters that were merged."""
         return tuple(dict.fromkeys(part.token for part in self.merged)) or (self.token,)
+
+    @field_validator("family")
+    @classmethod
+    def _family_in_time(cls, value: FamilyName, info: ValidationInfo) -> FamilyName:
+        if format_for("maps", None, value) > info.data.get("format_version", FORMAT_VERSION):
+            raise ValueError("another family than SDXL, which this format does not know")
+        return value
 
     @field_validator("mixes")
     @classmethod

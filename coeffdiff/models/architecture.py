@@ -13,7 +13,7 @@ from coeffdiff.errors import ModelError
 from coeffdiff.models.checking import header_of, prediction_type_in, read_json
 from coeffdiff.models.files import joined_path, source_of, weights_of
 from coeffdiff.models.hub_errors import loading_errors
-from coeffdiff.models.source import NETWORKS, Backbone
+from coeffdiff.models.source import Backbone
 from coeffdiff.utils.console import quiet_libraries
 
 
@@ -46,14 +46,14 @@ def unet_on_meta(backbone: Backbone) -> Any:
 
 
 def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
-    """text_encoder, text_encoder_2, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
+    """A text encoder, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
     with quiet_libraries(), loading_errors(f"{backbone.name}: the config of its {network}"):
         import diffusers
         import transformers
 
         source, subfolder = source_of(backbone, network)
         config = read_json(source, joined_path(subfolder, "config.json"))
-        name = NETWORKS[network][0]
+        name = backbone.networks[network].kind
         with torch.device("meta"):
             if name.startswith("CLIP"):
                 built = getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
@@ -64,7 +64,7 @@ def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any
 
 def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:
     """The networks whose weights load_pipeline would download first."""
-    names = [name for name in NETWORKS if not backbone.in_file(name)]
+    names = [name for name in backbone.networks if not backbone.in_file(name)]
     chosen = {name: weights_of(backbone, name, half=dtype != torch.float32)[1] for name in names}
     return [
         name for name, files in chosen.items() if not source_of(backbone, name)[0].here().issuperset(files)
@@ -89,8 +89,8 @@ def vae_factor(backbone: Backbone) -> int:
 
 
 def native_resolution(backbone: Backbone) -> int:
-    """Side in pixels of the square pictures that the UNet was made for; 1024 in SDXL."""
-    side = unet_config(backbone).get("sample_size") or 128
+    """Side in pixels of the square pictures that the UNet was made for; 1024 in SDXL, 512 in Stable Diffusion 1.5."""
+    side = unet_config(backbone).get("sample_size") or backbone.family.latent_side
     return (max(side) if isinstance(side, list) else side) * vae_factor(backbone)
 
 
@@ -104,7 +104,8 @@ def vae_config_of(backbone: Backbone) -> dict[str, Any]:
     if not all(isinstance(one, int | float) and 0 < one < math.inf for one in divisors):
         raise ModelError(
             f"The VAE config of {source.name} scales latents by {divisors[0]!r}, deviations {divisors[1:]!r}, where "
-            "numbers above zero are expected (SDXL's scaling_factor is 0.13025); it is damaged."
+            "numbers above zero are expected (SDXL's scaling_factor is 0.13025, Stable Diffusion 1.5's "
+            "0.18215); it is damaged."
         )
     return config
 

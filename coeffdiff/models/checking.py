@@ -1,4 +1,4 @@
-"""Checks that a model is SDXL: of its configs, and of the header of a single file."""
+"""Checks that a model is one that can be trained: of its configs, and of the header of a single file."""
 
 from __future__ import annotations
 
@@ -9,58 +9,87 @@ from typing import Any, Literal
 
 from coeffdiff.config.schema import ModelSettings
 from coeffdiff.errors import ModelError
-from coeffdiff.models.not_sdxl import (
+from coeffdiff.method.families import NAMED, SD15, SDXL, Family
+from coeffdiff.models.foreign import (
     LARGEST_HEADER,
+    NEITHER,
     PICKLE,
+    family_of_file,
     foreign_bytes,
     foreign_model,
     is_unet_alone,
     other_task,
 )
 from coeffdiff.models.scaled_fp8 import is_scaled, unreadable
-from coeffdiff.models.source import CONFIG_FILES, FILE_PREFIXES, INDEX, NETWORKS, PICKLES, TOKENIZERS, Source
+from coeffdiff.models.source import INDEX, PICKLES, Source, config_files, networks_of
+
+# Of Stable Diffusion 1.5's pipelines in diffusers, those whose networks are the base model's
+_TASKS = ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint")
+# In a UNet's config, what it takes beside text
+_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 
 
-def check_configs(source: Source) -> None:
-    """Raises: ModelError unless a folder is an SDXL pipeline that can be trained, naming what it is instead."""
+def check_configs(source: Source) -> Family:
+    """The family of a pipeline's folder. Raises: ModelError unless it can be trained, naming what it is instead."""
     files = source.here()
     if INDEX not in files:
         raise ModelError(f"{source.name} {_what_else(source)}")
     index = read_json(source, INDEX)
-    kind = index.get("_class_name")
-    if not str(kind).startswith("StableDiffusionXL"):
-        raise ModelError(f"{source.name} is a {kind}, not SDXL; pass --model with an SDXL model.")
-    for network, (expected, _, _) in NETWORKS.items():
-        entry = index.get(network)
+    family = _family_named(str(index.get("_class_name")), source.name)
+    for name, network in networks_of(family.name).items():
+        entry = index.get(name)
         own = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if own != expected:
+        if own != network.kind:
             raise ModelError(
-                f"{source.name} has {'no' if own is None else f'a {own} as'} {network}, where SDXL's base has a "
-                f"{expected}; it may be a refiner or another derivative, so pass --model with a base model."
+                f"{source.name} has {'no' if own is None else f'a {own} as'} {name}, where {family.label}'s base has a "
+                f"{network.kind}; it may be a refiner or another derivative, so pass --model with a base model."
             )
-    for file in CONFIG_FILES:
+    for file in config_files(family.name):
         if file not in files:
             raise ModelError(f"{source.name} is incomplete: {file} is missing.")
-    for tokenizer in TOKENIZERS:
+    for tokenizer in family.tokenizers:
         if not files.intersection((f"{tokenizer}/vocab.json", f"{tokenizer}/tokenizer.json")):
             raise ModelError(f"{source.name} is incomplete: {tokenizer}/ holds no vocabulary.")
 
-    unet = read_json(source, "unet/config.json")
-    if unet.get("addition_embed_type") != "text_time":
-        raise ModelError(f"The UNet of {source.name} has no size and crop conditioning, so it is not SDXL's.")
-    if unet.get("in_channels") != 4 or unet.get("out_channels") != 4:
-        raise ModelError(f"{source.name} {other_task(unet.get('in_channels'), unet.get('out_channels'))}.")
-    widths = [
-        read_json(source, f"{network}/config.json").get("hidden_size")
-        for network in ("text_encoder", "text_encoder_2")
-    ]
-    if not all(isinstance(width, int) for width in widths) or sum(widths) != unet.get("cross_attention_dim"):  # type: ignore[arg-type]
-        raise ModelError(
-            f"The text encoders of {source.name} are {widths[0]} and {widths[1]} wide, which does not add up to "
-            f"the {unet.get('cross_attention_dim')} that its UNet takes."
-        )
+    _check_unet(source, family)
     scheduler = read_json(source, "scheduler/scheduler_config.json")
     prediction_type_in(str(scheduler.get("_class_name")), scheduler, source.name)
+    return family
+
+
+def _family_named(kind: str, name: str) -> Family:
+    """The family whose pipelines are of this class. Raises: ModelError, naming the class."""
+    if kind.startswith(SDXL.pipelines):
+        return SDXL
+    if kind in {f"{SD15.pipelines}{task}Pipeline" for task in _TASKS}:
+        return SD15
+    raise ModelError(f"{name} is a {kind}, {NEITHER}.")
+
+
+def _check_unet(source: Source, family: Family) -> None:
+    """Raises: ModelError for a UNet of another model, or one that does not fit the text encoders."""
+    unet = read_json(source, "unet/config.json")
+    pooling = unet.get("addition_embed_type") == "text_time"
+    if family.pools and not pooling:
+        raise ModelError(f"The UNet of {source.name} has no size and crop conditioning, so it is not SDXL's.")
+    if other := next((key for key in _CONDITIONS if not family.pools and unet.get(key)), None):
+        raise ModelError(
+            f"The UNet of {source.name} takes more than a text ({other}: {unet[other]}), so it is not "
+            f"{family.label}'s; pass --model with a base model ({NAMED})."
+        )
+    if not family.pools and unet.get("use_linear_projection"):
+        raise ModelError(f"{source.name} is Stable Diffusion 2, {NEITHER}.")
+    if unet.get("in_channels") != 4 or unet.get("out_channels") != 4:
+        what = other_task(unet.get("in_channels"), unet.get("out_channels"), family)
+        raise ModelError(f"{source.name} {what}.")
+    widths = [read_json(source, f"{one}/config.json").get("hidden_size") for one in family.text_networks]
+    if not all(isinstance(width, int) for width in widths) or sum(widths) != unet.get("cross_attention_dim"):  # type: ignore[arg-type]
+        several = len(widths) > 1
+        raise ModelError(
+            f"The text encoder{'s' * several} of {source.name} {'are' if several else 'is'} "
+            f"{' and '.join(map(str, widths))} wide, which does not {'add up to' if several else 'fit'} "
+            f"the {unet.get('cross_attention_dim')} that its UNet takes."
+        )
 
 
 def _what_else(source: Source) -> str:
@@ -90,8 +119,8 @@ def refuse_quantized(path: Path) -> None:
         raise ModelError(f"{path} {reason}.")
 
 
-def check_single_file(path: Path, model: ModelSettings) -> bool:
-    """Whether a file is a UNet alone, and not a whole SDXL checkpoint in the original layout; from its header.
+def check_single_file(path: Path, model: ModelSettings) -> tuple[Family, bool]:
+    """The family of a file, and whether it is a UNet alone, not a whole checkpoint in the original layout.
 
     Raises: ModelError if it is neither, or a UNet alone without model.config, which has the other networks.
     """
@@ -108,24 +137,24 @@ def check_single_file(path: Path, model: ModelSettings) -> bool:
     header = header_of(path)
     if foreign := foreign_model(header) or unreadable(header):
         raise ModelError(f"{path} {foreign}.")
-    keys = [key for key in header if key != "__metadata__"]
-    missing = [
-        part for part, prefix in FILE_PREFIXES.items() if not any(key.startswith(prefix) for key in keys)
-    ]
+    keys, family = [key for key in header if key != "__metadata__"], family_of_file(header)
+    parts = networks_of(family.name).values()
+    missing = [part.called for part in parts if not any(key.startswith(part.prefix) for key in keys)]
     if not missing or (missing == ["VAE"] and model.vae):
-        return False
+        return family, False
     if is_unet_alone(header):
         if model.config:
-            return True
+            return family, True
         what = (
-            "is a UNet alone, without text encoders and VAE; pass model.config with a diffusers folder of an SDXL "
-            "model (--set model.config=FOLDER) to take it as that folder's UNet"
+            "is a UNet alone, without text encoders and VAE; pass model.config with a diffusers folder of "
+            f"{family.a_label} model (--set model.config=FOLDER) to take it as that folder's UNet"
         )
-    elif len(missing) == len(FILE_PREFIXES):
-        what = f"is no SDXL checkpoint in the original layout (its first tensor is {min(keys, default='missing')})"
+    elif len(missing) == len(parts):
+        first = min(keys, default="missing")
+        what = f"is no {NAMED} checkpoint in the original layout (its first tensor is {first})"
     else:
         hint = "; pass model.vae with one" if missing == ["VAE"] else "; pass --model with a whole one"
-        what = f"is no complete SDXL checkpoint: {' and '.join(missing)} missing{hint}"
+        what = f"is no complete {family.label} checkpoint: {' and '.join(missing)} missing{hint}"
     raise ModelError(f"{path} {what}.")
 
 

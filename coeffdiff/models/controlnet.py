@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coeffdiff.errors import ModelError
+from coeffdiff.method.families import family_of_unet
 from coeffdiff.models.checking import header_of, read_json
 from coeffdiff.models.files import fetch_file, files_of, variant_choices
 from coeffdiff.models.finding import from_hub, hub_id
@@ -111,5 +112,5 @@ def _check_config(name: str, config: Mapping[str, Any], unet: Mapping[str, Any])
         ):
             raise ModelError(
                 f"--controlnet {name} belongs to another model: its {key} is {own}, and the base model's is {wanted}. "
-                "Take one that was made for SDXL."
+                f"Take one that was made for {family_of_unet(unet).label}."
             )

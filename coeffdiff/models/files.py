@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from coeffdiff.errors import ModelError
 from coeffdiff.models.checking import header_of
 from coeffdiff.models.hub_errors import hub_access_errors
-from coeffdiff.models.source import FILE_PREFIXES, IN_FILE, NETWORKS, Backbone, Source
+from coeffdiff.models.source import Backbone, Source
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def weight_files(backbone: Backbone, network: str, dtype: torch.dtype) -> list[t
 
 def prefix_in_file(backbone: Backbone, network: str) -> str:
     """The prefix of a network's tensors in the single file; a UNet alone may have none."""
-    prefix = FILE_PREFIXES[IN_FILE[network]]
+    prefix = backbone.networks[network].prefix
     assert backbone.file is not None
     usual = any(name.startswith(prefix) for name in header_of(backbone.file))
     return prefix if usual or not backbone.unet_alone else ""
@@ -42,7 +42,11 @@ def chosen_variant(backbone: Backbone, dtype: torch.dtype) -> str | None:
     """The variant that load_pipeline takes; None: files without one, or a single file; "auto": networks differ."""
     import torch
 
-    own = [name for name in NETWORKS if not backbone.in_file(name) and not (name == "vae" and backbone.vae)]
+    own = [
+        name
+        for name in backbone.networks
+        if not backbone.in_file(name) and not (name == "vae" and backbone.vae)
+    ]
     variants = {weights_of(backbone, name, half=dtype != torch.float32)[0] for name in own}
     return variants.pop() if len(variants) == 1 else "auto" if variants else None
 
@@ -93,7 +97,7 @@ def weights_of(backbone: Backbone, network: str, *, half: bool) -> tuple[str | N
             raise ModelError(
                 f"{backbone.file} is a UNet alone, and model.config is to have the other networks: {error}"
             ) from error
-    stem = NETWORKS[network][1]
+    stem = backbone.networks[network].stem
     # The settings' variant speaks of the model, not of another VAE.
     choices = variant_choices("auto" if source is not backbone.source else backbone.variant, half)
     everything = source.here() | source.remote

@@ -1,4 +1,4 @@
-"""Find an SDXL model from a hub id, a folder or a single file, and check it before weights are read."""
+"""Find a base model from a hub id, a folder or a single file, and check it before weights are read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from coeffdiff.config.fields import SDXL_BASE
 from coeffdiff.config.schema import ModelSettings
 from coeffdiff.errors import ModelError
 from coeffdiff.method.adapter_paths import COEFF_FILE
+from coeffdiff.method.families import SD15, SDXL, Family
 from coeffdiff.models.architecture import vae_config_of
 from coeffdiff.models.checking import check_configs, check_single_file, read_json, refuse_quantized
 from coeffdiff.models.files import files_of, joined_path, source_of, variant_choices, weights_of
 from coeffdiff.models.hub_errors import hub_access_errors
 from coeffdiff.models.source import (
-    CONFIG_FILES,
     ENCODER_WEIGHTS,
     INDEX,
-    NETWORKS,
     PICKLES,
     SMALL_FILES,
+    VAE,
     Backbone,
     Source,
+    config_files,
+    networks_of,
 )
 from coeffdiff.pocket import POCKET, shipped
 from coeffdiff.utils.hub import HUB_ID, HUB_SECONDS, within_seconds
@@ -37,7 +39,8 @@ def find_backbone(model: ModelSettings) -> Backbone:
 
     The hub is asked only for an id that the cache cannot serve, and given up after some seconds.
 
-    Raises: ModelError, if there is no such model, it is not SDXL, it is damaged, or it is not available offline.
+    Raises: ModelError, if there is no such model, it is of no family that is known, it is damaged, or it is not
+        available offline.
     """
     path = Path(model.name).expanduser()
     if model.name == POCKET:  # a folder of that name in the working directory is ./pocket
@@ -46,9 +49,10 @@ def find_backbone(model: ModelSettings) -> Backbone:
         name = str(path.resolve())
         backbone = Backbone(name, "folder", Source(name, path.resolve()), model.variant or None)
     elif path.exists():
-        alone = check_single_file(path, model)
+        family, alone = check_single_file(path, model)
         name = str(path.resolve())
-        backbone = Backbone(name, "file", _configs_for(path, model.config), None, path.resolve())
+        configs = _configs_for(path, model.config, family)
+        backbone = Backbone(name, "file", configs, None, path.resolve(), family=family)
         if alone:
             backbone = replace(backbone, unet_alone=True, variant=model.variant or None)
     else:
@@ -56,16 +60,24 @@ def find_backbone(model: ModelSettings) -> Backbone:
         variant = model.variant or None
         source = from_hub(repo, [INDEX], SMALL_FILES, lambda cached: _is_here(cached, variant, not model.vae))
         backbone = Backbone(repo, "hub", source, variant)
-    check_configs(backbone.source)
+    family = check_configs(backbone.source)
+    if backbone.file and backbone.family is not family:
+        raise ModelError(
+            f"{backbone.file} is {backbone.family.a_label} model, and {backbone.source.name}, which is to give its "
+            f"configs, is {family.a_label} model; pass model.config with a diffusers folder of "
+            f"{backbone.family.a_label} model."
+        )
+    backbone = replace(backbone, family=family)
     if model.vae:
         backbone = replace(backbone, vae=_find_vae(model.vae))
+        _check_vae(backbone)
     latents = vae_config_of(backbone).get("latent_channels", 4)
     if latents != 4:
         raise ModelError(
-            f"The VAE of {model.vae or backbone.name} has {latents} latent channels, but SDXL's UNet takes 4; "
-            "pass model.vae with a VAE for SDXL."
+            f"The VAE of {model.vae or backbone.name} has {latents} latent channels, but {family.label}'s UNet "
+            f"takes 4; pass model.vae with a VAE for {family.label}."
         )
-    for network in NETWORKS:
+    for network in backbone.networks:
         if not backbone.in_file(network):
             _, files = weights_of(backbone, network, half=True)
             source, _ = source_of(backbone, network)
@@ -73,6 +85,19 @@ def find_backbone(model: ModelSettings) -> Backbone:
                 if file.endswith(".safetensors"):
                     refuse_quantized(source.folder / file)
     return backbone
+
+
+def _check_vae(backbone: Backbone) -> None:
+    """Raises: ModelError for a VAE of another family, which scales its latents otherwise: pictures would be wrong."""
+    usual = 0.18215  # of an AutoencoderKL whose config says nothing
+    before = read_json(backbone.source, "vae/config.json").get("scaling_factor", usual)
+    now = vae_config_of(backbone).get("scaling_factor", usual)
+    if now != before:
+        assert backbone.vae is not None
+        raise ModelError(
+            f"The VAE {backbone.vae[0].name} scales latents by {now}, that of {backbone.source.name} by {before}, "
+            f"so it belongs to another family of models; pass model.vae with a VAE for {backbone.family.label}."
+        )
 
 
 def hub_id(name: str) -> str:
@@ -123,7 +148,7 @@ def from_hub(
     if not remote.intersection(markers):
         raise ModelError(
             f"{repo} on the hub has no {' or '.join(markers)}, so it is not in diffusers' layout; if it holds a "
-            "single .safetensors file of an SDXL model, download that and pass its path."
+            "single .safetensors file of a model, download that and pass its path."
         )
     with hub_access_errors(repo, read):
         # Without a revision, so that the cache also learns what "main" is, and can serve it offline.
@@ -168,20 +193,21 @@ def _encoder_weights(files: Collection[str]) -> list[str]:
 def _is_here(source: Source, variant: str | None, with_vae: bool) -> bool:
     """Whether the cache can serve the whole pipeline in some variant that the settings allow."""
     files = source.here()
-    networks = [name for name in NETWORKS if with_vae or name != "vae"]
-    return files.issuperset((INDEX, *CONFIG_FILES)) and all(
-        any(
-            files_of(files, name, NETWORKS[name][1], choice) for choice in variant_choices(variant, half=True)
-        )
-        for name in networks
+    kind = str(read_json(source, INDEX).get("_class_name"))
+    family = SDXL if kind.startswith(SDXL.pipelines) else SD15
+    networks = networks_of(family.name).items()
+    return files.issuperset((INDEX, *config_files(family.name))) and all(
+        any(files_of(files, name, one.stem, choice) for choice in variant_choices(variant, half=True))
+        for name, one in networks
+        if with_vae or name != "vae"
     )
 
 
-def _configs_for(file: Path, config: str | None) -> Source:
-    """Configs and tokenizers for a single file: model.config, or the cached SDXL base. Nothing is downloaded."""
+def _configs_for(file: Path, config: str | None, family: Family) -> Source:
+    """Configs and tokenizers for a single file: model.config, or the family's cached base. Nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    name = config or SDXL_BASE
+    name = config or family.usual_base
     if config is not None and Path(config).expanduser().is_dir():
         return Source(config, Path(config).expanduser().resolve())
     cached = try_to_load_from_cache(name, INDEX) if HUB_ID.fullmatch(name) else None
@@ -189,7 +215,7 @@ def _configs_for(file: Path, config: str | None) -> Source:
         return Source(name, Path(cached).parent)
     how = (
         f"run `hf download {name} --include '*.json' --include '*.txt'` once (a few MB), or pass model.config "
-        "with a diffusers folder of an SDXL model"
+        f"with a diffusers folder of {family.a_label} model"
     )
     if config is None:
         raise ModelError(
@@ -211,13 +237,12 @@ def _find_vae(name: str) -> tuple[Source, str]:
     if path.is_dir():
         source = Source(name, path.resolve())
     else:
-        stem = NETWORKS["vae"][1]
         source = from_hub(
             hub_id(name),
             ["config.json", "vae/config.json"],
             ["config.json", "vae/*.json"],
             lambda cached: any(
-                files_of(cached.here(), subfolder, stem, choice)
+                files_of(cached.here(), subfolder, VAE.stem, choice)
                 for subfolder in ("", "vae")
                 for choice in (None, "fp16")
             ),
@@ -228,5 +253,5 @@ def _find_vae(name: str) -> tuple[Source, str]:
         raise ModelError(f"model.vae {name} holds neither config.json nor vae/config.json.")
     kind = read_json(source, joined_path(subfolder, "config.json")).get("_class_name")
     if kind != "AutoencoderKL":
-        raise ModelError(f"model.vae {name} is a {kind}, but SDXL takes an AutoencoderKL.")
+        raise ModelError(f"model.vae {name} is a {kind}, but base models take an AutoencoderKL.")
     return source, subfolder

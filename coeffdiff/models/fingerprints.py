@@ -26,7 +26,7 @@ import torch
 from coeffdiff.models.architecture import config_of, scheduler_config
 from coeffdiff.models.checking import header_of
 from coeffdiff.models.files import weight_files
-from coeffdiff.models.source import NETWORKS, Backbone
+from coeffdiff.models.source import UNET, VAE, Backbone
 from coeffdiff.utils.console import quiet_libraries
 from coeffdiff.utils.hashing import hash_tensors
 
@@ -61,7 +61,7 @@ def fingerprints(base: Backbone, dtype: torch.dtype) -> dict[str, str]:
     Raises: ModelError for files that are damaged.
     """
     result = {"scheduler": _schedule(scheduler_config(base))}
-    for network in NETWORKS:
+    for network in base.networks:
         rounded, exact = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
         files = weight_files(base, network, dtype)
         tensors = sorted(sample for file, prefix in files for sample in _samples(file, prefix))
@@ -135,7 +135,8 @@ def _decisive(network: str, config: Mapping[str, Any]) -> str:
         else:
             import diffusers
 
-            parameters = inspect.signature(getattr(diffusers, NETWORKS[network][0]).__init__).parameters
+            kind = {"vae": VAE, "unet": UNET}[network].kind
+            parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
             known = {name: parameter.default for name, parameter in parameters.items()}
             known.pop("sample_size", None)  # a size of pictures, not of the network
     known = json.loads(json.dumps(known, default=str))

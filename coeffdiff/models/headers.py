@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from coeffdiff.errors import ModelError
+from coeffdiff.method.families import Family
 from coeffdiff.models.architecture import config_of, network_on_meta
 from coeffdiff.models.checking import header_of
 from coeffdiff.models.files import prefix_in_file, source_of, weight_files
+from coeffdiff.models.foreign import other_task
 from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.models.loading import names_in_file
-from coeffdiff.models.not_sdxl import UNET, other_task
-from coeffdiff.models.source import NETWORKS, Backbone
+from coeffdiff.models.source import UNET, Backbone
 from coeffdiff.utils.console import quiet_libraries
 
 Shapes = dict[str, tuple[int, ...]]
@@ -31,7 +32,7 @@ def refuse_unfit(base: Backbone, dtype: torch.dtype) -> None:
 
     Raises: ModelError, naming a tensor that is missing, of another shape, or without a place.
     """
-    for network in NETWORKS:
+    for network in base.networks:
         source, _ = source_of(base, network)
         in_file = base.in_file(network)
         whose = f"{base.file} with the configs of {base.source.name}" if in_file else source.name
@@ -42,7 +43,14 @@ def refuse_unfit(base: Backbone, dtype: torch.dtype) -> None:
         needed = network_on_meta(base, network, dtype)
         with loading_errors(what):
             held = _in_single_file(base, network, needed) if in_file else _in_folder(files, needed)
-        _compare(what, network, held, _shapes(needed), "; another model.config may fit" if in_file else "")
+        _compare(
+            what,
+            network,
+            held,
+            _shapes(needed),
+            "; another model.config may fit" if in_file else "",
+            base.family,
+        )
         if in_file and network == "unet" and len(names := names_in_file(base, network)) != len(held):
             raise ModelError(
                 f"{what} holds {len(names)} tensors where the config has place for {len(held)}; another model.config "
@@ -50,7 +58,7 @@ def refuse_unfit(base: Backbone, dtype: torch.dtype) -> None:
             )
 
 
-def _compare(what: str, network: str, held: Shapes, needed: Shapes, hint: str) -> None:
+def _compare(what: str, network: str, held: Shapes, needed: Shapes, hint: str, family: Family) -> None:
     if missing := sorted(needed.keys() - held.keys()):
         raise ModelError(f"{what} lacks {_count(missing)} that its config needs, such as {missing[0]}{hint}.")
     if network == "unet" and (extra := sorted(held.keys() - needed.keys())):
@@ -66,7 +74,7 @@ def _compare(what: str, network: str, held: Shapes, needed: Shapes, hint: str) -
             and held[name][:1] == shape[:1]
             and len(held[name]) == 4
         ):
-            raise ModelError(f"{what} {other_task(held[name][1], needed['conv_out.weight'][0])}.")
+            raise ModelError(f"{what} {other_task(held[name][1], needed['conv_out.weight'][0], family)}.")
         raise ModelError(
             f"{what} has {name} of shape {_by(held[name])}, where its config makes {_by(shape)}{hint}."
         )
@@ -133,7 +141,7 @@ def _in_single_file(base: Backbone, network: str, needed: Any) -> Shapes:
     _open(base.file)
     header, prefix = header_of(base.file), prefix_in_file(base, network)
     names = names_in_file(base, network)
-    added = "" if prefix or network != "unet" or "conv_in.weight" in names else UNET
+    added = "" if prefix or network != "unet" or "conv_in.weight" in names else UNET.prefix
     tensors = {added + name: torch.empty(header[name]["shape"], device="meta") for name in names}
     config = config_of(base, network)
     try:

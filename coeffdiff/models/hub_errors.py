@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from coeffdiff.config.fields import SDXL_BASE
 from coeffdiff.errors import ModelError
+from coeffdiff.method.families import FAMILIES
 from coeffdiff.utils.hub import first_sentence, hub_errors
 from coeffdiff.utils.oom import is_out_of_memory
 
@@ -32,7 +32,8 @@ def hub_access_errors(repo: str, files: Sequence[str] = ("*.json", "*.txt")) -> 
     """
     from huggingface_hub import constants
 
-    weights = "*.fp16.safetensors" if repo == SDXL_BASE else "*.safetensors"  # else all precisions: 40 GB
+    usual = any(repo == family.usual_base for family in FAMILIES.values())
+    weights = "*.fp16.safetensors" if usual else "*.safetensors"  # else all precisions: 40 GB
     included = " ".join(f"--include '{pattern}'" for pattern in (*files, weights))
 
     def unreachable(reason: str) -> str:

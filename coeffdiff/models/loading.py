@@ -10,23 +10,22 @@ from coeffdiff.errors import ModelError
 from coeffdiff.models.architecture import native_resolution, network_dtype, scheduler_config, vae_factor
 from coeffdiff.models.checking import header_of, read_json
 from coeffdiff.models.files import fetch_file, prefix_in_file, source_of, weights_of
+from coeffdiff.models.foreign import CONTROL_KEYS
 from coeffdiff.models.hub_errors import loading_errors
-from coeffdiff.models.not_sdxl import CONTROL_KEYS
+from coeffdiff.models.pipelines import make_pipeline
 from coeffdiff.models.scaled_fp8 import is_beside, is_scaled
 from coeffdiff.models.scaled_fp8 import read as read_scaled
-from coeffdiff.models.source import FILE_PREFIXES, INDEX, NETWORKS, TOKENIZERS, Backbone, Part, Source
+from coeffdiff.models.source import INDEX, UNET, Backbone, Part, Source
 from coeffdiff.utils.console import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionXLPipeline
 
 
-def load_pipeline(
-    backbone: Backbone, *, dtype: torch.dtype, parts: Collection[Part] | None = None
-) -> StableDiffusionXLPipeline:
+def load_pipeline(backbone: Backbone, *, dtype: torch.dtype, parts: Collection[Part] | None = None) -> Any:
     """The pipeline on CPU, in eval mode, frozen (requires_grad False), downloading what the cache lacks.
 
+    A StableDiffusionXLPipeline or StableDiffusionPipeline; a safety checker in the folder is not loaded.
     Text encoders and UNet are in dtype. The VAE is in float32 if its config has force_upcast, as SDXL's has (in
     half precision it gives NaN and black pictures), else in dtype.
 
@@ -36,7 +35,7 @@ def load_pipeline(
     Raises: ModelError, in one sentence, for anything wrong with the files, the cache or the network.
     """
     wanted = set(parts) if parts is not None else {"text", "vae", "unet"}
-    names = [name for name, (_, _, part) in NETWORKS.items() if part in wanted]
+    names = [name for name, network in backbone.networks.items() if network.part in wanted]
     from_file = [name for name in names if backbone.in_file(name)]
     from_folder = [name for name in names if name not in from_file]
 
@@ -51,9 +50,7 @@ def load_pipeline(
         fetch_file(source, together)
 
     with quiet_libraries():
-        import diffusers
-
-        networks: dict[str, Any] = dict.fromkeys(NETWORKS)
+        networks: dict[str, Any] = dict.fromkeys(backbone.networks)
         for name, (variant, files) in chosen.items():
             networks[name] = _load_network(
                 backbone, name, variant, files, network_dtype(backbone, name, dtype)
@@ -65,17 +62,9 @@ def load_pipeline(
                 _own_memory(network)
                 network.requires_grad_(False).eval()
         with loading_errors(f"{backbone.name}: its tokenizers or scheduler"):
-            pipe = diffusers.StableDiffusionXLPipeline(
-                **networks,
-                **_load_tokenizers(backbone.source),
-                scheduler=_load_scheduler(backbone),
-                force_zeros_for_empty_prompt=read_json(backbone.source, INDEX).get(
-                    "force_zeros_for_empty_prompt", True
-                ),
-                # Otherwise diffusers changes the pictures wherever a watermarking package happens to be installed.
-                add_watermarker=False,
-            )
-        # Where the UNet or the VAE is left out, diffusers takes SDXL's own.
+            others = {**_load_tokenizers(backbone), "scheduler": _load_scheduler(backbone)}
+            pipe = make_pipeline(backbone.family, networks | others, **_indexed_options(backbone))
+        # Where the UNet or the VAE is left out, diffusers takes SDXL's own, or none.
         pipe.default_sample_size = native_resolution(backbone) // vae_factor(backbone)
         pipe.vae_scale_factor = vae_factor(backbone)
         return pipe
@@ -91,7 +80,7 @@ def _load_network(
     for file in files:
         if file.endswith(".safetensors"):
             header_of(source.folder / file)
-    name = NETWORKS[network][0]
+    name = backbone.networks[network].kind
     kind = getattr(transformers if name.startswith("CLIP") else diffusers, name)
     what = f"The {network} of {source.name}"
     with loading_errors(what):
@@ -119,8 +108,9 @@ def _load_network(
 
 
 def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
+    import diffusers
     import transformers
-    from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
     assert backbone.file is not None
@@ -136,14 +126,16 @@ def _load_from_single_file(backbone: Backbone, network: str, dtype: torch.dtype)
         elif network == "unet":
             loaded = UNet2DConditionModel.from_single_file(file, subfolder=network, dtype=dtype, **options)
         elif isinstance(file, dict):
-            kind = getattr(transformers, NETWORKS[network][0])
+            kind = getattr(transformers, backbone.networks[network].kind)
             loaded = create_diffusers_clip_model_from_ldm(
                 kind, file, subfolder=network, torch_dtype=dtype, **options
             )
         else:  # only the pipeline knows how to convert them
-            others = dict.fromkeys((*NETWORKS, *TOKENIZERS, "scheduler"))
+            family = backbone.family
+            others = dict.fromkeys((*backbone.networks, *family.tokenizers, "scheduler"))
             del others[network]
-            pipe = StableDiffusionXLPipeline.from_single_file(file, dtype=dtype, **options, **others)
+            kind = getattr(diffusers, f"{family.pipelines}Pipeline")
+            pipe = kind.from_single_file(file, dtype=dtype, **options, **others, **family.options)
             loaded = getattr(pipe, network)
         filled = not any(weight.is_meta for weight in loaded.parameters())
     if not filled:
@@ -175,7 +167,7 @@ def _tensors_in_file(backbone: Backbone, network: str, dtype: torch.dtype) -> di
     if not backbone.unet_alone and not is_scaled(names_in_file(backbone, network, scales=True)):
         return None
     names, prefix = names_in_file(backbone, network), prefix_in_file(backbone, network)
-    added = "" if prefix or "conv_in.weight" in names else FILE_PREFIXES["UNet"]
+    added = "" if prefix or "conv_in.weight" in names else UNET.prefix
     return {added + name: tensor for name, tensor in read_scaled(backbone.file, names, dtype).items()}
 
 
@@ -189,12 +181,20 @@ def _own_memory(network: Any) -> None:
         weight.data = weight.data.clone()
 
 
-def _load_tokenizers(source: Source) -> dict[str, Any]:
+def _indexed_options(backbone: Backbone) -> dict[str, Any]:
+    """What the pipeline's index says that a constructor must be told."""
+    index = read_json(backbone.source, INDEX)
+    asked = {"force_zeros_for_empty_prompt"} & backbone.family.options.keys() & index.keys()
+    return {name: index[name] for name in asked}
+
+
+def _load_tokenizers(backbone: Backbone) -> dict[str, Any]:
     from transformers import CLIPTokenizer
 
+    folder = backbone.source.folder
     return {
-        name: CLIPTokenizer.from_pretrained(str(source.folder / name), local_files_only=True)
-        for name in TOKENIZERS
+        name: CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True)
+        for name in backbone.family.tokenizers
     }
 
 

@@ -1,43 +1,62 @@
-"""The parts of an SDXL model, their file names, and where a model's files lie."""
+"""The parts of a base model, their file names, and where a model's files lie."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from coeffdiff.method.families import FAMILIES, SDXL, Family, FamilyName
+
 Part = Literal["text", "vae", "unet"]
 
 INDEX = "model_index.json"
-NETWORKS: dict[str, tuple[str, str, Part]] = {  # folder -> class, stem of the weights' file names, part
-    "text_encoder": ("CLIPTextModel", "model", "text"),
-    "text_encoder_2": ("CLIPTextModelWithProjection", "model", "text"),
-    "vae": ("AutoencoderKL", "diffusion_pytorch_model", "vae"),
-    "unet": ("UNet2DConditionModel", "diffusion_pytorch_model", "unet"),
-}
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-CONFIG_FILES = (*(f"{name}/config.json" for name in NETWORKS), "scheduler/scheduler_config.json")
-SMALL_FILES = [  # all that is no weights, and little more than a megabyte
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a pipeline. kind: its class; stem: of its weights' file names; prefix: of its tensors' names in a
+    single file; called: what sentences on single files call it."""
+
+    kind: str
+    stem: str
+    part: Part
+    prefix: str
+    called: str
+
+
+UNET = Network("UNet2DConditionModel", "diffusion_pytorch_model", "unet", "model.diffusion_model.", "UNet")
+VAE = Network("AutoencoderKL", "diffusion_pytorch_model", "vae", "first_stage_model.", "VAE")
+
+
+@functools.cache
+def networks_of(family: FamilyName) -> dict[str, Network]:
+    """The networks of a family's pipelines, by their folders."""
+    encoders = {
+        one.network: Network(one.kind, "model", "text", one.prefix, one.called)
+        for one in FAMILIES[family].encoders
+    }
+    return {**encoders, "vae": VAE, "unet": UNET}
+
+
+def config_files(family: FamilyName) -> tuple[str, ...]:
+    """What a pipeline's folder must hold beside its index, tokenizers and weights."""
+    return (*(f"{name}/config.json" for name in networks_of(family)), "scheduler/scheduler_config.json")
+
+
+SMALL_FILES = [  # of every family, all that is no weights, and little more than a megabyte
     INDEX,
     *(
         f"{folder}/*.{ending}"
-        for folder in (*NETWORKS, *TOKENIZERS, "scheduler")
+        for folder in dict.fromkeys(
+            folder
+            for family in FAMILIES.values()
+            for folder in (*networks_of(family.name), *family.tokenizers, "scheduler")
+        )
         for ending in ("json", "txt")
     ),
 ]
-# The four networks in a single file, by the prefixes of their tensors' names.
-FILE_PREFIXES = {
-    "UNet": "model.diffusion_model.",
-    "VAE": "first_stage_model.",
-    "first text encoder": "conditioner.embedders.0.transformer.",
-    "second text encoder": "conditioner.embedders.1.model.",
-}
-IN_FILE = {
-    "unet": "UNet",
-    "vae": "VAE",
-    "text_encoder": "first text encoder",
-    "text_encoder_2": "second text encoder",
-}
 ENCODER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers unpickles tensors alone
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
@@ -66,6 +85,7 @@ class Backbone:
     variant: as in the settings ("auto", a variant, or None for files without one).
     vae: another VAE's files and the folder in them ("" or "vae"), if there is one.
     unet_alone: the file holds only a UNet; the source then gives the other networks too.
+    family: what its networks are and what they take.
     """
 
     name: str
@@ -75,6 +95,12 @@ class Backbone:
     file: Path | None = None
     vae: tuple[Source, str] | None = None
     unet_alone: bool = False
+    family: Family = SDXL
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """By their folders."""
+        return networks_of(self.family.name)
 
     def in_file(self, network: str) -> bool:
         """Whether a network's weights are read from the single file."""

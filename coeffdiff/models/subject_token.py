@@ -1,10 +1,12 @@
-"""Whether a word suits as a subject's token: how both tokenizers split it, and whether it already has a meaning."""
+"""Whether a word suits as a subject's token: how the tokenizers split it, and whether it already has a meaning."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from coeffdiff.method.families import tokenizers_of
 
 # A vocabulary of this size is CLIP's: words of the whole web. Smaller ones hold only what their model was taught.
 _CLIP_ENTRIES = 40_000
@@ -48,11 +50,11 @@ def token_findings(
     (0.96, as a cosine to the text without it) lies between the nonsense words "ohwx" (0.97) and "blorp" (0.91).
 
     Args:
-        pipe_or_tokenizers: an SDXL pipeline, or its tokenizers; nothing else of the model is needed.
+        pipe_or_tokenizers: a pipeline, or its tokenizers; nothing else of the model is needed.
         learned: the token gets embeddings of its own.
     """
-    if hasattr(pipe_or_tokenizers, "tokenizer_2"):
-        pipe_or_tokenizers = (pipe_or_tokenizers.tokenizer, pipe_or_tokenizers.tokenizer_2)
+    if hasattr(pipe_or_tokenizers, "tokenizer"):
+        pipe_or_tokenizers = tokenizers_of(pipe_or_tokenizers)
     tokenizers = [tokenizer for tokenizer in pipe_or_tokenizers if tokenizer is not None]
     readings = [(_pieces(tokenizer, token), len(tokenizer)) for tokenizer in tokenizers]
     lines = []
@@ -62,7 +64,8 @@ def token_findings(
             f'"{class_word}" would become the subject; {_instead(token)}'
         )
     if learned:
-        lines.insert(0, f"{token} is learned: it gets embeddings of its own, in both text encoders")
+        where = "both text encoders" if len(tokenizers) > 1 else "the text encoder"
+        lines.insert(0, f"{token} is learned: it gets embeddings of its own, in {where}")
         if any(_meaning(pieces, entries) for pieces, entries in readings):
             lines.append(
                 f"{token} means something already; with the adapter loaded it means the subject in every prompt"

@@ -1,4 +1,4 @@
-"""Models of SDXL's architecture with random weights, in any of the sizes, without a download."""
+"""Models of SDXL's or Stable Diffusion 1.5's architecture with random weights, in any size, without a download."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from coeffdiff.errors import ConfigError
+from coeffdiff.method.families import SDXL
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import quiet_libraries
 from coeffdiff.utils.seeding import generator_for
@@ -16,6 +17,7 @@ from coeffdiff.utils.seeding import generator_for
 with quiet_libraries():  # the import itself prints notes on missing packages
     from diffusers import (
         AutoencoderKL,
+        StableDiffusionPipeline,
         StableDiffusionXLPipeline,
         UNet2DConditionModel,
     )
@@ -24,6 +26,7 @@ with quiet_libraries():  # the import itself prints notes on missing packages
 from coeffdiff.pocket.sizes import (
     PredictionType,
     euler_scheduler,
+    pndm_scheduler,
     size_named,
     text_configs,
     unet_config,
@@ -42,7 +45,7 @@ def build_unet(size: str, *, device: str = "cpu", seed: int = 0, dtype: torch.dt
 
 
 def parameter_count(size: str) -> int:
-    """Numbers in all four networks, counted without memory for them. Raises: ConfigError for an unknown size."""
+    """Numbers in all networks, counted without memory for them. Raises: ConfigError for an unknown size."""
     return sum(weight.numel() for network in _networks(size).values() for weight in network.parameters())
 
 
@@ -52,7 +55,7 @@ def build_pipeline(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     prediction_type: PredictionType = "epsilon",
-) -> StableDiffusionXLPipeline:
+) -> Any:
     """A complete pipeline with random weights, on CPU, in eval mode.
 
     Every tensor is drawn in float32 from a generator of its own, seeded by (seed, network, name), and rounded to
@@ -61,19 +64,18 @@ def build_pipeline(
 
     Args:
         size: a key of SIZES.
-        dtype: of all four networks, the VAE included (see coeffdiff.models.loading for how it is loaded).
+        dtype: of all networks, the VAE included (see coeffdiff.models.loading for how it is loaded).
         prediction_type: goes into the scheduler's config.
     Raises: ConfigError for an unknown size or prediction type.
     """
-    scheduler = euler_scheduler(prediction_type)
-    tokenizer, tokenizer_2 = tokenizer_pair()
-    return StableDiffusionXLPipeline(
+    family = size_named(size).family
+    scheduler = euler_scheduler(prediction_type) if family is SDXL else pndm_scheduler(prediction_type)
+    kind: Any = StableDiffusionXLPipeline if family is SDXL else StableDiffusionPipeline
+    return kind(
         **{name: _fill(network, (name, seed), dtype) for name, network in _networks(size).items()},
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2,
+        **dict(zip(family.tokenizers, tokenizer_pair(), strict=False)),
         scheduler=scheduler,
-        force_zeros_for_empty_prompt=True,
-        add_watermarker=False,
+        **family.options,
     )
 
 
@@ -113,11 +115,11 @@ def refuse_existing(folder: Path) -> None:
 
 
 def _networks(size: str) -> dict[str, Any]:
-    """The four networks of a size, on meta."""
-    text, text_2 = text_configs(size)
+    """The networks of a size, on meta."""
+    kinds = (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
+    texts = zip(kinds, text_configs(size), strict=False)
     return {
-        "text_encoder": _on_meta(CLIPTextModel, text),
-        "text_encoder_2": _on_meta(CLIPTextModelWithProjection, text_2),
+        **{name: _on_meta(kind, config) for (name, kind), config in texts},
         "vae": _on_meta(AutoencoderKL, vae_config(size)),
         "unet": _on_meta(UNet2DConditionModel, unet_config(size)),
     }

@@ -1,4 +1,4 @@
-"""SDXL's architecture in several sizes: the configs of its networks and its scheduler."""
+"""SDXL's architecture in several sizes, and Stable Diffusion 1.5's: the configs of networks and schedulers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from coeffdiff.errors import ConfigError
+from coeffdiff.method.families import Family, family_of_unet
 from coeffdiff.utils.console import quiet_libraries
 
 with quiet_libraries():  # the import itself prints notes on missing packages
-    from diffusers import (
-        EulerDiscreteScheduler,
-    )
+    from diffusers import EulerDiscreteScheduler, PNDMScheduler
     from transformers import CLIPTextConfig
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -32,12 +31,19 @@ _SCHEDULER = {
 
 @dataclass(frozen=True)
 class Size:
-    """Keyword arguments of the four networks; all others have the library's default, as in SDXL."""
+    """Keyword arguments of the networks; all others have the library's default, as in the public models.
+
+    text_2: None in Stable Diffusion 1.5, which has one text encoder.
+    """
 
     unet: dict[str, Any]
     vae: dict[str, Any]
     text: dict[str, Any]
-    text_2: dict[str, Any]
+    text_2: dict[str, Any] | None
+
+    @property
+    def family(self) -> Family:
+        return family_of_unet(self.unet)
 
     @property
     def native_resolution(self) -> int:
@@ -79,6 +85,24 @@ def _unet(
         "addition_time_embed_dim": time_id_width,
         # The pooled text, then six time ids: original size, crop, target size.
         "projection_class_embeddings_input_dim": pooled_width + 6 * time_id_width,
+    }
+
+
+def _sd15_unet(*, channels: tuple[int, ...], groups: int, text_width: int, **others: Any) -> dict[str, Any]:
+    """All levels but the last have attention, each with as many heads."""
+    attended = len(channels) - 1
+    return {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("CrossAttnDownBlock2D",) * attended + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attended,
+        "block_out_channels": channels,
+        "layers_per_block": 2,
+        "norm_num_groups": groups,
+        "attention_head_dim": 8,  # the number of heads, despite its name
+        "cross_attention_dim": text_width,
+        **others,
     }
 
 
@@ -195,6 +219,25 @@ SIZES: dict[str, Size] = {
         text=_text(vocabulary=49408, width=768, layers=12, heads=12, projection=768, activation="quick_gelu"),
         text_2=_text(vocabulary=49408, width=1280, layers=32, heads=20, projection=1280, activation="gelu"),
     ),
+    # Stable Diffusion 1.5's architecture: for tests, and the public configs.
+    "sd15-micro": Size(
+        unet=_sd15_unet(
+            channels=(32, 12),
+            groups=4,
+            text_width=20,
+            sample_size=8,
+            attention_head_dim=4,
+        ),
+        vae=_TEST_VAE,
+        text=_TEST_TEXT,
+        text_2=None,
+    ),
+    "sd15": Size(
+        unet=_sd15_unet(channels=(320, 640, 1280, 1280), groups=32, text_width=768),
+        vae=_vae(channels=(128, 256, 512, 512), layers=2, groups=32, scaling=0.18215, sample_size=512),
+        text=_text(vocabulary=49408, width=768, layers=12, heads=12, projection=768, activation="quick_gelu"),
+        text_2=None,
+    ),
 }
 
 
@@ -216,14 +259,32 @@ def vae_config(size: str) -> dict[str, Any]:
     return copy.deepcopy(size_named(size).vae)
 
 
-def text_configs(size: str) -> tuple[CLIPTextConfig, CLIPTextConfig]:
-    """The two text encoders' configs. Raises: ConfigError for an unknown size."""
+def text_configs(size: str) -> tuple[CLIPTextConfig, ...]:
+    """The text encoders' configs. Raises: ConfigError for an unknown size."""
     configs = size_named(size)
-    return CLIPTextConfig(**configs.text), CLIPTextConfig(**configs.text_2)
+    return tuple(CLIPTextConfig(**text) for text in (configs.text, configs.text_2) if text)
 
 
 def euler_scheduler(prediction_type: PredictionType = "epsilon") -> EulerDiscreteScheduler:
     """SDXL's own scheduler. Raises: ConfigError for an unknown prediction type."""
+    _check_prediction(prediction_type)
+    return EulerDiscreteScheduler(**_SCHEDULER, prediction_type=prediction_type)
+
+
+def pndm_scheduler(prediction_type: PredictionType = "epsilon") -> PNDMScheduler:
+    """Stable Diffusion 1.5's own scheduler. Raises: ConfigError for an unknown prediction type."""
+    _check_prediction(prediction_type)
+    return PNDMScheduler(
+        **{
+            key: _SCHEDULER[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        },
+        steps_offset=1,
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        prediction_type=prediction_type,
+    )
+
+
+def _check_prediction(prediction_type: str) -> None:
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ConfigError(f"The prediction type {prediction_type!r} is neither epsilon nor v_prediction.")
-    return EulerDiscreteScheduler(**_SCHEDULER, prediction_type=prediction_type)

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from coeffdiff.hosts.lora import add_lora
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.coefficients import Mixes
+from coeffdiff.method.families import family_of_unet
+from coeffdiff.models.pipelines import conditions
 from coeffdiff.preflight.ledger import TOKENS, AsOnDevice, Ledger, ledger_for
 from coeffdiff.utils.console import quiet_libraries
 
@@ -95,7 +97,8 @@ def train_step(
             parameter.grad = torch.empty_like(parameter)
         inputs = unet_inputs(unet, batch, rows, columns, torch.float32)
         inputs["encoder_hidden_states"].requires_grad_(through_text)
-        inputs["added_cond_kwargs"]["text_embeds"].requires_grad_(through_text)
+        if "added_cond_kwargs" in inputs:
+            inputs["added_cond_kwargs"]["text_embeds"].requires_grad_(through_text)
         loss = F.mse_loss(unet(**inputs).sample.float(), torch.empty_like(inputs["sample"]))
         loss.backward()
         del loss, inputs
@@ -158,16 +161,14 @@ def denoise_step(unet: Any, *, batch: int, rows: int, columns: int, device: str)
 
 def unet_inputs(unet: Any, batch: int, rows: int, columns: int, dtype: torch.dtype) -> dict[str, Any]:
     """The arguments of a UNet's call, on torch's default device; their numbers mean nothing."""
-    config = unet.config
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    config, pooled = unet.config, 0
+    if family_of_unet(config).pools:
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     return {
         "sample": torch.empty(batch, config.in_channels, rows, columns, dtype=dtype),
         "timestep": torch.empty(batch, dtype=torch.long),
         "encoder_hidden_states": torch.empty(batch, TOKENS, config.cross_attention_dim, dtype=dtype),
-        "added_cond_kwargs": {
-            "text_embeds": torch.empty(batch, pooled, dtype=dtype),
-            "time_ids": torch.empty(batch, 6, dtype=dtype),
-        },
+        **conditions(torch.empty(batch, pooled, dtype=dtype), torch.empty(batch, 6, dtype=dtype)),
     }
 
 

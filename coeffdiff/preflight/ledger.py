@@ -22,7 +22,7 @@ import coeffdiff.method.attention  # noqa: F401  (registers the operators below)
 from coeffdiff.method.chunked import chunk_bytes, chunk_shape
 from coeffdiff.utils.console import quiet_libraries
 
-TOKENS = 77  # of a text, in every SDXL
+TOKENS = 77  # of a text, in every CLIP
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _MIXED = torch.ops.coeffdiff.mixed_attention.default

@@ -21,9 +21,6 @@ from coeffdiff.preflight.dry_run import (
 from coeffdiff.preflight.ledger import Ledger
 from coeffdiff.preflight.workload import Workload
 
-_ENCODERS = ("text_encoder", "text_encoder_2")
-_NETWORKS = (*_ENCODERS, "vae", "unet")
-
 
 @dataclass(frozen=True)
 class RunLedgers:
@@ -31,7 +28,7 @@ class RunLedgers:
 
     weights: of each network by name, before anything learns on it.
     unet_bytes: of the UNet with what learns on it; unet_config: its architecture.
-    text_numbers: how many numbers the two text encoders have.
+    text_numbers: how many numbers the text encoders have.
     trained: how many numbers learn. states: of the optimizer.
     beside_unet: what a step finds there beside the UNet: the states, and with a learned token the text encoders.
     step: one micro-batch. teaching: the base model's forward for prior preservation. encoding: one photo.
@@ -53,15 +50,16 @@ class RunLedgers:
 
     @property
     def text_bytes(self) -> int:
-        """Weights of both text encoders."""
-        return sum(self.weights[name] for name in _ENCODERS)
+        """Weights of the text encoders."""
+        return sum(self.weights.values()) - self.weights["vae"] - self.weights["unet"]
 
 
 def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
     """Build the networks without numbers and pass through them what the run will. base: from find_backbone."""
     kind = "cuda" if device.type == "cuda" else "cpu"
-    networks = {name: network_on_meta(base, name, work.dtype) for name in _NETWORKS}
-    encoders, unet, vae = [networks[name] for name in _ENCODERS], networks["unet"], networks["vae"]
+    networks = {name: network_on_meta(base, name, work.dtype) for name in base.networks}
+    encoders = [networks[name] for name in base.family.text_networks]
+    unet, vae = networks["unet"], networks["vae"]
     weights = {name: bytes_of(network) for name, network in networks.items()}
 
     kept = partial(optimizer_bytes, work.optimizer, work.optimizer_args, work.averaged)

@@ -15,9 +15,10 @@ from coeffdiff.errors import ConfigError, NonFinitePicture
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.hosts.guard import unwrapped, verify
 from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.families import SDXL, family_of
 from coeffdiff.sampling.image_inputs import ImageInputs, call_arguments
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, check_options, picture_size
-from coeffdiff.sampling.prompts import encode_prompts, shortened
+from coeffdiff.sampling.prompts import encode_prompts, shortened, text_arguments
 from coeffdiff.sampling.vae_precision import in_its_precision, kept_precision
 
 
@@ -38,8 +39,8 @@ def generate(
     itself makes of this seed.
 
     Args:
-        pipe: a StableDiffusionXLPipeline, in eval mode, or with `images` what pipeline_for made of one; text encoders
-            may be None with `encoded`.
+        pipe: a StableDiffusionXLPipeline or StableDiffusionPipeline, in eval mode, or with `images` what pipeline_for
+            made of one; text encoders may be None with `encoded`.
         encoded: from encode_prompts, for this negative prompt and guidance; by default all are encoded here.
         on_progress: takes how many pictures are done, a started one counted by its steps.
     Raises: ConfigError for a size that the model cannot make, or a scale without an adapter; InjectionError if an
@@ -173,24 +174,13 @@ def _denoise(
     if hasattr(pipe.scheduler, "noise_sampler_seed"):  # DPMSolverSDE has a generator of its own
         pipe.scheduler.noise_sampler_seed = [request.seed for request in requests]
 
-    def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        present = [t for t in tensors if t is not None]
-        return torch.stack(present).to(device, dtype) if present else None
-
-    guided = options.guidance > 1
-
     def after_step(_pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
         denoised((step + 1) / pipe.num_timesteps)
         return {}
 
     with _without_bar(pipe), kept_precision(pipe.vae) if images else nullcontext():
         latents: Tensor = pipe(
-            prompt_embeds=stacked([e.text for e in embeddings]),
-            pooled_prompt_embeds=stacked([e.pooled for e in embeddings]),
-            negative_prompt_embeds=stacked([e.negative_text for e in embeddings]) if guided else None,
-            negative_pooled_prompt_embeds=stacked([e.negative_pooled for e in embeddings])
-            if guided
-            else None,
+            **text_arguments(embeddings, options.guidance > 1, device, dtype),
             guidance_scale=options.guidance,
             num_inference_steps=options.steps,
             **begun,
@@ -218,7 +208,7 @@ def _decode(pipe: Any, latent: Tensor, request: Request) -> Image.Image:
             scaled = scaled / vae.config.scaling_factor
         decoded = vae.decode(scaled, return_dict=False)[0]
         _check_finite(decoded, request, f"the VAE in {dtype_name(vae)}", pipe)
-    if pipe.watermark is not None:
+    if getattr(pipe, "watermark", None) is not None:
         decoded = pipe.watermark.apply_watermark(decoded)
     image: Image.Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
     return image
@@ -229,7 +219,8 @@ def _check_finite(tensor: Tensor, request: Request, source: str, pipe: Any) -> N
         return
     cures = ["sample in another precision (--precision bf16 or fp32)"] if "16" in source else []
     if "VAE" in source and "float16" in source:
-        cures.append("use a VAE that stands float16 (madebyollin/sdxl-vae-fp16-fix)")
+        example = " (madebyollin/sdxl-vae-fp16-fix)" if family_of(pipe) is SDXL else ""
+        cures.append(f"use a VAE that stands float16{example}")
     if loaded_adapters(pipe):
         cures.append("lower the adapter's scale")
     cures.append("try another scheduler or more steps")

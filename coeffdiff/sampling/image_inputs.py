@@ -14,7 +14,9 @@ from PIL import Image, ImageOps
 
 from coeffdiff.data.decoding import decode_image
 from coeffdiff.errors import ConfigError, PhotoError
+from coeffdiff.method.families import family_of
 from coeffdiff.models.controlnet import ControlNet, load_controlnet
+from coeffdiff.models.pipelines import make_pipeline
 from coeffdiff.sampling.options import Options
 
 _STRENGTH = 0.6  # by default; with a mask all inside is drawn again
@@ -124,16 +126,17 @@ def pipeline_for(pipe: Any, inputs: ImageInputs, controlnet: Any = None) -> Any:
     """diffusers' pipeline for these inputs, of the same networks: adapters that were loaded are on it too."""
     import diffusers
 
-    task = "Inpaint" if inputs.mask else "Img2Img" if inputs.init else ""
-    kind = getattr(diffusers, f"StableDiffusionXL{'ControlNet' if controlnet else ''}{task}Pipeline")
-    takes = inspect.signature(kind.__init__).parameters
+    family = family_of(pipe)
+    task = ("ControlNet" if controlnet else "") + (
+        "Inpaint" if inputs.mask else "Img2Img" if inputs.init else ""
+    )
+    takes = inspect.signature(getattr(diffusers, f"{family.pipelines}{task}Pipeline").__init__).parameters
     parts = {name: part for name, part in pipe.components.items() if name in takes}
     if controlnet is not None:
         parts["controlnet"] = controlnet.to(pipe.unet.dtype)
-    made = kind(
-        **parts,
-        force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt,
-        add_watermarker=False,
+    zeros = pipe.config.get("force_zeros_for_empty_prompt")
+    made = make_pipeline(
+        family, parts, task=task, **({} if zeros is None else {"force_zeros_for_empty_prompt": zeros})
     )
     made.register_to_config(_name_or_path=pipe.config.get("_name_or_path"))
     made.vae_scale_factor = pipe.vae_scale_factor

@@ -48,7 +48,7 @@ class Options:
     """Shared by all pictures of a call. width and height in pixels; None: the model's own.
 
     guidance of 1 or less switches classifier-free guidance off. An empty negative prompt is the model's default
-    (in SDXL embeddings of zeros, not those of an empty text). batch_size changes speed and memory, and a picture
+    (in SDXL embeddings of zeros, in others those of an empty text). batch_size changes speed and memory, and a picture
     by at most 2/255.
     """
 
@@ -75,7 +75,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt's embeddings, on the CPU: text [77, C], pooled [P]; the same of the negative prompt with guidance."""
+    """A prompt's embeddings, on the CPU: text [77, C], pooled [P], P = 0 in families
+    without; the same of the negative prompt with guidance."""
 
     text: Tensor
     pooled: Tensor
@@ -102,7 +103,7 @@ def picture_size(pipe: Any, options: Options) -> tuple[int, int]:
     if options.width and options.height:  # pipelines for images know no size of their own
         width = height = 0
     else:
-        native = pipe.default_sample_size
+        native = getattr(pipe, "default_sample_size", None) or pipe.unet.config.sample_size
         height, width = native if isinstance(native, list | tuple) else (native, native)
     sizes = []
     for name, asked, own in (("width", options.width, width), ("height", options.height, height)):

@@ -15,6 +15,8 @@ from coeffdiff.config.fields import PLACEHOLDER
 from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.families import family_of, tokenizers_of
+from coeffdiff.models.pipelines import text_embeddings
 from coeffdiff.models.subject_token import holds
 from coeffdiff.sampling.options import Encoded, Options
 from coeffdiff.utils.console import quiet_libraries
@@ -68,13 +70,7 @@ def warnings_for(
 
 def length_warnings(text: str, pipe: Any) -> list[str]:
     """One line with the length and the part that is cut off, if the model does not read all of the text."""
-    cuts = [
-        cut
-        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)
-        if tokenizer is not None
-        for cut in [_cut(text, tokenizer)]
-        if cut
-    ]
+    cuts = [cut for tokenizer in tokenizers_of(pipe) for cut in [_cut(text, tokenizer)] if cut]
     if not cuts:
         return []
     tokens, limit, start = min(cuts, key=lambda cut: cut[2])
@@ -111,7 +107,8 @@ def encode_prompts(
     One prompt at a time, so that no embedding depends on the others.
     """
     prompts = list(dict.fromkeys(prompts))
-    if prompts and (pipe.tokenizer_2 is None or pipe.text_encoder_2 is None):
+    family = family_of(pipe)
+    if prompts and any(getattr(pipe, part) is None for part in (*family.tokenizers, *family.text_networks)):
         raise ConfigError(
             "This pipeline has no text encoders, so it needs prompts that encode_prompts has encoded before."
         )
@@ -121,12 +118,13 @@ def encode_prompts(
     negative: tuple[Tensor | None, Tensor | None] = (None, None)
     for prompt in prompts:
         with torch.no_grad(), quiet_libraries():  # length_warnings reports what is cut off
-            embeddings = pipe.encode_prompt(
+            embeddings = text_embeddings(
+                pipe,
                 prompt,
-                do_classifier_free_guidance=guidance > 1,
+                pipe._execution_device,
+                guided=guidance > 1,
                 negative_prompt=(negative_prompt or None) if negative[0] is None else None,
-                negative_prompt_embeds=negative[0],
-                negative_pooled_prompt_embeds=negative[1],
+                negative=negative,
             )
         text, negative_text, pooled, negative_pooled = embeddings
         negative = (negative_text, negative_pooled)
@@ -134,3 +132,22 @@ def encode_prompts(
         assert parts[0] is not None and parts[1] is not None
         result[prompt] = Encoded(parts[0], parts[1], parts[2], parts[3], negative_prompt)
     return result
+
+
+def text_arguments(
+    embeddings: Sequence[Encoded], guided: bool, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A batch's embeddings under the names that the family's pipelines take them by."""
+    columns = {
+        "prompt_embeds": [e.text for e in embeddings],
+        "pooled_prompt_embeds": [e.pooled for e in embeddings],
+    }
+    if guided:
+        columns |= {
+            "negative_prompt_embeds": [e.negative_text for e in embeddings if e.negative_text is not None],
+            "negative_pooled_prompt_embeds": [
+                e.negative_pooled for e in embeddings if e.negative_pooled is not None
+            ],
+        }
+    stacked = {name: torch.stack(column) for name, column in columns.items()}
+    return {name: one.to(device, dtype) for name, one in stacked.items() if one.shape[-1]}

@@ -24,9 +24,10 @@ def in_its_precision(vae: Any) -> Iterator[Any]:
 
 @contextmanager
 def kept_precision(vae: Any) -> Iterator[None]:
-    """Inside, the VAE may move, but not change its dtype.
+    """Inside, the VAE may move, but not change its dtype, and encodes pictures of any dtype to latents of theirs.
 
-    diffusers' pipelines for images leave a VAE that needs float32 in the UNet's half precision, to decode with it.
+    diffusers' SDXL pipelines for images leave a VAE that needs float32 in the UNet's half precision, to decode with it;
+    those of Stable Diffusion give it pictures in that precision.
     """
 
     def move(*args: Any, **kwargs: Any) -> Any:
@@ -34,12 +35,19 @@ def kept_precision(vae: Any) -> Iterator[None]:
         kwargs.pop("dtype", None)
         return type(vae).to(vae, *where, **kwargs) if where or kwargs else vae
 
+    def encode(pixels: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        encoded = type(vae).encode(vae, pixels.to(vae.dtype), *args, **kwargs)
+        if pixels.dtype != vae.dtype:
+            parameters = encoded.latent_dist.parameters.to(pixels.dtype)
+            encoded.latent_dist = type(encoded.latent_dist)(parameters)
+        return encoded
+
     with in_its_precision(vae):
-        vae.to = move
+        vae.to, vae.encode = move, encode
         try:
             yield
         finally:
-            del vae.to
+            del vae.to, vae.encode
 
 
 def needs_upcast(vae: Any) -> bool:

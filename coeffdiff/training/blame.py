@@ -17,6 +17,7 @@ from coeffdiff.data.batches import Batch
 from coeffdiff.hosts.guard import unwrapped
 from coeffdiff.hosts.lora import lora_off
 from coeffdiff.hosts.unet import alpha_off
+from coeffdiff.models.pipelines import conditions
 from coeffdiff.training.objective import PriorTerm, denoising_loss
 
 _BF16 = "try --set training.precision=bf16"
@@ -93,9 +94,9 @@ def _tensors_of(batch: Batch) -> Iterable[tuple[str, Tensor]]:
 
 def _base_prediction(batch: Batch, bare: Any, scheduler: Any) -> Tensor:
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    conditions = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+    added = conditions(batch.pooled, batch.time_ids)
     with alpha_off(bare), lora_off(bare):
-        found: Tensor = bare(noisy, batch.timesteps, batch.embeds, added_cond_kwargs=conditions).sample
+        found: Tensor = bare(noisy, batch.timesteps, batch.embeds, **added).sample
     return found
 
 

@@ -74,7 +74,7 @@ def front_matter(header: AdapterHeader) -> ModelCardData:
         library_name="coeffdiff",
         pipeline_tag="text-to-image",
         base_model=header.base_model if HUB_ID.fullmatch(header.base_model) else None,
-        tags=["text-to-image", "stable-diffusion-xl", "diffusers", "coeff-tuning", *loras],
+        tags=["text-to-image", header.base_family.tag, "diffusers", "coeff-tuning", *loras],
         instance_prompt=f"a photo of {subject_of(header)}",
     )
 
@@ -122,7 +122,8 @@ def _parts_and_rates(header: AdapterHeader, method: MethodSettings | None) -> tu
         rates += [f"LoRA {method.lora.learning_rate:g}"] if method else []
     if header.vectors:
         plural = "s" * (header.vectors > 1)
-        holds.append(f"learned token: {header.vectors} embedding{plural} in each text encoder")
+        where = "each text encoder" if len(header.base_family.encoders) > 1 else "the text encoder"
+        holds.append(f"learned token: {header.vectors} embedding{plural} in {where}")
         rates += [f"token {method.token.learning_rate:g}"] if method else []
     return holds, rates
 
@@ -165,6 +166,13 @@ def _judged(scores: Mapping[str, float], validation: ValidationSettings) -> str:
 
 def _elsewhere(header: AdapterHeader) -> str:
     """How plain diffusers reads the learned token, and what it has to be told for the pooled text to be right."""
+    if not header.base_family.pools:
+        return f"""The learned token is also read by plain diffusers:
+
+```python
+state = safetensors.torch.load_file("{EMBEDS_FILE}")
+pipe.load_textual_inversion(state["{header.base_family.keys[0]}"], token={_quoted(header.token)})
+```"""
     return f"""The learned token is also read by plain diffusers. It pools a text where the highest id stands, which
 is the new one, so tell it which id ends a text:
 

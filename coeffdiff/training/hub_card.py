@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.families import SDXL
 from coeffdiff.pocket import POCKET
 from coeffdiff.training.card import front_matter, gallery, usage
 from coeffdiff.utils.hub import HUB_ID
@@ -68,12 +69,12 @@ def _elsewhere(header: AdapterHeader, repo: str) -> str:
     """The pipeline of diffusers that `usage` loads into, and ComfyUI."""
     base = header.base_model if HUB_ID.fullmatch(header.base_model) else None
     opened = (
-        f'`StableDiffusionXLPipeline.from_pretrained("{base}")`'
+        f'`{header.base_family.pipelines}Pipeline.from_pretrained("{base}")`'
         if base
         else "a diffusers pipeline of the base model"
     )
     pipe = f"Here `pipe` is {opened}."
-    if header.base_model == POCKET:  # which ComfyUI cannot load
+    if header.base_model == POCKET or header.base_family is not SDXL:  # which the node cannot load
         return pipe
     return (
         f"{pipe} In ComfyUI's folder, `hf download {repo} --local-dir models/coeffdiff/{_name(repo)}` puts the adapter "

@@ -17,6 +17,7 @@ from coeffdiff.data.encoding import (
     latent_scaling,
 )
 from coeffdiff.data.templates import captions_for, fill
+from coeffdiff.method.families import text_encoders_of
 from coeffdiff.models.architecture import bucket_step
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.sampling.prompts import encode_prompts
@@ -53,8 +54,8 @@ def encode(plan: Plan) -> Inputs:
     trained = [text for texts in (*captions, of_class.values(), *of_pictures) for text in texts]
     prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
     pipe = load_pipeline(plan.base, dtype=plan.dtype, parts={"text", "vae"})
-    pipe.text_encoder.to(state.device)
-    pipe.text_encoder_2.to(state.device)
+    for encoder in text_encoders_of(pipe):
+        encoder.to(state.device)
     learned = LearnedToken(pipe, settings) if settings.learns_token else None
     texts = encode_texts(pipe, trained, state.device)
     unconditional = encode_unconditional(pipe, state.device) if settings.subject.caption_dropout else None
@@ -62,7 +63,8 @@ def encode(plan: Plan) -> Inputs:
     vae = pipe.vae
     prepare_kernels(state.device, plan.dtype, vae)
     if not learned:
-        pipe.text_encoder = pipe.text_encoder_2 = pipe.tokenizer = pipe.tokenizer_2 = None
+        for part in (*plan.base.family.text_networks, *plan.base.family.tokenizers):
+            setattr(pipe, part, None)
     free_memory(state)
     photos, prior = _through_vae(plan, vae, captions, of_class, of_pictures)
     scaling = latent_scaling(vae)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from diffusers import StableDiffusionXLPipeline
 from torch import nn
 
 from coeffdiff.config.schema import Settings
 from coeffdiff.errors import CoeffDiffError
+from coeffdiff.method.families import family_of_unet
+from coeffdiff.models.pipelines import make_pipeline
 from coeffdiff.sampling.options import Options, Request
 from coeffdiff.sampling.output import write_pictures
 from coeffdiff.training.resolve import free_memory
@@ -35,8 +36,7 @@ def write_previews(
     """
     unet, vae = parts["unet"], parts["vae"]
     validation, side = settings.validation, int(settings.training.resolution)
-    text = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    pipe = StableDiffusionXLPipeline(**parts, **text, add_watermarker=False)
+    pipe = make_pipeline(family_of_unet(unet.config), parts)
     requests = [Request(prompt, seed) for prompt in previews for seed in validation.seeds]
     vae.to(state.device)
     unet.eval()

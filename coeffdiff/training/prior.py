@@ -17,6 +17,7 @@ from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.hosts.guard import unwrapped
 from coeffdiff.hosts.lora import lora_off
 from coeffdiff.hosts.unet import alpha_off
+from coeffdiff.models.pipelines import conditions
 from coeffdiff.training.objective import PriorTerm
 from coeffdiff.utils.console import Bar, print_info, progress
 
@@ -118,9 +119,9 @@ def teacher_for(batch: Batch, unet: nn.Module) -> Callable[[Tensor, Tensor], Ten
     unet, rows = unwrapped(unet), slice(-batch.class_rows, None)
 
     def teach(noisy: Tensor, timesteps: Tensor) -> Tensor:
-        conditions = {"text_embeds": batch.pooled[rows], "time_ids": batch.time_ids[rows]}
+        added = conditions(batch.pooled[rows], batch.time_ids[rows])
         # On again before the student's forward: what gradient checkpointing computes anew in backward is the student
         with torch.no_grad(), alpha_off(unet), lora_off(unet):
-            return unet(noisy, timesteps, batch.embeds[rows], added_cond_kwargs=conditions).sample
+            return unet(noisy, timesteps, batch.embeds[rows], **added).sample
 
     return teach

@@ -34,7 +34,14 @@ class RunOutputs:
     def __init__(self, plan: Plan, inputs: Inputs, network: Network, watch: Watch) -> None:
         self._plan, self._inputs, self._network, self._watch = plan, inputs, network, watch
         settings = with_absolute_paths(plan.settings)
-        self.header = header_for(settings, network.trainables, plan.base.name, plan.steps, network.weights)
+        self.header = header_for(
+            settings,
+            network.trainables,
+            plan.base.name,
+            plan.steps,
+            network.weights,
+            family=plan.base.family.name,
+        )
 
     def save(self, step: int, loss: float) -> None:
         """A checkpoint. Raises: NonFiniteLoss before anything is written; TrainingError if the disk refuses."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from coeffdiff.config.optimizers import step_size
 from coeffdiff.hosts.guard import verify
 from coeffdiff.method.coefficients import draw_dropout
+from coeffdiff.models.pipelines import conditions
 from coeffdiff.training.inputs import Inputs
 from coeffdiff.training.metric_buffer import PendingStep
 from coeffdiff.training.network import Network, clip_gradients
@@ -75,8 +76,7 @@ def make_step(step: int, plan: Plan, inputs: Inputs, network: Network) -> Pendin
 
 def _predictor(model: Any, embeds: Tensor, pooled: Tensor, time_ids: Tensor) -> Any:
     def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
-        conditions = {"text_embeds": pooled, "time_ids": time_ids}
-        prediction: Tensor = model(noisy, timesteps, embeds, added_cond_kwargs=conditions).sample
+        prediction: Tensor = model(noisy, timesteps, embeds, **conditions(pooled, time_ids)).sample
         return prediction
 
     return predict

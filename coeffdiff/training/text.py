@@ -14,6 +14,7 @@ from coeffdiff.data.batches import Batch
 from coeffdiff.errors import AdapterError, ConfigError
 from coeffdiff.hosts.learned_token import add_token
 from coeffdiff.hosts.token_rows import initial_rows, pull_norms
+from coeffdiff.models.pipelines import text_embeddings
 from coeffdiff.models.subject_token import holds
 from coeffdiff.sampling.options import Encoded
 from coeffdiff.sampling.prompts import encode_prompts
@@ -22,9 +23,9 @@ from coeffdiff.utils.torch_setup import copied
 
 
 class LearnedToken:
-    """A token whose embeddings train: float32 rows in both text encoders, of which nothing else changes.
+    """A token whose embeddings train: float32 rows in each text encoder, of which nothing else changes.
 
-    rows: {"clip_l": [N, D], "clip_g": [N, D]}, the parameters.
+    rows: {"clip_l": [N, D], "clip_g": [N, D]} or those of the encoders that there are, the parameters.
     """
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
@@ -48,9 +49,7 @@ class LearnedToken:
         """
         device = batch.embeds.device
         with quiet_libraries():  # what is cut off was said before the run
-            embeds, _, pooled, _ = self._pipe.encode_prompt(
-                list(batch.captions), device=device, do_classifier_free_guidance=False
-            )
+            embeds, _, pooled, _ = text_embeddings(self._pipe, list(batch.captions), device, guided=False)
         live = copied(torch.tensor([holds(caption, self.word) for caption in batch.captions]), device)
         return (
             torch.where(live[:, None, None], embeds.float(), batch.embeds),

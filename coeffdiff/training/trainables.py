@@ -19,6 +19,7 @@ from coeffdiff.hosts.lora import add_lora
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import AdapterHeader, BaseHeader, LoraHeader, format_for
 from coeffdiff.method.coefficients import Coefficients, Mixes
+from coeffdiff.method.families import FamilyName
 from coeffdiff.training.resolve import PRECISIONS, check_model_name
 from coeffdiff.training.text import LearnedToken
 
@@ -104,10 +105,12 @@ def header_for(
     model: str,
     step: int,
     networks: dict[str, str] | None = None,
+    family: FamilyName = "sdxl",
 ) -> AdapterHeader:
     """What the adapter will say of itself after `step` steps on `model`.
 
-    settings: with absolute paths, since the adapter is read elsewhere. networks: fingerprints of the model.
+    settings: with absolute paths, since the adapter is read elsewhere. networks: fingerprints of the model; family: its
+    family.
     """
     subject, lora = settings.subject, settings.method.lora
     check_model_name(model)
@@ -121,8 +124,9 @@ def header_for(
         networks=networks or {},
     )
     return AdapterHeader(
-        format_version=format_for(mixes, opened.vae),
+        format_version=format_for(mixes, opened.vae, family),
         kind=settings.trained_kind,
+        family=family,
         base_model=model,
         token=str(subject.token),
         class_word=subject.class_word,

@@ -507,7 +507,7 @@ DAMAGED = {
     "newer": (
         "coeff",
         lambda f: change(f, format_version=FORMAT_VERSION + 1),
-        "has format 4; this coeffdiff reads up to 3. Update it",
+        "has format 5; this coeffdiff reads up to 4. Update it",
     ),
     "newer and strange": (
         "coeff",
@@ -1015,7 +1015,7 @@ def test_a_pipeline_that_would_not_read_the_token_is_refused(token_shelf, pipe):
     with pytest.raises(InjectionError, match="A learned token is gone from this pipeline's text encoders"):
         encode_prompts(other, ["a ohwx"])
     pipe.text_encoder = None
-    with pytest.raises(AdapterError, match="this pipeline has not both of them with their tokenizers"):
+    with pytest.raises(AdapterError, match="this pipeline has not all of them with their tokenizers"):
         load_adapter(pipe, token_shelf["zwx"])
     assert len(loaded_adapters(pipe)) == 1
 

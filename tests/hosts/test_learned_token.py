@@ -313,7 +313,7 @@ def test_what_cannot_be_a_token_is_refused(pipe, token, rows, error, sentence):
 
 def test_a_pipeline_without_text_encoders_is_refused(pipe):
     pipe.text_encoder_2 = None
-    with pytest.raises(AdapterError, match="this pipeline has not both of them"):
+    with pytest.raises(AdapterError, match="this pipeline has not all of them"):
         add_token(pipe, "sks", drawn(1))
     assert not isinstance(pipe.text_encoder.get_input_embeddings(), ExtendedEmbedding)
 

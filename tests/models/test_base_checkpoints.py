@@ -65,17 +65,27 @@ FOREIGN = {
     ),
     "the original's VAE": (one("first_stage_model.encoder.conv_in.weight"), "is a VAE alone"),
     "a text encoder": (one("text_model.embeddings.token_embedding.weight"), "is a text encoder alone"),
-    "Flux": (one("double_blocks.0.img_attn.qkv.weight"), "is Flux or a model of its family, not SDXL"),
-    "Flux in one file": (one(f"{UNET}double_blocks.0.img_attn.qkv.weight", "vae.decoder.x"), "is Flux"),
-    "SD3": (one(f"{UNET}joint_blocks.0.x_block.attn.qkv.weight"), "is Stable Diffusion 3, not SDXL"),
-    "SD 1.5": (
-        one(f"{UNET}input_blocks.0.0.weight", "cond_stage_model.transformer.text_model.x"),
-        "is a Stable Diffusion 1 or 2 checkpoint, not SDXL",
+    "Flux": (
+        one("double_blocks.0.img_attn.qkv.weight"),
+        "is Flux or a model of its family, neither SDXL nor",
     ),
-    "SD 2.1": (one("cond_stage_model.model.transformer.x"), "is a Stable Diffusion 1 or 2 checkpoint"),
-    "the UNet of SD 1.5": (
-        {"input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)},
-        "holds the UNet of Stable Diffusion 1 or 2, not SDXL",
+    "Flux in one file": (one(f"{UNET}double_blocks.0.img_attn.qkv.weight", "vae.decoder.x"), "is Flux"),
+    "SD3": (one(f"{UNET}joint_blocks.0.x_block.attn.qkv.weight"), "is Stable Diffusion 3, neither SDXL nor"),
+    "PixArt": (
+        one("adaln_single.linear.weight", "caption_projection.x"),
+        "is PixArt or a model of its family",
+    ),
+    "SD 1.5 without a VAE": (
+        one(f"{UNET}input_blocks.0.0.weight", "cond_stage_model.transformer.text_model.x"),
+        "is no complete Stable Diffusion 1.5 checkpoint: VAE missing; pass model.vae",
+    ),
+    "SD 2.1": (one("cond_stage_model.model.transformer.x"), "is a Stable Diffusion 2 checkpoint, neither"),
+    "the UNet of SD 2.1": (
+        {
+            "input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+            "input_blocks.1.1.proj_in.weight": torch.zeros(320, 320),
+        },
+        "holds the UNet of Stable Diffusion 2, neither",
     ),
     "the refiner": (one("conditioner.embedders.0.model.transformer.x"), "is SDXL's refiner, not its base"),
     "the refiner's UNet": (
@@ -114,7 +124,7 @@ def test_formats_are_told_by_their_bytes(tmp_path):
         assert "is a pickle, which can run any code" in sentence(find, tmp_path / "model.safetensors")
     header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(0x280).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    assert "is no SDXL checkpoint" in sentence(find, tmp_path / "model.safetensors")
+    assert "is no SDXL or Stable Diffusion 1.5 checkpoint" in sentence(find, tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_another_vae_from_a_folder(saved, tmp_path, layout):
 
 def test_vaes_that_do_not_fit_are_refused(saved, folder, tmp_path):
     assert "holds neither config.json nor vae/config.json" in sentence(find, saved, vae=str(tmp_path))
-    assert "is a UNet2DConditionModel, but SDXL takes an AutoencoderKL" in sentence(
+    assert "is a UNet2DConditionModel, but base models take an AutoencoderKL" in sentence(
         find, saved, vae=str(saved / "unet")
     )
     edit(folder / "vae/config.json", latent_channels=16)
@@ -382,9 +382,12 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
         (only_lora, "is an adapter or a run, not a base model"),
         (
             change("model_index.json", _class_name="StableDiffusionPipeline"),
-            "is a StableDiffusionPipeline, not SDXL",
+            "takes more than a text (addition_embed_type: text_time), so it is not Stable Diffusion 1.5's",
         ),
-        (change("model_index.json", _class_name="FluxPipeline"), "is a FluxPipeline, not SDXL"),
+        (
+            change("model_index.json", _class_name="FluxPipeline"),
+            "is a FluxPipeline, neither SDXL nor Stable",
+        ),
         (change("model_index.json", text_encoder=[None, None]), "has no text_encoder, where SDXL's base has"),
         (
             change("model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
@@ -812,12 +815,12 @@ def moved(old, new):
         (lambda _: {"lora_unet_down.lora_down.weight": torch.zeros(1)}, "is a LoRA, not a base model"),
         (
             lambda _: {"double_blocks.0.x": torch.zeros(1)},
-            "no SDXL checkpoint in the original layout (its first tensor is double",
+            "no SDXL or Stable Diffusion 1.5 checkpoint in the original layout (its first tensor is double",
         ),
         (lambda _: {}, "its first tensor is missing"),
         (
             moved("conditioner.embedders.0.transformer", "cond_stage_model"),
-            "is a Stable Diffusion 1 or 2 checkpoint",
+            "is no complete SDXL checkpoint: first text encoder missing",
         ),
         (moved("conditioner.embedders.0.transformer", "conditioner.embedders.0.model"), "is SDXL's refiner"),
         (without("first_stage_model."), "is no complete SDXL checkpoint: VAE missing"),

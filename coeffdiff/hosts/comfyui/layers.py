@@ -10,6 +10,7 @@ import comfy.utils
 
 from coeffdiff.errors import AdapterMismatch
 from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.families import SDXL
 
 
 class Slot(NamedTuple):
@@ -33,7 +34,12 @@ class Layers:
         self._paths: dict[str, str] = comfy.utils.unet_to_diffusers(getattr(config, "unet_config", {}))
 
     def check_family(self, header: AdapterHeader, folder: Path) -> None:
-        """Raises: AdapterMismatch unless the model is of SDXL's architecture."""
+        """Raises: AdapterMismatch unless adapter and model are of SDXL's architecture."""
+        if header.base_family is not SDXL:
+            raise AdapterMismatch(
+                f"{folder} is an adapter for {header.base_family.label}, and this node applies those for SDXL alone. "
+                "Use it with coeffdiff or diffusers, or draw with its LoRA alone: coeffdiff export writes the file."
+            )
         if not isinstance(self.model, comfy.model_base.SDXL):
             raise AdapterMismatch(
                 f"{folder} was trained on {header.base_model}, an SDXL model, but the model that is connected is "

@@ -43,6 +43,9 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     A learned token's: on pocket 3e-3 was the best of 3e-3, 1e-2 and 3e-2 (configs/compare/tuning_controls.yaml). For
     SDXL nothing was measured; 2e-3 is what the example of diffusers' textual inversion for SDXL comes to (5e-4, scaled
     by its 4 samples a step).
+
+    On the text encoders half of the UNet's rates, as a caution and not as a finding: what they learn reaches every
+    layer of the UNet at once, and other prompts with it.
     """
     large = facts.is_large
     half = ("bf16" if facts.bf16 else "fp16") if facts.device_type == "cuda" else "no"
@@ -50,12 +53,17 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     lora_rate = settings.method.lora.learning_rate
     if lora_rate == "auto":
         lora_rate = 1e-4 if large else 1e-3
+    coeff_rate = settings.method.coeff.learning_rate
+    if coeff_rate == "auto":
+        # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
+        coeff_rate = float(f"{min(3 * lora_rate, 1e30):g}")
     choices = {
         "photos.augmentations": max(crops, 2 if settings.photos.flip else 1),
         "method.lora.learning_rate": lora_rate,
         "method.lora.alpha": settings.method.lora.rank,
-        # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
-        "method.coeff.learning_rate": float(f"{min(3 * lora_rate, 1e30):g}"),
+        "method.coeff.learning_rate": coeff_rate,
+        "method.lora.text_learning_rate": _half(lora_rate),
+        "method.coeff.text_learning_rate": _half(coeff_rate),
         "method.token.learning_rate": 2e-3 if large else 3e-3,
         "subject.caption_dropout": 0.0 if large else 0.1,
         "training.steps": 500 if large else 300,
@@ -69,3 +77,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     flat = flattened(as_tree(settings))
     chosen = {name: value for name, value in choices.items() if flat[name] == "auto"}
     return with_values(settings, chosen), chosen
+
+
+def _half(rate: float) -> float:
+    return float(f"{rate / 2:g}")

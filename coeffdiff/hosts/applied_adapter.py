@@ -47,7 +47,9 @@ class Adapter:
         return self._scale
 
     def set_scale(self, scale: float) -> None:
-        """Use I + scale * alpha and scale * LoRA, on the text encoders too where it has any. 0 gives the base model bit for bit (if nothing else is loaded).
+        """Use I + scale * alpha and scale * LoRA, on the text encoders too where it has any.
+
+        0 gives the base model bit for bit (if nothing else is loaded).
 
         A learned token has no scale: it is read as it was learned, at 0 as the ordinary word that it was before.
         A LoRA that something else has switched off or rescaled is then on again, beside those that are.

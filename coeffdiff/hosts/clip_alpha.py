@@ -35,11 +35,12 @@ class ClipAttentionWithAlpha(CLIPAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [B, T, C] -> [B, T, C], and None. The mask is [B or 1, 1, T, T], or missing for a causal one."""
+        """hidden_states [B, T, C] -> [B, T, C], and None. A mask is [B or 1, 1, T, T]; none may mean a causal one."""
         alphas = self._modules[_CHILD]
         assert isinstance(alphas, SummedAlphas)
         if not alphas.active:
-            return super().forward(hidden_states, attention_mask, **kwargs)
+            plain: tuple[Tensor, Tensor | None] = super().forward(hidden_states, attention_mask, **kwargs)
+            return plain
         projected = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
         q, k, v = (one.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for one in projected)
         mask = _mask(attention_mask, bool(kwargs.get("is_causal")), q)
@@ -139,7 +140,9 @@ def inject(
     registry, own, modules = alphas_on(bare), layer_names(bare), attention_modules(bare)
     layers = list(own if layers is None else layers)
     if missing := [layer for layer in layers if layer not in own]:
-        raise InjectionError(f"This {network} has no attention layer {missing[0]} ({len(missing)} are missing).")
+        raise InjectionError(
+            f"This {network} has no attention layer {missing[0]} ({len(missing)} are missing)."
+        )
     if any(name in alphas.adapters for alphas in registry.values()):
         raise InjectionError(f"This {network} already has an alpha called {name!r}.")
     result = {}

@@ -59,7 +59,7 @@ def _add(
     )
     with others_stay(bare, name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # PEFT draws its A matrices from the global generator
-        bare.add_adapter(config, name)  # type: ignore[operator]
+        bare.add_adapter(config, name)
     parameters = lora_parameters(bare, name)
     for parameter in parameters.values():
         parameter.requires_grad_(True)

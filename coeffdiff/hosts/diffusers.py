@@ -94,15 +94,16 @@ def load_adapter(
     others = adapters_on(unet)
     for other in others.values():
         check_apart((folder, header), (other.path, other.header))
-    taken = {*others, *(name for one in (unet, *encoders.values()) for name in getattr(one, "peft_config", {}))}
+    taken = {
+        *others,
+        *(name for one in (unet, *encoders.values()) for name in getattr(one, "peft_config", {})),
+    }
     name = next(f"coeffdiff_{n}" for n in range(len(taken) + 1) if f"coeffdiff_{n}" not in taken)
     adapter = Adapter(pipe, name, folder, header, encoders)
     try:
         if own := of_network(alphas, UNET):
             named = list(of_network(header.heads, UNET))
-            layers = inject(
-                unet, name, layers=named, form=header.form, backend=backend, mixes=header.mixes
-            )
+            layers = inject(unet, name, layers=named, form=header.form, backend=backend, mixes=header.mixes)
             fill_alphas(layers, own)
             for coefficients in layers.values():
                 coefficients.requires_grad_(False)

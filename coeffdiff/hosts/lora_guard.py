@@ -103,8 +103,8 @@ class LoraPart:
 
     def _gone(self) -> str:
         return (
-            f"The LoRA of {self.label} is gone from this {self.host}: unload_lora_weights, delete_adapters or another block "
-            "in its place took it off. remove() the adapter and load it again."
+            f"The LoRA of {self.label} is gone from this {self.host}: unload_lora_weights, delete_adapters or another "
+            "block in its place took it off. remove() the adapter and load it again."
         )
 
     def _wrong(self, at: int) -> str:

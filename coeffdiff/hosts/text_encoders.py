@@ -97,7 +97,7 @@ def put_on(
 
 
 def take_off(encoders: Encoders, name: str) -> None:
-    """An adapter's alpha and LoRA off its encoders, which are then as before. Raises: InjectionError, see remove_lora."""
+    """An adapter's alpha and LoRA off its encoders, which are then as before. Raises: as remove_lora."""
     for encoder in encoders.values():
         clip_alpha.eject(encoder, name)
         remove_lora(encoder, name)
@@ -128,8 +128,10 @@ def coefficients_on(encoders: Encoders, name: str = "default") -> dict[str, Coef
     }
 
 
-def tensors_on(encoders: Encoders, header: AdapterHeader, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the files of an adapter hold of its encoders: alphas for a COEFF_FILE, LoRA in PEFT's names for a LORA_FILE."""
+def tensors_on(
+    encoders: Encoders, header: AdapterHeader, name: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What an adapter's files hold of its encoders: alphas of a COEFF_FILE, LoRA of a LORA_FILE in PEFT's names."""
     lora = {
         f"{network}.{key}": tensor
         for network in (header.lora.encoders if header.lora else ())
@@ -174,4 +176,3 @@ def _fill(layers: Mapping[str, Coefficients], alphas: Mapping[str, Tensor]) -> N
     for layer, coefficients in layers.items():
         coefficients.alpha.copy_(alphas[f"{layer}.alpha"])
         coefficients.requires_grad_(False)
-

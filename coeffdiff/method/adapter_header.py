@@ -36,7 +36,9 @@ class LoraHeader(BaseModel):
     rank: int = Field(ge=1, le=1024)
     alpha: float = Field(gt=0)
     dora: bool = False
-    encoders: tuple[str, ...] = Field((), max_length=len(TEXT_ENCODERS))  # those that it is on beside the UNet
+    encoders: tuple[str, ...] = Field(
+        (), max_length=len(TEXT_ENCODERS)
+    )  # those that it is on beside the UNet
 
     @field_validator("encoders")
     @classmethod

@@ -13,7 +13,7 @@ from coeffdiff.data.photos import Photo
 from coeffdiff.data.templates import captions_for
 from coeffdiff.data.views import Crop, view_of
 from coeffdiff.models.architecture import bucket_step, vae_factor
-from coeffdiff.preflight.dry_run import Learned
+from coeffdiff.preflight.dry_run import Learned, TextLearned
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ANY_TOKEN = "token"  # what the token is changes no number of captions
@@ -37,6 +37,7 @@ class Workload:
     narrow: torch.dtype | None
     learned: Learned
     token_vectors: int
+    text_learned: TextLearned
     optimizer: str
     checkpointing: bool
     steps: int
@@ -71,7 +72,7 @@ class Workload:
             "columns": self.latent_columns,
             "narrow": self.narrow,
             "checkpointing": self.checkpointing,
-            "through_text": self.learns_token,
+            "through_text": self.learns_token or bool(self.text_learned),
         }
 
 
@@ -89,6 +90,7 @@ def workload_of(settings: Settings, base: Any, photos: Sequence[Photo]) -> Workl
         dtype=dtype,
         narrow=None if training.precision == "no" else dtype,
         learned=learned_parts(settings.method),
+        text_learned=text_parts(settings.method),
         token_vectors=settings.method.token.vectors if settings.learns_token else 0,
         optimizer=training.optimizer,
         checkpointing=bool(training.gradient_checkpointing),
@@ -122,6 +124,16 @@ def learned_parts(method: MethodSettings) -> Learned:
         targets=method.coeff.targets if "coeff" in method.kind else None,
         blocks=tuple(method.coeff.blocks) if method.coeff.blocks else None,
         backend=method.coeff.backend,
+        mixes=method.coeff.mixes,
+    )
+
+
+def text_parts(method: MethodSettings) -> TextLearned:
+    """What `method` trains on the text encoders."""
+    return TextLearned(
+        rank=method.lora.rank if "lora" in method.on_text_encoders else None,
+        dora=method.lora.dora,
+        alpha="coeff" in method.on_text_encoders,
         mixes=method.coeff.mixes,
     )
 

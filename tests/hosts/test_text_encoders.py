@@ -112,7 +112,10 @@ def test_sdxl_has_12_and_32_layers():
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     counts = []
-    for kind, width, layers, heads in ((CLIPTextModel, 768, 12, 12), (CLIPTextModelWithProjection, 1280, 32, 20)):
+    for kind, width, layers, heads in (
+        (CLIPTextModel, 768, 12, 12),
+        (CLIPTextModelWithProjection, 1280, 32, 20),
+    ):
         config = CLIPTextConfig(
             hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, projection_dim=1280
         )
@@ -196,7 +199,9 @@ def test_export_names_the_encoders_as_kohya_does(micro_pipeline, tmp_path):
         assert float(tensors[f"{stem}.alpha"]) == 6
     state, _ = StableDiffusionXLPipeline.lora_state_dict(exported.lora)
     ours = load_file(path / LORA_FILE)
-    assert sum(key.startswith("text_encoder.") for key in state) == sum(key.startswith("text_encoder.") for key in ours)
+    assert sum(key.startswith("text_encoder.") for key in state) == sum(
+        key.startswith("text_encoder.") for key in ours
+    )
     assert "13 layers" in exported.left_out[0]
 
 
@@ -234,11 +239,15 @@ def test_a_pipeline_without_encoders_or_with_others_is_refused(micro_pipeline, t
     """Nothing is left behind, on the UNet either."""
     path = adapter(micro_pipeline, tmp_path / "a")
     encoder, micro_pipeline.text_encoder = micro_pipeline.text_encoder, None
-    with pytest.raises(AdapterError, match=r"was trained on the text encoders too, and this pipeline has no text_enc"):
+    with pytest.raises(
+        AdapterError, match=r"was trained on the text encoders too, and this pipeline has no text_enc"
+    ):
         load_adapter(micro_pipeline, path)
     micro_pipeline.text_encoder = encoder
     encoder.encoder.layers[1].self_attn.num_heads = 4
-    with pytest.raises(AdapterMismatch, match=r"5 x 5 coefficients for text_encoder.*layers.1.* has 4 heads there"):
+    with pytest.raises(
+        AdapterMismatch, match=r"5 x 5 coefficients for text_encoder.*layers.1.* has 4 heads there"
+    ):
         load_adapter(micro_pipeline, path)
     assert not coefficients_of(micro_pipeline.unet, "coeffdiff_0") and not hasattr(encoder, "peft_config")
 
@@ -260,7 +269,9 @@ def test_old_readers_and_damaged_files_are_told(micro_pipeline, tmp_path):
     path = adapter(micro_pipeline, tmp_path / "b")
     lora = load_file(path / LORA_FILE)
     save_file({k: t for k, t in lora.items() if not k.startswith("text_encoder_2")}, path / LORA_FILE)
-    with pytest.raises(AdapterError, match=r"has LoRA for text_encoder, where coeff.safetensors names text_encoder and"):
+    with pytest.raises(
+        AdapterError, match=r"has LoRA for text_encoder, where coeff.safetensors names text_encoder and"
+    ):
         load_adapter(micro_pipeline, path)
     save_file({k.replace("self_attn", "self_attn2"): t for k, t in lora.items()}, path / LORA_FILE)
     with pytest.raises(AdapterMismatch, match=r"which is no linear layer of this text_encoder"):

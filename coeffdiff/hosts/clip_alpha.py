@@ -17,11 +17,12 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from coeffdiff.errors import InjectionError
 from coeffdiff.hosts.guard import Place, displaced, parts_of, places, unwatch, unwrapped, watch
 from coeffdiff.hosts.summed_alphas import SummedAlphas, alphas_on
+from coeffdiff.hosts.transformers_attention import DISPATCH
 from coeffdiff.method.attention import mixed_attention, mixed_values
 from coeffdiff.method.coefficients import Coefficients, Form, Mixes
 from coeffdiff.utils.seeding import generator_for
 
-_CHILD = "coeffdiff"  # the attention layer's submodule that holds its alphas
+_CHILD = "coeffdiff_alphas"  # the attention layer's submodule that holds its alphas
 _ALPHA = "alpha"  # the key of all alphas among the guard's parts
 _TEXT_MODEL = "text_model."
 
@@ -148,6 +149,11 @@ def inject(
     result = {}
     for layer in layers:
         module = modules[own[layer]]
+        if hasattr(module, DISPATCH):
+            raise InjectionError(
+                f"{network}.{layer} has an alpha of coeffdiff.attach, beside which no adapter's can be: "
+                "coeffdiff.detach it first."
+            )
         if own[layer] not in registry:
             if type(module) is not CLIPAttention:
                 raise InjectionError(

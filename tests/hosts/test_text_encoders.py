@@ -10,11 +10,12 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save, save_file
 
+import coeffdiff
 from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
 from coeffdiff.hosts import clip_alpha
 from coeffdiff.hosts.clip_lora import add_clip_lora
-from coeffdiff.hosts.diffusers import save_adapter
+from coeffdiff.hosts.diffusers import loaded_adapters, save_adapter
 from coeffdiff.hosts.kohya import export_kohya
 from coeffdiff.hosts.lora import add_lora, lora_parameters
 from coeffdiff.hosts.merging import merge_adapters
@@ -250,6 +251,34 @@ def test_a_pipeline_without_encoders_or_with_others_is_refused(micro_pipeline, t
     ):
         load_adapter(micro_pipeline, path)
     assert not coefficients_of(micro_pipeline.unet, "coeffdiff_0") and not hasattr(encoder, "peft_config")
+
+
+def test_a_copy_of_the_pipeline_has_its_own(micro_pipeline, tmp_path):
+    """Removed from the copy, it stays on the original, and the other way round."""
+    base = texts(micro_pipeline)
+    loaded = load_adapter(micro_pipeline, adapter(micro_pipeline, tmp_path / "a"))
+    trained, copied = texts(micro_pipeline), copy.deepcopy(micro_pipeline)
+    (other,) = loaded_adapters(copied)
+    other.remove()
+    assert equal(texts(copied), base) and equal(texts(micro_pipeline), trained)
+    loaded.verify()
+    loaded.remove()
+    assert equal(texts(micro_pipeline), base)
+
+
+def test_beside_attach_it_is_refused(micro_pipeline, tmp_path):
+    """One alpha would push the other aside; in either order one sentence says so."""
+    path, base = adapter(micro_pipeline, tmp_path / "a"), texts(micro_pipeline)
+    coeffdiff.attach(micro_pipeline.text_encoder_2)
+    with pytest.raises(
+        InjectionError, match=r"has an alpha of coeffdiff.attach, beside which no adapter's can be"
+    ):
+        load_adapter(micro_pipeline, path)
+    coeffdiff.detach(micro_pipeline.text_encoder_2)
+    assert equal(texts(micro_pipeline), base)
+    load_adapter(micro_pipeline, path)
+    with pytest.raises(InjectionError, match="alpha cannot be attached to this CLIPTextModelWithProjection"):
+        coeffdiff.attach(micro_pipeline.text_encoder_2)
 
 
 def rewritten(path, **changed):

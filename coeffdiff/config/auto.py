@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from coeffdiff.config.nested import as_tree, flattened
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.optimizer_rates import (
+    auto_rate,
+    has_one_rate,
+    refuse_unequal_rates,
+    refuse_unknown_rates,
+)
+from coeffdiff.config.schema import Settings, rate_setting
 from coeffdiff.config.tree import with_values
 
 
@@ -26,6 +32,8 @@ class ModelFacts:
 
 def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[str, Any]]:
     """A copy with every model-dependent "auto" replaced, and what was chosen (dotted name -> value).
+
+    Raises: ConfigError for learning rates that nobody gave with an optimizer of which none is known.
 
     The paper names no SDXL values (steps, rates, batch); these are ours. LoRA's 1e-4 and 500 steps at an
     effective batch of 4 are what the established SDXL recipes share. Alpha's rate is three times LoRA's: on pocket,
@@ -50,21 +58,27 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     large = facts.is_large
     half = ("bf16" if facts.bf16 else "fp16") if facts.device_type == "cuda" else "no"
     crops = 8 if settings.photos.crop == "random" else 1
+    optimizer = settings.training.optimizer
+    refuse_unknown_rates(optimizer, learning_rates(settings))
     lora_rate = settings.method.lora.learning_rate
     if lora_rate == "auto":
-        lora_rate = 1e-4 if large else 1e-3
-    coeff_rate = settings.method.coeff.learning_rate
-    if coeff_rate == "auto":
-        # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
-        coeff_rate = float(f"{min(3 * lora_rate, 1e30):g}")
+        adamw = 1e-4 if large else 1e-3
+        lora_rate = auto_rate(optimizer, adamw) or adamw
+    # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
+    coeff_rate, given = _rounded(min(3 * lora_rate, 1e30)), settings.method.coeff.learning_rate
+    adamw = 2e-3 if large else 3e-3
+    token_rate = auto_rate(optimizer, adamw) or adamw
+    if has_one_rate(optimizer):
+        coeff_rate = token_rate = lora_rate
+    on_text = 1.0 if has_one_rate(optimizer) else 0.5
     choices = {
         "photos.augmentations": max(crops, 2 if settings.photos.flip else 1),
         "method.lora.learning_rate": lora_rate,
         "method.lora.alpha": settings.method.lora.rank,
         "method.coeff.learning_rate": coeff_rate,
-        "method.lora.text_learning_rate": _half(lora_rate),
-        "method.coeff.text_learning_rate": _half(coeff_rate),
-        "method.token.learning_rate": 2e-3 if large else 3e-3,
+        "method.lora.text_learning_rate": _rounded(on_text * lora_rate),
+        "method.coeff.text_learning_rate": _rounded(on_text * (coeff_rate if given == "auto" else given)),
+        "method.token.learning_rate": token_rate,
         "subject.caption_dropout": 0.0 if large else 0.1,
         "training.steps": 500 if large else 300,
         "training.batch_size": 1 if large else 4,
@@ -76,8 +90,23 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     }
     flat = flattened(as_tree(settings))
     chosen = {name: value for name, value in choices.items() if flat[name] == "auto"}
-    return with_values(settings, chosen), chosen
+    resolved = with_values(settings, chosen)
+    refuse_unequal_rates(optimizer, learning_rates(resolved))
+    return resolved, chosen
 
 
-def _half(rate: float) -> float:
-    return float(f"{rate / 2:g}")
+def _rounded(rate: float) -> float:
+    return float(f"{rate:g}")
+
+
+def learning_rates(settings: Settings) -> dict[str, float | str]:
+    """The learning rates of what learns, by dotted name; "auto" where that is not resolved yet."""
+    method = settings.method
+    learning = {
+        "coeff": "coeff" in method.kind,
+        "coeff_text": "coeff" in method.on_text_encoders,
+        "lora": "lora" in method.kind,
+        "lora_text": "lora" in method.on_text_encoders,
+        "token": settings.learns_token,
+    }
+    return {rate_setting(group): method.rates[group] for group, learns in learning.items() if learns}

@@ -161,7 +161,7 @@ class LoraSettings(Section):
     text_learning_rate: AboveZero = Field(
         "auto", description="of the text encoders' LoRA; auto: half of learning_rate (our choice)"
     )
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay on LoRA; alpha never has any")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay on LoRA; alpha never has any")
 
 
 class TokenSettings(Section):
@@ -287,9 +287,25 @@ class TrainingSettings(Section):
         le=1,
         description="weight of the squared errors outside a mask, inside it is 1 (our choice)",
     )
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
+    optimizer: str = Field(
         "adamw",
-        description="adamw8bit: moments of LoRA's larger matrices in 8 bits, needs pip install 'coeffdiff[bnb]'",
+        description="adamw, adamw8bit (moments of LoRA's larger matrices in 8 bits, needs coeffdiff[bnb]), prodigy or "
+        "lion (need coeffdiff[optimizers]), adafactor, or a class of torch.optim by name, such as nadam",
+        examples=["prodigy"],
+    )
+    optimizer_args: dict[str, Any] = Field(
+        {},
+        description="arguments of the optimizer's class, such as {betas: [0.9, 0.99]}; learning rates and weight "
+        "decay have settings of their own",
+        examples=[{"betas": [0.9, 0.99]}],
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of what learns, such as 0.99: validation pictures and "
+        "adapters are then the average's; null: none",
+        examples=[0.99],
     )
     lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
         "constant", description="learning-rate schedule over optimizer steps"
@@ -324,6 +340,14 @@ class TrainingSettings(Section):
     @classmethod
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # what YAML 1.1 makes of a bare `no`
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizers_name(cls, value: str) -> str:
+        value = single_line(value).lower()
+        if not value:
+            raise ValueError("it must be the name of an optimizer")
+        return value
 
     @field_validator("steps", "batch_size", "accumulate", "log_every")
     @classmethod

@@ -106,5 +106,5 @@ def _findings_on_settings(
         ),
         *warmup_findings(settings.training),
         *model_findings(base),
-        *rate_findings(method, learns_token=learns_token),
+        *rate_findings(method, learns_token=learns_token, optimizer=settings.training.optimizer),
     ]

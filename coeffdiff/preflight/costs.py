@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from coeffdiff.config.optimizers import state_bytes
 from coeffdiff.preflight.ledger import TOKENS
 
 # Measured on Linux with glibc, one thread, pocket at batch 1 to 16, 128 and 256 px (scripts/bench/check.py): how far
@@ -28,16 +30,13 @@ def text_activations(encoder: Any, batch: int, narrow: torch.dtype | None) -> in
     return config.num_hidden_layers * layer * (1 if narrow else 2)
 
 
-def optimizer_bytes(optimizer: str, parameters: Sequence[Any]) -> int:
-    """AdamW's two moments of every trained number: float32, or a byte each where adamw8bit narrows them.
+def optimizer_bytes(optimizer: str, arguments: dict[str, Any], averaged: bool, sizes: Sequence[int]) -> int:
+    """What an optimizer keeps of trained tensors, and what their average takes, if one is kept.
 
-    It leaves tensors of fewer than 4,096 numbers wide, and keeps a float32 for every 256 of others (bitsandbytes).
+    arguments: training.optimizer_args. sizes: how many numbers each tensor has.
     """
-    eight = optimizer == "adamw8bit"
-    return sum(
-        2 * n + 2 * 4 * -(-n // 256) if eight and n >= 4096 else 2 * 4 * n
-        for n in (parameter.numel() for parameter in parameters)
-    )
+    kept = sum(state_bytes(optimizer, arguments, size) * count for size, count in Counter(sizes).items())
+    return kept + (4 * sum(sizes) if averaged else 0)
 
 
 def count_numbers(network: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,21 +71,19 @@ def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
     encoders, unet, vae = [networks[name] for name in _ENCODERS], networks["unet"], networks["vae"]
     weights = {name: bytes_of(network) for name, network in networks.items()}
 
+    kept = partial(optimizer_bytes, work.optimizer, work.optimizer_args, work.averaged)
     text_numbers = sum(count_numbers(encoder) for encoder in encoders)
     parameters = make_learnable(unet, work.learned)
     unet_bytes = bytes_of(unet)
     text_parameters = make_encoders_learnable(dict(zip(_ENCODERS, encoders, strict=True)), work.text_learned)
-    learning = [*parameters, *text_parameters]
-    trained, states = (
-        sum(parameter.numel() for parameter in learning),
-        optimizer_bytes(work.optimizer, learning),
-    )
+    learning = [parameter.numel() for parameter in (*parameters, *text_parameters)]
+    trained, states = sum(learning), kept(learning)
     text_kept = waiting = 0
     texts = None
     if work.learns_token:
-        token_numbers = work.token_vectors * sum(encoder.config.hidden_size for encoder in encoders)
-        trained += token_numbers
-        states += 8 * token_numbers
+        rows = [work.token_vectors * encoder.config.hidden_size for encoder in encoders]
+        trained += sum(rows)
+        states += kept(rows)
         waiting = sum(text_activations(encoder, work.rows, work.narrow) for encoder in encoders)
     if text_parameters:
         texts, waiting = text_step(encoders, text_parameters, rows=work.rows, device=kind)

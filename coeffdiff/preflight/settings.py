@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
+from coeffdiff.config.optimizer_rates import auto_rate, has_one_rate
 from coeffdiff.config.schema import MethodSettings, TrainingSettings, rate_setting
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.noise_schedule import schedule_findings
@@ -35,8 +36,10 @@ def model_findings(base: Any) -> list[Finding]:
     return [Finding("hint", "model", sentence) for sentence in schedule_findings(loss_scheduler)]
 
 
-def rate_findings(method: MethodSettings, *, learns_token: bool) -> list[Finding]:
-    """Learning rates far above all usual ones, of what is trained."""
+def rate_findings(method: MethodSettings, *, learns_token: bool, optimizer: str = "adamw") -> list[Finding]:
+    """Learning rates far above all usual ones, of what is trained, where the optimizer's usual ones are known."""
+    if has_one_rate(optimizer) or auto_rate(optimizer, 1.0) is None:
+        return []
     findings = []
     trained = [name for name in ("coeff", "lora") if name in method.kind] + ["token"] * learns_token
     trained += [f"{name}_text" for name in method.on_text_encoders]

@@ -26,6 +26,7 @@ class Workload:
     dtype: of the frozen weights. narrow: what autocast computes in; None: without autocast.
     token_vectors: embeddings that a learned token has in each text encoder, 0 without one.
     rows: of one forward, twice the batch with prior preservation. teaches: the base model predicts half of them.
+    averaged: an average of what learns is kept.
     sizes: of each photo's bucket; latent_rows, latent_columns: of the largest one, latent_side: of a validation
         picture.
     texts: how many are encoded.
@@ -39,6 +40,8 @@ class Workload:
     token_vectors: int
     text_learned: TextLearned
     optimizer: str
+    optimizer_args: dict[str, Any]
+    averaged: bool
     checkpointing: bool
     steps: int
     accumulate: int
@@ -93,6 +96,8 @@ def workload_of(settings: Settings, base: Any, photos: Sequence[Photo]) -> Workl
         text_learned=text_parts(settings.method),
         token_vectors=settings.method.token.vectors if settings.learns_token else 0,
         optimizer=training.optimizer,
+        optimizer_args=training.optimizer_args,
+        averaged=training.ema is not None,
         checkpointing=bool(training.gradient_checkpointing),
         steps=int(training.steps),
         accumulate=int(training.accumulate),

@@ -20,6 +20,8 @@ from coeffdiff.errors import ResumeError, TrainingError
 from coeffdiff.training.run_folder import RunFolder, disk_errors
 from coeffdiff.utils.atomic import atomic_write
 
+_AVERAGE_FILE = "average.safetensors"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -40,6 +42,8 @@ class Checkpoint:
     watched: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
     model: dict[str, str] = field(default_factory=dict)  # see fingerprints; nothing in older checkpoints
+    average: dict[str, Tensor] = field(default_factory=dict)  # of the trainables, if one is kept
+    averaged_steps: int = 0
 
 
 def save_checkpoint(
@@ -53,7 +57,16 @@ def save_checkpoint(
     final = run.checkpoint(checkpoint.step)
     rest = {
         name: getattr(checkpoint, name)
-        for name in ("step", "schedule", "photos", "samples_a_step", "loss", "watched", "model")
+        for name in (
+            "step",
+            "schedule",
+            "photos",
+            "samples_a_step",
+            "loss",
+            "watched",
+            "model",
+            "averaged_steps",
+        )
     }
     try:
         with atomic_write(final, durable=True) as temporary:
@@ -62,6 +75,8 @@ def save_checkpoint(
             torch.save({"optimizer": checkpoint.optimizer, "scaler": checkpoint.scaler}, states)
             (temporary / "optimizer.pt").write_bytes(states.getbuffer())
             (temporary / "trainables.safetensors").write_bytes(save(checkpoint.tensors))
+            if checkpoint.average:
+                (temporary / _AVERAGE_FILE).write_bytes(save(checkpoint.average))
             if checkpoint.best:
                 (temporary / _best_file(checkpoint.watched)).write_bytes(save(checkpoint.best))
             (temporary / "state.json").write_text(json.dumps(rest), encoding="utf-8")
@@ -110,7 +125,9 @@ def load_checkpoint(run: RunFolder) -> Checkpoint | None:
             states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             found = bool(rest.get("watched", {}).get("best"))
             best = load((folder / _best_file(rest["watched"])).read_bytes()) if found else {}
-            return Checkpoint(tensors=tensors, best=best, **states, **rest)
+            averaged = rest.get("averaged_steps", 0)
+            average = load((folder / _AVERAGE_FILE).read_bytes()) if averaged else {}
+            return Checkpoint(tensors=tensors, best=best, average=average, **states, **rest)
         except (
             OSError,
             ValueError,

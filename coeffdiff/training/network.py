@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,14 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
+from coeffdiff.config.optimizers import make_optimizer
 from coeffdiff.config.schema import MethodSettings, TrainingSettings
 from coeffdiff.models.fingerprints import fingerprints
 from coeffdiff.models.loading import load_pipeline
+from coeffdiff.training.average import Average, average_for
 from coeffdiff.training.checkpoints import Checkpoint
 from coeffdiff.training.continuing import check_weights
 from coeffdiff.training.inputs import Inputs
-from coeffdiff.training.optimizer import make_optimizer
 from coeffdiff.training.plan import Plan
 from coeffdiff.training.trackers import trackers_for
 from coeffdiff.training.trainables import Trainables, make_trainable
@@ -31,12 +33,14 @@ class Network:
     """What a step works with.
 
     model: the UNet as Accelerate prepared it, under DistributedDataParallel where there are several processes; unet:
-    without. noise_scheduler: of training; sampler: of validation pictures. weights: fingerprints of the base model.
+    without. average: of what learns, if one is kept. noise_scheduler: of training; sampler: of validation pictures.
+    weights: fingerprints of the base model.
     """
 
     unet: nn.Module
     model: nn.Module
     trainables: Trainables
+    average: Average | None
     noise_scheduler: DDPMScheduler
     sampler: Any
     accelerator: Accelerator
@@ -47,10 +51,16 @@ class Network:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Raises: ResumeError if it holds other parameters."""
         self.trainables.restore(checkpoint.tensors)
+        if self.average:
+            self.average.restore(checkpoint.average, checkpoint.averaged_steps)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.schedule.load_state_dict(checkpoint.schedule)
         if self.accelerator.scaler and checkpoint.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, what learns is what pictures and adapters are made of: its average, where one is kept."""
+        return self.average.applied() if self.average else nullcontext()
 
     def states(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """state_dicts of optimizer, schedule and scaler, for a checkpoint."""
@@ -76,10 +86,11 @@ def build_network(plan: Plan, inputs: Inputs, checkpoint: Checkpoint | None) -> 
     unet.train()
     if training.compile:
         compile_blocks(unet, device)
-    adamw = make_optimizer(training.optimizer, parameter_groups(trainables, plan.settings.method))
+    groups = parameter_groups(trainables, plan.settings.method)
+    bare = make_optimizer(training.optimizer, groups, training.optimizer_args)
     # The schedule is not prepared: it would step once per process
     schedule = get_scheduler(
-        training.lr_schedule, adamw, num_warmup_steps=training.warmup_steps, num_training_steps=plan.steps
+        training.lr_schedule, bare, num_warmup_steps=training.warmup_steps, num_training_steps=plan.steps
     )
     AcceleratorState._reset_state()  # or a second train() in one process could not choose its own precision
     accelerator = Accelerator(
@@ -90,9 +101,18 @@ def build_network(plan: Plan, inputs: Inputs, checkpoint: Checkpoint | None) -> 
     )
     # DDP refuses a network without anything to learn; what learns of the text is none of its parameters
     model = accelerator.prepare_model(unet, evaluation_mode=not (trainables.alphas or trainables.lora))
-    optimizer = accelerator.prepare(adamw)
+    optimizer = accelerator.prepare(bare)
     return Network(
-        unet, model, trainables, noise_scheduler, pipe.scheduler, accelerator, optimizer, schedule, weights
+        unet,
+        model,
+        trainables,
+        average_for(trainables, training.ema),
+        noise_scheduler,
+        pipe.scheduler,
+        accelerator,
+        optimizer,
+        schedule,
+        weights,
     )
 
 

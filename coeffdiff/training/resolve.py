@@ -10,13 +10,13 @@ import torch
 from accelerate import PartialState
 
 from coeffdiff.config.auto import ModelFacts, resolve_auto
+from coeffdiff.config.optimizers import check_optimizer, optimizer_class
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError
 from coeffdiff.models.architecture import native_resolution, unet_parameters
 from coeffdiff.models.files import chosen_variant
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
-from coeffdiff.training.optimizer import check_optimizer
 from coeffdiff.utils.torch_setup import DTYPES, has_bf16
 
 PRECISIONS: dict[str, Literal["fp32", "fp16", "bf16"]] = {
@@ -38,6 +38,7 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
     if settings.training.precision == "auto" and launched in ("fp16", "bf16"):
         settings = settings.model_copy(deep=True)
         settings.training.precision = "fp16" if launched == "fp16" else "bf16"
+    optimizer_class(settings.training.optimizer)  # a misspelt name before rates that depend on it
     settings, chosen = resolve_auto(settings, facts)
     if settings.model.variant == "auto":
         variant = chosen_variant(base, DTYPES[settings.training.precision])
@@ -51,7 +52,13 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
     )
     if settings.training.precision == "fp16" and state.device.type != "cuda":
         raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
-    check_optimizer(settings.training.optimizer, state.device)
+    training, decay = settings.training, settings.method.lora.weight_decay
+    check_optimizer(
+        training.optimizer,
+        state.device,
+        training.optimizer_args,
+        decay if "lora" in settings.method.kind else 0.0,
+    )
     return settings, chosen
 
 

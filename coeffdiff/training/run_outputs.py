@@ -57,9 +57,12 @@ class RunOutputs:
                 watched=watched,
                 best=best,
                 model=network.weights,
+                average=network.average.tensors() if network.average else {},
+                averaged_steps=network.average.steps if network.average else 0,
             )
             write = functools.partial(self._write_adapter, step)
-            save_checkpoint(plan.run, saved, plan.settings.training.keep_checkpoints, write)
+            with network.shown():
+                save_checkpoint(plan.run, saved, plan.settings.training.keep_checkpoints, write)
         plan.state.wait_for_everyone()
 
     def keep(self, step: int, loss: float) -> None:
@@ -69,7 +72,7 @@ class RunOutputs:
         if plan.state.is_main_process:
             extras = {"README.md": model_card(self._header_at(step), plan.settings, loss, []).encode()}
             kept = plan.run.kept_adapter(step)
-            with disk_errors(f"The adapter {kept}"):
+            with disk_errors(f"The adapter {kept}"), self._network.shown():
                 with atomic_write(kept, durable=True) as temporary:
                     self._write_adapter(step, temporary, extras)
                 sweep(kept.parent)
@@ -82,8 +85,9 @@ class RunOutputs:
         files: list[Path] = []
         if self._inputs.previews and self._plan.state.is_main_process:
             clear_dropout(self._network.trainables.all_coefficients)
-            files = self._draw_previews(step, on_progress)
-            self._watch.validated(step, loss, files, log, self._network.trainables)
+            with self._network.shown():
+                files = self._draw_previews(step, on_progress)
+                self._watch.validated(step, loss, files, log, self._network.trainables)
         self._watch.draw()
         self._plan.state.wait_for_everyone()
         return files
@@ -97,6 +101,7 @@ class RunOutputs:
             final = FinalState(self.header, loss, pictures, self._watch.scores if pictures else {})
             with (
                 disk_errors(f"The adapter {plan.run.adapter}"),
+                self._network.shown(),
                 self._watch.choice(trainables, final, last) as final,
             ):
                 names = [picture.name for picture in final.pictures]

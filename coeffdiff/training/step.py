@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coeffdiff.config.optimizers import step_size
 from coeffdiff.hosts.guard import verify
 from coeffdiff.method.coefficients import draw_dropout
 from coeffdiff.training.inputs import Inputs
@@ -64,11 +65,16 @@ def make_step(step: int, plan: Plan, inputs: Inputs, network: Network) -> Pendin
         "text_alpha": network.trainables.mean_abs_text_alpha(),
         "token": learned.moved() if learned else None,
     }
-    pending = PendingStep(step, means, norms, moved, network.schedule.get_last_lr(), skipped)
+    rates = [
+        step_size(group) for group in network.optimizer.param_groups
+    ]  # of this step: the schedule comes after
+    pending = PendingStep(step, means, norms, moved, rates, skipped)
     if not skipped:
         network.schedule.step()
         if learned:
             learned.stepped()
+        if network.average:
+            network.average.update()
     return pending
 
 

@@ -60,6 +60,10 @@ class Trainables:
         }
         return {name: parameters for name, parameters in found.items() if parameters}
 
+    def parameters(self) -> list[nn.Parameter]:
+        """All that learns, in the order of tensors()."""
+        return [*(c.alpha for c in self.all_coefficients.values()), *self._named.values()]
+
     def tensors(self) -> dict[str, Tensor]:
         """Copies on the CPU under the names that checkpoints use."""
         named = {f"{layer}.alpha": c.alpha for layer, c in self.all_coefficients.items()} | self._named

@@ -182,11 +182,21 @@ def test_the_work_of_a_caption_by_hand(micro):
     assert two[0].flops == 2 * one[0].flops and two[1] > 1.9 * one[1] > 0
 
 
-def test_eight_bits_take_a_byte_where_tensors_are_large():
-    """By hand: 4,096 numbers in bytes with 16 float32 beside them, 100 numbers in float32; two moments each."""
-    parameters = [torch.empty(64, 64), torch.empty(10, 10)]
-    assert optimizer_bytes("adamw", parameters) == 2 * 4 * 4196
-    assert optimizer_bytes("adamw8bit", parameters) == 2 * (4096 + 4 * 16) + 2 * 4 * 100
+@pytest.mark.parametrize(
+    ("name", "arguments", "averaged", "expected"),
+    [
+        ("adamw", {}, False, 2 * 4 * 4196),
+        ("adamw", {}, True, 3 * 4 * 4196),
+        ("adamw", {"amsgrad": True}, False, 3 * 4 * 4196),
+        ("adamw8bit", {}, False, 2 * (4096 + 4 * 16) + 2 * 4 * 100),  # float32 for every 256, and for few
+        ("sgd", {}, False, 0),
+        ("adafactor", {}, False, 0),  # rows and columns alone
+        ("prodigy", {}, False, 4 * 4 * 4196),  # two moments, the sum of gradients, the beginning
+    ],
+)
+def test_what_an_optimizer_keeps(name, arguments, averaged, expected):
+    """By hand, of 4,096 and of 100 numbers."""
+    assert optimizer_bytes(name, arguments, averaged, [4096, 100]) == expected
 
 
 def test_what_each_switch_does_to_the_peak(pocket):

@@ -119,7 +119,8 @@ def broken_off(call: int, real):
     return maybe
 
 
-def test_the_final_pictures_are_those_of_sample(micro_folder):
+@pytest.mark.parametrize("more", [[], ["--set", "training.ema=0.9"]], ids=["plain", "averaged"])
+def test_the_final_pictures_are_those_of_sample(micro_folder, more):
     """Train by command line, then sample with the same prompts, seeds, steps and guidance: equal to the last bit."""
     line = [
         "train",
@@ -152,7 +153,7 @@ def test_the_final_pictures_are_those_of_sample(micro_folder):
     ]
     line += ["--set", "method.lora.learning_rate=0.01", "--set", "validation.every=2"]
     line += ["--set", 'validation.prompts=["a photo of <V> {class_word}", "sks at night"]']
-    trained = CliRunner().invoke(app, line)
+    trained = CliRunner().invoke(app, [*line, *more])
     assert trained.exit_code == 0, trained.output
     line = ["sample", "--adapter", "run", "--prompt", "a photo of <V> ball", "--prompt", "sks at night"]
     line += ["--seed", "7", "-n", "2", "--steps", "3", "--guidance", "3.5", "--output", "sampled"]

@@ -32,7 +32,7 @@ from coeffdiff.training.text_encoders import TrainedEncoders
 micro_folder, here = test_loop.micro_folder, test_loop.here
 BOTH = {"method.coeff.text_encoders": True, "method.lora.text_encoders": True}
 # All that reads captions, beside what trains on them
-ALL = BOTH | test_loop.TAUGHT | {"subject.learn_token": True}
+ALL = BOTH | test_loop.TAUGHT | {"subject.learn_token": True, "training.ema": 0.5}
 LAST = "text_encoder.text_model.encoder.layers.1"  # of micro's first encoder, which SDXL does not read
 
 
@@ -109,7 +109,7 @@ def test_pictures_are_made_with_the_encoders_of_their_step(micro_folder):
         "validation.seeds": [5],
         "validation.steps": 2,
     }
-    values |= {"method.kind": "coeff+lora", "method.coeff.text_learning_rate": 0.3, "training.steps": 4}
+    values |= {"training.ema": 0.5, "method.coeff.text_learning_rate": 0.3, "training.steps": 4}
     loop.train(settings_for(micro_folder, "run", **values, **{"validation.every": 2}))
     (early,), (late,) = (sorted(Path(f"run/samples/step-00000{n}").glob("0*.png")) for n in (2, 4))
     pipe = fresh(micro_folder)

@@ -12,16 +12,14 @@ from coeffdiff.models.architecture import network_on_meta
 from coeffdiff.preflight.costs import count_numbers, optimizer_bytes, text_activations
 from coeffdiff.preflight.dry_run import (
     bytes_of,
-    bytes_of_gradients,
     decode_picture,
     denoise_step,
     encode_photo,
-    make_encoders_learnable,
     make_learnable,
-    text_step,
     train_step,
 )
 from coeffdiff.preflight.ledger import Ledger
+from coeffdiff.preflight.text_dry_run import bytes_of_gradients, make_encoders_learnable, text_step
 from coeffdiff.preflight.workload import Workload
 
 _ENCODERS = ("text_encoder", "text_encoder_2")

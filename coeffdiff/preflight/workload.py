@@ -13,7 +13,8 @@ from coeffdiff.data.photos import Photo
 from coeffdiff.data.templates import captions_for
 from coeffdiff.data.views import Crop, view_of
 from coeffdiff.models.architecture import bucket_step, vae_factor
-from coeffdiff.preflight.dry_run import Learned, TextLearned
+from coeffdiff.preflight.dry_run import Learned
+from coeffdiff.preflight.text_dry_run import TextLearned
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ANY_TOKEN = "token"  # what the token is changes no number of captions

@@ -16,7 +16,7 @@ from coeffdiff.models.architecture import native_resolution, network_on_meta, un
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.source import Backbone, Source
 from coeffdiff.pocket.model import save_random, text_configs, unet_config, vae_config
-from coeffdiff.preflight import dry_run, prediction
+from coeffdiff.preflight import dry_run, prediction, text_dry_run
 from coeffdiff.preflight.costs import GPU_WORKSPACE, optimizer_bytes
 from coeffdiff.preflight.dry_run import bytes_of, unet_inputs
 from coeffdiff.preflight.sampling_time import expected_seconds
@@ -172,10 +172,11 @@ def test_the_work_of_a_caption_by_hand(micro):
     encoders = {
         name: network_on_meta(micro, name, torch.float32) for name in ("text_encoder", "text_encoder_2")
     }
-    parameters = dry_run.make_encoders_learnable(encoders, dry_run.TextLearned(rank=1))
+    parameters = text_dry_run.make_encoders_learnable(encoders, text_dry_run.TextLearned(rank=1))
     assert sum(parameter.numel() for parameter in parameters) == 4 * 2 * (2 * 20 + 3 * 28)
     one, two = (
-        dry_run.text_step(list(encoders.values()), parameters, rows=rows, device="cpu") for rows in (1, 2)
+        text_dry_run.text_step(list(encoders.values()), parameters, rows=rows, device="cpu")
+        for rows in (1, 2)
     )
     linear, attention = 2 * 77 * 12 * (2 * 20**2 + 3 * 28**2), 4 * 77**2 * (2 * 20 + 3 * 28)
     assert one[0].flops == pytest.approx(2 * linear + 3.5 * attention, rel=0.15)

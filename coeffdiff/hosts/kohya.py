@@ -22,10 +22,9 @@ from coeffdiff.method.adapter_file import pack_rows, read_header, read_lora, rea
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 from coeffdiff.method.lora_layout import lora_pairs, peft_key
+from coeffdiff.method.networks import encoders_in
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_unwritable, write_errors
-
-_WHERE_ELSE = "coeffdiff, diffusers and the ComfyUI node of coeffdiff run it whole."
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,19 @@ def refuse_kohya(header: AdapterHeader, folder: Path) -> None:
         )
         raise AdapterError(
             f"{folder} has no LoRA ({header.kind}): it holds {held}. A kohya file can hold LoRA alone."
-            f"{hint if header.vectors else ''} {_WHERE_ELSE}"
+            f"{hint if header.vectors else ''} {_where_else(header)}"
         )
     if header.lora.dora:
         raise AdapterError(
             f"{folder} is a DoRA. The tools that read kohya files scale a DoRA by other norms than PEFT, which trained "
-            f"it, so their pictures would be of another adapter. {_WHERE_ELSE}"
+            f"it, so their pictures would be of another adapter. {_where_else(header)}"
         )
+
+
+def _where_else(header: AdapterHeader) -> str:
+    if encoders_in(header.heads):  # which the node refuses
+        return "coeffdiff, and diffusers with load_adapter, run it whole."
+    return "coeffdiff, diffusers and the ComfyUI node of coeffdiff run it whole."
 
 
 def left_out(header: AdapterHeader) -> tuple[str, ...]:
@@ -89,7 +94,7 @@ def left_out(header: AdapterHeader) -> tuple[str, ...]:
     return (
         f"alpha of {len(header.heads)} layers is left out: it recombines attention {header.mixes}, which no LoRA file "
         "can hold. Other tools draw with the LoRA alone. In our comparisons on the small model pocket that scored no "
-        f"worse; on SDXL it has not been measured. {_WHERE_ELSE}",
+        f"worse; on SDXL it has not been measured. {_where_else(header)}",
     )
 
 

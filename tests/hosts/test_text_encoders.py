@@ -24,6 +24,7 @@ from coeffdiff.hosts.unet import coefficients_of, inject, set_scale
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE
+from coeffdiff.training.hub_card import hub_card
 from coeffdiff.utils.seeding import generator_for
 
 NAMES = ("text_encoder", "text_encoder_2")
@@ -203,7 +204,9 @@ def test_export_names_the_encoders_as_kohya_does(micro_pipeline, tmp_path):
     assert sum(key.startswith("text_encoder.") for key in state) == sum(
         key.startswith("text_encoder.") for key in ours
     )
-    assert "13 layers" in exported.left_out[0]
+    assert "13 layers" in exported.left_out[0] and "ComfyUI" not in exported.left_out[0]
+    card = hub_card("# sks", exported.header, "user/repo", {})
+    assert "The ComfyUI node refuses alpha on text encoders." in card and "models/coeffdiff" not in card
 
 
 def test_what_leaves_an_encoder_is_noticed(micro_pipeline, tmp_path):

@@ -102,8 +102,7 @@ class Captions:
         """The photo's caption on one line, or None. A file that cannot be read is noted and passed over."""
         texts: list[tuple[str, str]] = []  # file and caption, in order of precedence
         faults = []
-        beside = [*self.files.get(photo.stem, ()), *self.files.get(photo.name, ())]
-        for path in sorted(beside, key=lambda path: CAPTION_SUFFIXES.index(path.suffix.lower())):
+        for path in self.files_of(photo):
             try:
                 text = _one_line(self._text(path, MAX_CAPTION_BYTES))
             except PhotoError as reason:
@@ -122,6 +121,11 @@ class Captions:
         if others:
             self.notes.append(f"{name} is captioned by {texts[0][0]}, and not by {', '.join(others)}.")
         return texts[0][1] if texts else None
+
+    def files_of(self, photo: Path) -> list[Path]:
+        """The photo's caption files in order of precedence, readable or not."""
+        beside = [*self.files.get(photo.stem, ()), *self.files.get(photo.name, ())]
+        return sorted(beside, key=lambda path: CAPTION_SUFFIXES.index(path.suffix.lower()))
 
     def close(self) -> tuple[str, ...]:
         """All notes, each encoding other than UTF-8 in one of them."""

@@ -112,7 +112,7 @@ def read_photos(
         missing or unusable: a photo with a broken mask is not trained without it.
     """
     given = Path(folder)
-    folder = photo_folder(given, _holds_pictures)
+    folder = photo_folder(given, holds_pictures)
     entries = _entries(folder)
     mask_files = Masks(entries, SUFFIXES)
     pictures = [path for path in entries if path.suffix.lower() in SUFFIXES and path not in mask_files]
@@ -149,7 +149,7 @@ def offered_values(subject: SubjectSettings) -> dict[str, str]:
     """
     if subject.images is None or (subject.token and subject.class_word):
         return {}
-    label = folder_label(photo_folder(subject.images, _holds_pictures))
+    label = folder_label(photo_folder(subject.images, holds_pictures))
     if label is None:
         return {}
     offered = {}
@@ -237,11 +237,12 @@ def _nothing_usable(folder: Path, skipped: Iterable[Skipped], wanted: str) -> st
     sentence = f"{folder} holds no usable photo; left out: "
     sentence += ", ".join(f"{printable_name(s.path)} ({s.reason})" for s in named[:5])
     sentence += f" and {len(named) - 5} more." if len(named) > 5 else "."
-    below = next((s.path for s in named if _holds_pictures(s.path)), None)
+    below = next((s.path for s in named if holds_pictures(s.path)), None)
     return f"{sentence} There are pictures in {below}: give that folder." if below else sentence
 
 
-def _holds_pictures(folder: Path) -> bool:
+def holds_pictures(folder: Path) -> bool:
+    """Whether files with a picture's suffix lie in it."""
     try:
         return any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in folder.iterdir())
     except OSError:  # not a folder, or one that may not be read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,9 @@ from coeffdiff.models.source import (
 )
 from coeffdiff.pocket import POCKET, shipped
 from coeffdiff.utils.hub import HUB_ID, HUB_SECONDS, within_seconds
+
+# Of a model in transformers' layout, beside its weights: configs, tokenizers, chat templates
+_TRANSFORMERS_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def find_backbone(model: ModelSettings) -> Backbone:
@@ -87,10 +90,18 @@ def hub_id(name: str) -> str:
     return name
 
 
-def from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable[[Source], bool]) -> Source:
+def from_hub(
+    repo: str,
+    markers: list[str],
+    small: list[str],
+    is_here: Callable[[Source], bool],
+    read: Sequence[str] = ("*.json", "*.txt"),
+) -> Source:
     """A repository of the hub with its small files in the cache; asks the network only if is_here says no.
 
-    markers: files of which the repository must have one.
+    Args:
+        markers: files of which the repository must have one.
+        read: patterns of what is read of it beside weights in safetensors, for the sentence without a network.
     """
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
@@ -101,7 +112,7 @@ def from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable[
             source = Source(repo, folder, repo)
             if is_here(source):
                 return source
-    with hub_access_errors(repo):
+    with hub_access_errors(repo, read):
         info = within_seconds(HUB_SECONDS, lambda: HfApi().model_info(repo, timeout=HUB_SECONDS / 2))
     remote = frozenset(file.rfilename for file in info.siblings or ())
     if COEFF_FILE in remote and not remote.intersection(markers):
@@ -114,7 +125,7 @@ def from_hub(repo: str, markers: list[str], small: list[str], is_here: Callable[
             f"{repo} on the hub has no {' or '.join(markers)}, so it is not in diffusers' layout; if it holds a "
             "single .safetensors file of an SDXL model, download that and pass its path."
         )
-    with hub_access_errors(repo):
+    with hub_access_errors(repo, read):
         # Without a revision, so that the cache also learns what "main" is, and can serve it offline.
         folder = Path(snapshot_download(repo, allow_patterns=small))
     return Source(repo, folder, repo, remote)
@@ -130,20 +141,28 @@ def encoder_folder(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
+    if path.is_file():
+        raise ModelError(f"{name} is a file; pass the folder with its config.json and weights, or a hub id.")
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"{name} is neither a folder here nor a hub id of the form owner/name.")
+    read = [*_TRANSFORMERS_FILES, "*.bin"]
     source = from_hub(
-        name, ["config.json"], ["*.json", "*.txt"], lambda s: not s.here().isdisjoint(ENCODER_WEIGHTS)
+        name, ["config.json"], _TRANSFORMERS_FILES, lambda s: bool(_encoder_weights(s.here())), read
     )
     if source.remote:
-        weights = next((file for file in ENCODER_WEIGHTS if file in source.remote), None)
-        if weights is None:
+        weights = _encoder_weights(source.remote)
+        if not weights:
             raise ModelError(f"{name} on the hub has no {' or '.join(ENCODER_WEIGHTS)}.")
         from huggingface_hub import snapshot_download
 
-        with hub_access_errors(name):
-            snapshot_download(name, allow_patterns=["*.json", "*.txt", weights])
+        with hub_access_errors(name, read):
+            snapshot_download(name, allow_patterns=[*_TRANSFORMERS_FILES, *weights])
     return source.folder
+
+
+def _encoder_weights(files: Collection[str]) -> list[str]:
+    """The weights among a repository's files, shards with their index; nothing if there are none."""
+    return files_of(files, "", "model", None) or [file for file in ENCODER_WEIGHTS if file in files][:1]
 
 
 def _is_here(source: Source, variant: str | None, with_vae: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from coeffdiff.config.fields import SDXL_BASE
 from coeffdiff.errors import ModelError
@@ -25,17 +25,21 @@ def loading_errors(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hub_access_errors(repo: str) -> Iterator[None]:
-    """One sentence for any error of access to a base model's repository inside. Raises: ModelError."""
+def hub_access_errors(repo: str, files: Sequence[str] = ("*.json", "*.txt")) -> Iterator[None]:
+    """One sentence for any error of access to a model's repository inside. Raises: ModelError.
+
+    files: patterns of what is read beside weights in safetensors, for the command that downloads the model elsewhere.
+    """
     from huggingface_hub import constants
 
     weights = "*.fp16.safetensors" if repo == SDXL_BASE else "*.safetensors"  # else all precisions: 40 GB
+    included = " ".join(f"--include '{pattern}'" for pattern in (*files, weights))
 
     def unreachable(reason: str) -> str:
         return (
             f"{repo} is no folder here and not complete in the cache ({constants.HF_HUB_CACHE}), and {reason}. "
-            f"On a machine with network run `hf download {repo} --include '*.json' --include '*.txt' "
-            f"--include '{weights}'` and copy its cache, or pass a folder instead."
+            f"On a machine with network run `hf download {repo} {included}` and copy its cache, or pass a folder "
+            "instead."
         )
 
     absent = (

@@ -12,7 +12,7 @@ from coeffdiff.config.optimizer_rates import (
     refuse_unequal_rates,
     refuse_unknown_rates,
 )
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.schema import Settings, rate_setting
 from coeffdiff.config.tree import with_values
 
 
@@ -53,6 +53,9 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     A learned token's: on pocket 3e-3 was the best of 3e-3, 1e-2 and 3e-2 (configs/compare/tuning_controls.yaml). For
     SDXL nothing was measured; 2e-3 is what the example of diffusers' textual inversion for SDXL comes to (5e-4, scaled
     by its 4 samples a step).
+
+    On the text encoders half of the UNet's rates, as a caution and not as a finding: what they learn reaches every
+    layer of the UNet at once, and other prompts with it.
     """
     large = facts.is_large
     half = ("bf16" if facts.bf16 else "fp16") if facts.device_type == "cuda" else "no"
@@ -64,16 +67,19 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         adamw = 1e-4 if large else 1e-3
         lora_rate = auto_rate(optimizer, adamw) or adamw
     # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
-    coeff_rate = float(f"{min(3 * lora_rate, 1e30):g}")
+    coeff_rate, given = _rounded(min(3 * lora_rate, 1e30)), settings.method.coeff.learning_rate
     adamw = 2e-3 if large else 3e-3
     token_rate = auto_rate(optimizer, adamw) or adamw
     if has_one_rate(optimizer):
         coeff_rate = token_rate = lora_rate
+    on_text = 1.0 if has_one_rate(optimizer) else 0.5
     choices = {
         "photos.augmentations": max(crops, 2 if settings.photos.flip else 1),
         "method.lora.learning_rate": lora_rate,
         "method.lora.alpha": settings.method.lora.rank,
         "method.coeff.learning_rate": coeff_rate,
+        "method.lora.text_learning_rate": _rounded(on_text * lora_rate),
+        "method.coeff.text_learning_rate": _rounded(on_text * (coeff_rate if given == "auto" else given)),
         "method.token.learning_rate": token_rate,
         "subject.caption_dropout": 0.0 if large else 0.1,
         "training.steps": 500 if large else 300,
@@ -91,16 +97,18 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     return resolved, chosen
 
 
+def _rounded(rate: float) -> float:
+    return float(f"{rate:g}")
+
+
 def learning_rates(settings: Settings) -> dict[str, float | str]:
     """The learning rates of what learns, by dotted name; "auto" where that is not resolved yet."""
     method = settings.method
     learning = {
         "coeff": "coeff" in method.kind,
+        "coeff_text": "coeff" in method.on_text_encoders,
         "lora": "lora" in method.kind,
+        "lora_text": "lora" in method.on_text_encoders,
         "token": settings.learns_token,
     }
-    return {
-        f"method.{part}.learning_rate": getattr(method, part).learning_rate
-        for part, learns in learning.items()
-        if learns
-    }
+    return {rate_setting(group): method.rates[group] for group, learns in learning.items() if learns}

@@ -127,6 +127,12 @@ class CoeffSettings(Section):
     learning_rate: AboveZero = Field(
         "auto", description="auto: three times LoRA's (our choice; no source gives one)"
     )
+    text_encoders: bool = Field(
+        False, description="an alpha on every attention layer of the text encoders too, whatever targets says"
+    )
+    text_learning_rate: AboveZero = Field(
+        "auto", description="of the text encoders' alphas; auto: half of learning_rate (our choice)"
+    )
     backend: str = Field(
         "auto", description="how mixed attention is computed; auto chooses by device and shape"
     )
@@ -150,6 +156,13 @@ class LoraSettings(Section):
     dora: bool = Field(False, description="weight-decomposed LoRA (DoRA)")
     learning_rate: AboveZero = Field(
         "auto", description="auto: 1e-4 for full-size models, 1e-3 for small models"
+    )
+    text_encoders: bool = Field(
+        False,
+        description="LoRA of the same rank on the text encoders' attention projections too (q, k, v, out)",
+    )
+    text_learning_rate: AboveZero = Field(
+        "auto", description="of the text encoders' LoRA; auto: half of learning_rate (our choice)"
     )
     weight_decay: float = Field(1e-4, ge=0, description="weight decay on LoRA; alpha never has any")
 
@@ -182,6 +195,39 @@ class MethodSettings(Section):
     coeff: CoeffSettings = CoeffSettings()
     lora: LoraSettings = LoraSettings()
     token: TokenSettings = TokenSettings()
+
+    @property
+    def rates(self) -> dict[str, float | str]:
+        """The learning rate of each group of what learns; _text: on the text encoders."""
+        return {
+            "coeff": self.coeff.learning_rate,
+            "coeff_text": self.coeff.text_learning_rate,
+            "lora": self.lora.learning_rate,
+            "lora_text": self.lora.text_learning_rate,
+            "token": self.token.learning_rate,
+        }
+
+    @property
+    def on_text_encoders(self) -> list[Literal["coeff", "lora"]]:
+        """The parts that are trained on the text encoders too."""
+        parts: tuple[Literal["coeff"], Literal["lora"]] = ("coeff", "lora")
+        return [part for part in parts if part in self.kind and getattr(self, part).text_encoders]
+
+    @model_validator(mode="after")
+    def _text_encoders_are_used(self) -> MethodSettings:
+        for part in ("coeff", "lora"):
+            if getattr(self, part).text_encoders and part not in self.kind:
+                raise ValueError(
+                    f"{part}.text_encoders has no effect with method {self.kind}, which trains no {part}; leave it "
+                    f"out, or take a method with {part} in it"
+                )
+        return self
+
+
+def rate_setting(group: str) -> str:
+    """The setting that holds a rate of MethodSettings.rates."""
+    part, _, on_text = group.partition("_")
+    return f"method.{part}.{'text_' if on_text else ''}learning_rate"
 
 
 class PriorSettings(Section):

@@ -9,7 +9,10 @@ _RATES = "method.lora.learning_rate method.coeff.learning_rate method.token.lear
 # Setting(s) <- what others call them
 _WORDS = {
     _RATES: "lr learning_rate unet_lr unet_learning_rate base_lr",
-    "method.token.learning_rate": "text_encoder_lr text_encoder_learning_rate embedding_lr token_lr",
+    "method.token.learning_rate": "embedding_lr token_lr",
+    "method.lora.text_learning_rate method.coeff.text_learning_rate method.token.learning_rate": "text_encoder_lr "
+    "text_encoder_learning_rate te_lr",
+    "method.lora.text_encoders method.coeff.text_encoders": "train_text_encoder train_text_encoders text_encoder",
     "method.coeff.learning_rate": "alpha_lr coeff_lr",
     "method.lora.learning_rate": "lora_lr",
     "training.steps": "max_train_steps max_steps num_steps train_steps num_train_steps total_steps iterations iters "

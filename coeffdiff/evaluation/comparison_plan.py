@@ -164,6 +164,10 @@ def deciding(settings: Settings) -> dict[str, Any]:
     kind = settings.method.kind
     learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
     idle = tuple(f"method.{name}." for name, learns in learning.items() if not learns)
+    # Where no text encoder trains, cells keep the names that they had before any could
+    idle += tuple(
+        f"method.{name}.text_" for name in ("coeff", "lora") if name not in settings.method.on_text_encoders
+    )
     flat = flattened(as_tree(settings))
     kept = {name: value for name, value in flat.items() if not name.startswith((*INDIFFERENT, *idle))}
     if settings.training.lr_schedule not in ENDLESS:

@@ -19,6 +19,9 @@ MOST_LAYERS = 1000  # SDXL has 140
 _SIDE = 120  # pixels of a map at least; each entry is a square of whole pixels
 _GAP = 22  # between maps, with the number of the transformer block above each
 _DPI = 100
+_TEXT = re.compile(
+    r"(?P<encoder>text_encoder(?:_2)?)\.text_model\.encoder\.layers\.(?P<number>\d{1,3})\.self_attn"
+)
 _NAME = re.compile(r"(?P<row>.+)\.transformer_blocks\.(?P<column>\d+)\.attn(?P<half>[12])")
 
 
@@ -132,12 +135,16 @@ def _draw_words(axes: Any, layout: _Layout, title: str, taken: str) -> None:
 
 
 def _places(layers: Sequence[str]) -> dict[str, tuple[str, int, int]]:
-    """Row, half (self 0, cross 1) and column of each layer; names that are not SDXL's are ten in a row."""
+    """Row, half (self 0, cross 1) and column of each layer; those of text encoders, and names that are not SDXL's, are
+    ten in a row."""
     places: dict[str, tuple[str, int, int]] = {}
     strange = 0
     for layer in layers:
-        match = _NAME.fullmatch(layer)
-        if match and len(match["column"]) < 4 and len(match["row"]) < 60:
+        match, of_text = _NAME.fullmatch(layer), _TEXT.fullmatch(layer)
+        if of_text:
+            number = int(of_text["number"])
+            places[layer] = f"{of_text['encoder']} {number // 10 * 10}", 0, number % 10
+        elif match and len(match["column"]) < 4 and len(match["row"]) < 60:
             places[layer] = match["row"], int(match["half"]) - 1, int(match["column"])
         else:
             places[layer] = f"other {strange // 10 + 1}", 0, strange % 10
@@ -146,8 +153,9 @@ def _places(layers: Sequence[str]) -> dict[str, tuple[str, int, int]]:
 
 
 def _reading_order(row: str) -> tuple[int, str]:
-    """Down, mid, up, as a picture passes through them; a UNet names its middle last."""
-    return next((i for i, name in enumerate(("down", "mid", "up")) if row.startswith(name)), 3), row
+    """Down, mid, up, as a picture passes through them; a UNet names its middle last. Then the text encoders."""
+    order = ("down", "mid", "up", "text_encoder ", "text_encoder_2 ")
+    return next((i for i, name in enumerate(order) if row.startswith(name)), len(order)), row
 
 
 def _scale(heads: int) -> int:

@@ -18,10 +18,12 @@ from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import LORA_FILE
 from coeffdiff.method.coefficients import deviation_of
 from coeffdiff.method.lora_layout import lora_pairs
+from coeffdiff.method.networks import UNET, network_of
 
 # A row counts as a mixture of maps (in the simplex) within these: float32 sums of 20 entries, and room for noise.
 _NEGATIVE, _SUM = -1e-6, 1e-3
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+# In a UNet -> in a text encoder
+PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def inspect_adapter(folder: Path) -> Inspection:
 
 
 def block_and_attention(layer: str) -> tuple[str, str]:
-    """Block and kind of attention of a layer by its name: ("down_blocks.1", "cross")."""
+    """Block and kind of attention of a layer by its name: ("down_blocks.1", "cross"), ("text_encoder_2", "self")."""
+    if network_of(layer) != UNET:
+        return network_of(layer), "self"
     match = re.match(r"((?:down|up)_blocks\.\d+|mid_block)\.", layer)
     attention = {"attn1": "self", "attn2": "cross"}.get(layer.rpartition(".")[2], "other")
     return match[1] if match else "other", attention
@@ -208,7 +212,8 @@ def _lora_blocks(tensors: dict[str, Tensor], header: AdapterHeader, folder: Path
 
     def together(modules: Sequence[str]) -> dict[str, float]:
         parts = {
-            name: [norms[module] for module in modules if module.endswith(f".{name}")] for name in PROJECTIONS
+            name: [norms[module] for module in modules if module.endswith((f".{name}", f".{of_clip}"))]
+            for name, of_clip in PROJECTIONS.items()
         }
         projections = {name: _root_of_squares(values) for name, values in parts.items() if values}
         return {"all": _root_of_squares(norms[module] for module in modules), **projections}
@@ -218,7 +223,7 @@ def _lora_blocks(tensors: dict[str, Tensor], header: AdapterHeader, folder: Path
 
 def _layer_of(module: str) -> str:
     """The attention layer that a projection belongs to."""
-    match = re.match(r"(.*\.attn[12])\.", module)
+    match = re.match(r"(.*\.(?:attn[12]|self_attn))\.", module)
     return match[1] if match else module
 
 
@@ -234,7 +239,7 @@ def _by_block(
     groups: dict[tuple[str, str], list[Any]] = {}
     for member in members:
         groups.setdefault(place(member), []).append(member)
-    order = ("down", "mid", "up", "other")
+    order = ("down", "mid", "up", "other", "text")
     places = sorted(groups, key=lambda at: (order.index(at[0].split("_")[0]), at[0], at[1] != "self", at[1]))
     reports = [BlockReport(*at, count(groups[at]), together(groups[at])) for at in places]
     return [*reports, BlockReport("all", "both", count(members), together(members))]

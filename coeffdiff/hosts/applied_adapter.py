@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coeffdiff.errors import AdapterError
+from coeffdiff.errors import AdapterError, InjectionError
 from coeffdiff.hosts.guard import unwatch, unwrapped, verify
 from coeffdiff.hosts.learned_token import remove_token, switch_token, verify_token
 from coeffdiff.hosts.lora import remove_lora, set_lora_scale
 from coeffdiff.hosts.lora_guard import check_removable, check_settable
 from coeffdiff.hosts.pipeline_guard import leave, verify_home
+from coeffdiff.hosts.text_encoders import encoders_on, settle_saving, swapped_encoder, take_off
 from coeffdiff.hosts.unet import eject, set_scale
 from coeffdiff.method.adapter_header import AdapterHeader
 
@@ -20,9 +22,18 @@ from coeffdiff.method.adapter_header import AdapterHeader
 class Adapter:
     """An adapter that has been applied to a pipeline: switch it with set_scale, take it off with remove."""
 
-    def __init__(self, pipe: Any, name: str, path: Path, header: AdapterHeader) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        name: str,
+        path: Path,
+        header: AdapterHeader,
+        encoders: Mapping[str, Any] | None = None,
+    ) -> None:
+        """encoders: the text encoders that it is on, by the pipeline's names for them."""
         self.header, self.path, self.name = header, path, name
         self._scale = 1.0
+        self._encoders = dict(encoders or {})
         self._unet = unwrapped(pipe.unet)
         self._home: Any = weakref.ref(pipe) if hasattr(pipe, "__weakref__") else None
         # A token lives on the pipeline; without one, a copy of the UNet need not copy it
@@ -36,7 +47,9 @@ class Adapter:
         return self._scale
 
     def set_scale(self, scale: float) -> None:
-        """Use I + scale * alpha and scale * LoRA. 0 gives the base model bit for bit (if nothing else is loaded).
+        """Use I + scale * alpha and scale * LoRA, on the text encoders too where it has any.
+
+        0 gives the base model bit for bit (if nothing else is loaded).
 
         A learned token has no scale: it is read as it was learned, at 0 as the ordinary word that it was before.
         A LoRA that something else has switched off or rescaled is then on again, beside those that are.
@@ -47,10 +60,12 @@ class Adapter:
         self._check_loaded()
         verify_home(self._home and self._home(), self._unet)
         if self.header.lora:
-            check_settable(self._unet, self.name, scale)
-        set_scale(self._unet, scale, self.name)
-        if self.header.lora:
-            set_lora_scale(self._unet, self.name, scale)
+            for network in self._networks:
+                check_settable(network, self.name, scale)
+        for network in self._networks:
+            set_scale(network, scale, self.name)
+            if self.header.lora:
+                set_lora_scale(network, self.name, scale)
         if self.header.vectors:
             switch_token(self._pipe, self.name, on=scale != 0)
         self._scale = scale
@@ -62,13 +77,18 @@ class Adapter:
         """
         self._check_loaded()
         if self.header.lora:
-            check_removable(self._unet, self.name)
+            for network in self._networks:
+                check_removable(network, self.name)
+        take_off(self._encoders, self.name)
+        unwatch(self._unet, f"encoders {self.name}")
         eject(self._unet, self.name)
         if self.header.lora:
             remove_lora(self._unet, self.name)
         if self.header.vectors:
             unwatch(self._unet, f"token {self.name}")
             remove_token(self._pipe, self.name)
+            for encoder in encoders_on(self._pipe).values():  # another adapter may still be on it
+                settle_saving(encoder)
         del adapters_on(self._unet)[self.name]
         if not adapters_on(self._unet):
             leave(self._home and self._home(), self._unet)
@@ -83,9 +103,19 @@ class Adapter:
         verify(self._unet)
 
     def verify_text(self, pipe: Any) -> None:
-        """Raises: InjectionError if this pipeline, which is to encode prompts, would not read the learned token."""
+        """Raises: InjectionError if this pipeline, which is to encode prompts, would not read with this adapter: the
+        learned token, and the text encoders that it is on."""
         if self.header.vectors and self._scale:
             verify_token(pipe, self.name)
+        if swapped := swapped_encoder(pipe, self._encoders):
+            raise InjectionError(
+                f"{self.path} is on the text encoders too, and the {swapped} of this pipeline is not the one that it "
+                "was loaded on; load the adapter on the pipeline that encodes the prompts."
+            )
+
+    @property
+    def _networks(self) -> list[Any]:
+        return [self._unet, *self._encoders.values()]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_home": None}  # a copy's pipeline is not this one

@@ -18,6 +18,14 @@ from coeffdiff.hosts.learned_token import TokenPart, add_token, remove_token
 from coeffdiff.hosts.lora import load_lora, remove_lora, save_lora
 from coeffdiff.hosts.lora_file import check_lora
 from coeffdiff.hosts.pipeline_guard import enter, leave
+from coeffdiff.hosts.text_encoders import (
+    Encoders,
+    EncodersPart,
+    encoders_for,
+    put_on,
+    take_off,
+    tensors_on,
+)
 from coeffdiff.hosts.unet import attention_layers, coefficients_of, eject, inject
 from coeffdiff.method.adapter_file import (
     alphas_of,
@@ -37,6 +45,7 @@ from coeffdiff.method.adapter_paths import (
 )
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.method.families import family_of_unet
+from coeffdiff.method.networks import UNET, network_of, of_network
 from coeffdiff.utils.atomic import atomic_write
 
 
@@ -55,8 +64,8 @@ def load_adapter(
     """Apply an adapter (alpha, LoRA and learned token) to a StableDiffusionXLPipeline or StableDiffusionPipeline.
 
     Args:
-        pipe: anything with a `unet` of the adapter's family; for a learned token also with its text encoders and
-            tokenizers.
+        pipe: anything with a `unet` of the adapter's family; for an adapter that was trained on the text encoders also
+            with these, for a learned token with their tokenizers as well.
         path: a run folder, an adapter folder, a checkpoint, a file in one of them, or a step of a run: runs/a@200.
             As a string also a repository of the Hub: user/repo, user/repo@revision. A path that exists wins.
         scale: how strongly it is applied; by default what the adapter recommends.
@@ -81,23 +90,31 @@ def load_adapter(
     rows = read_rows(folder, header)
     unet = unwrapped(pipe.unet)
     check_architecture(unet, header, folder)
-    lora = read_lora(folder, header, partial(_check_lora, unet, header, folder))
+    encoders = encoders_for(pipe, header, folder)
+    lora = read_lora(folder, header, partial(_check_lora, unet, encoders, header, folder))
     others = adapters_on(unet)
     for other in others.values():
         check_apart((folder, header), (other.path, other.header))
-    taken = {*others, *getattr(unet, "peft_config", {})}
+    taken = {
+        *others,
+        *(name for one in (unet, *encoders.values()) for name in getattr(one, "peft_config", {})),
+    }
     name = next(f"coeffdiff_{n}" for n in range(len(taken) + 1) if f"coeffdiff_{n}" not in taken)
-    adapter = Adapter(pipe, name, folder, header)
+    adapter = Adapter(pipe, name, folder, header, encoders)
     try:
-        if alphas:
-            layers = inject(
-                unet, name, layers=list(header.heads), form=header.form, backend=backend, mixes=header.mixes
-            )
-            fill_alphas(layers, alphas)
+        if own := of_network(alphas, UNET):
+            named = list(of_network(header.heads, UNET))
+            layers = inject(unet, name, layers=named, form=header.form, backend=backend, mixes=header.mixes)
+            fill_alphas(layers, own)
             for coefficients in layers.values():
                 coefficients.requires_grad_(False)
         if header.lora:
-            load_lora(unet, lora, name, **header.lora.model_dump(), origin=str(folder / LORA_FILE))
+            own = {key: tensor for key, tensor in lora.items() if network_of(key) == UNET}
+            kind = header.lora.model_dump(exclude={"encoders"})
+            load_lora(unet, own, name, **kind, origin=str(folder / LORA_FILE))
+        if encoders:
+            put_on(encoders, name, header, alphas, lora, folder)
+            watch(unet, f"encoders {name}", EncodersPart(pipe, encoders, str(folder)))
         if rows:
             add_token(pipe, header.token, rows, name, origin=str(folder / EMBEDS_FILE))
             watch(unet, f"token {name}", TokenPart(pipe, name, str(folder)))
@@ -106,6 +123,8 @@ def load_adapter(
         adapter.set_scale(header.recommended_scale if scale is None else scale)
         adapter.verify()
     except BaseException:
+        take_off(encoders, name)
+        unwatch(unet, f"encoders {name}")
         eject(unet, name)
         remove_lora(unet, name)
         unwatch(unet, f"token {name}")
@@ -118,10 +137,15 @@ def load_adapter(
 
 
 def _check_lora(
-    unet: nn.Module, header: AdapterHeader, folder: Path, shapes: Mapping[str, tuple[int, ...]]
+    unet: nn.Module,
+    encoders: Encoders,
+    header: AdapterHeader,
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    assert header.lora is not None
-    check_lora(unet, shapes, rank=header.lora.rank, dora=header.lora.dora, origin=str(folder / LORA_FILE))
+    lora, origin = header.lora, str(folder / LORA_FILE)
+    assert lora is not None
+    check_lora(unet, shapes, rank=lora.rank, dora=lora.dora, origin=origin, encoders=encoders)
 
 
 def check_apart(one: tuple[Path, AdapterHeader], other: tuple[Path, AdapterHeader]) -> None:
@@ -159,14 +183,16 @@ def save_adapter(
     extras: Mapping[str, bytes] | None = None,
     name: str = "default",
     rows: Mapping[str, Tensor] | None = None,
+    encoders: Encoders | None = None,
 ) -> None:
     """Write the adapter folder, atomically.
 
     extras: further files by name, such as the model card and its pictures.
     rows: of the learned token, if the header has one.
+    encoders: the text encoders that it is on as well, if the header names any.
     """
     with atomic_write(folder, durable=True) as temporary:
-        write_adapter(temporary, unet, header, extras, name, rows)
+        write_adapter(temporary, unet, header, extras, name, rows, encoders)
 
 
 def write_adapter(
@@ -176,13 +202,15 @@ def write_adapter(
     extras: Mapping[str, bytes] | None = None,
     name: str = "default",
     rows: Mapping[str, Tensor] | None = None,
+    encoders: Encoders | None = None,
 ) -> None:
     """save_adapter without the atomic write, into a new folder that is a part of another atomic write."""
     folder.mkdir()
-    alphas = alphas_of(coefficients_of(unet, name))
+    text_alphas, text_lora = tensors_on(encoders or {}, header, name)
+    alphas = alphas_of(coefficients_of(unet, name)) | text_alphas
     (folder / COEFF_FILE).write_bytes(pack_coefficients(alphas, header))
     if header.lora:
-        save_lora(unet, folder, name)
+        save_lora(unet, folder, name, text_lora)
     if header.vectors:
         save_rows(folder, rows or {})
     for file, extra in (extras or {}).items():
@@ -209,7 +237,7 @@ def check_architecture(unet: nn.Module, header: AdapterHeader, folder: Path) -> 
             f"{own_family.label}'s or of its kind; use it with {wanted.a_label} model."
         )
     layers = attention_layers(unet)
-    for name, heads in header.heads.items():
+    for name, heads in of_network(header.heads, UNET).items():
         own = layers[name].heads if name in layers else None
         if own != heads:
             there = f"this UNet has {own} heads there" if own else "this UNet has no such layer"

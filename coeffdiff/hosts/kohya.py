@@ -23,6 +23,7 @@ from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 from coeffdiff.method.families import SDXL
 from coeffdiff.method.lora_layout import lora_pairs, peft_key
+from coeffdiff.method.networks import encoders_in
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_unwritable, write_errors
 
@@ -93,8 +94,9 @@ def left_out(header: AdapterHeader) -> tuple[str, ...]:
 
 
 def _where_else(header: AdapterHeader) -> str:
-    node = header.base_family is SDXL
-    return f"coeffdiff{',' if node else ' and'} diffusers{' and the ComfyUI node of coeffdiff' * node} run it whole."
+    if header.base_family is not SDXL or encoders_in(header.heads):  # which the node refuses
+        return "coeffdiff, and diffusers with load_adapter, run it whole."
+    return "coeffdiff, diffusers and the ComfyUI node of coeffdiff run it whole."
 
 
 def kohya_tensors(tensors: Mapping[str, Tensor], header: AdapterHeader, origin: str) -> dict[str, Tensor]:

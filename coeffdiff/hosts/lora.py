@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def add_lora(
             )
     # Full names, or a short target would reach projections of the same name outside the attention layers.
     full = [f"{layer}.{target}" for layer in attention_layers(bare) for target in targets]
-    with _others_stay(bare, name), torch.random.fork_rng(devices=[]):
+    with others_stay(bare, name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("lora", seed))  # PEFT draws its A matrices from the global generator
         bare.add_adapter(
             LoraConfig(r=rank, lora_alpha=alpha, target_modules=full, use_dora=dora, init_lora_weights=True),
@@ -66,13 +67,18 @@ def lora_parameters(unet: nn.Module, name: str = "default") -> dict[str, nn.Para
     }
 
 
-def save_lora(unet: nn.Module, folder: Path, name: str = "default") -> None:
-    """Write LORA_FILE into `folder`, with the metadata from which a plain load recovers rank, alpha and DoRA."""
+def save_lora(
+    unet: nn.Module, folder: Path, name: str = "default", of_encoders: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write LORA_FILE into `folder`, with the metadata from which a plain load recovers rank, alpha and DoRA.
+
+    of_encoders: tensors of the same LoRA on text encoders, as write_lora takes them.
+    """
     bare = unwrapped(unet)
     config = bare.peft_config[name]
     write_lora(
         folder,
-        get_peft_model_state_dict(bare, adapter_name=name),
+        {**get_peft_model_state_dict(bare, adapter_name=name), **(of_encoders or {})},
         rank=config.r,
         alpha=config.lora_alpha,
         dora=config.use_dora,
@@ -99,7 +105,7 @@ def load_lora(
     tensors = {peft_key(key): tensor for key, tensor in tensors.items()}
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     modules = check_lora(bare, shapes, rank=rank, dora=dora, origin=origin)
-    with _others_stay(bare, name):
+    with others_stay(bare, name):
         bare.load_lora_adapter(
             tensors,
             prefix="unet",
@@ -153,9 +159,11 @@ def remove_lora(unet: nn.Module, name: str) -> None:
     if name in getattr(bare, "peft_config", {}):
         # Deleting an active LoRA makes PEFT activate another one, even one at scale 0
         set_lora_scale(bare, name, 0.0)
-        bare.delete_adapters(name)
+        # transformers' models name it otherwise than diffusers'
+        (bare.delete_adapters if hasattr(bare, "delete_adapters") else bare.delete_adapter)(name)
     if not getattr(bare, "peft_config", None) and any(isinstance(m, BaseTunerLayer) for m in bare.modules()):
-        bare.unload_lora()  # without any adapter PEFT's shells around the layers go as well
+        # Without any adapter PEFT's shells around the layers go as well
+        bare.unload_lora() if hasattr(bare, "unload_lora") else recurse_remove_peft_layers(bare)
     if rounded:
         warnings.warn(
             "The weights are not bit for bit what they were before the adapter: fuse_lora and unfuse_lora round, "
@@ -192,7 +200,7 @@ def lora_off(unet: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _others_stay(unet: nn.Module, name: str) -> Iterator[None]:
+def others_stay(unet: nn.Module, name: str) -> Iterator[None]:
     """PEFT activates a new LoRA alone and warns of company; here every LoRA that was active stays so, frozen."""
     before = [
         (module, module.active_adapters) for module in unet.modules() if isinstance(module, BaseTunerLayer)

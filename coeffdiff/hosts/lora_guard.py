@@ -17,13 +17,13 @@ _TOLERANCE = 1e-6  # relative: diffusers multiplies and divides scales, and floa
 class LoraPart:
     """A LoRA for the guard: its PEFT layers are there and on, unmerged or fused by fuse_lora, and of its scale."""
 
-    def __init__(self, unet: Any, name: str, label: str) -> None:
+    def __init__(self, unet: Any, name: str, label: str, host: str = "UNet") -> None:
         layers = {
             key: module
             for key, module in unet.named_modules()
             if isinstance(module, BaseTunerLayer) and name in getattr(module, "scaling", {})
         }
-        self.name, self.label = name, label
+        self.name, self.label, self.host = name, label, host
         self.layers: list[tuple[str, Any]] = list(layers.items())
         self.places: list[Place] = places(unet, layers)
         self.scale = 1.0
@@ -103,8 +103,8 @@ class LoraPart:
 
     def _gone(self) -> str:
         return (
-            f"The LoRA of {self.label} is gone from this UNet: unload_lora_weights, delete_adapters or another block "
-            "in its place took it off. remove() the adapter and load it again."
+            f"The LoRA of {self.label} is gone from this {self.host}: unload_lora_weights, delete_adapters or another "
+            "block in its place took it off. remove() the adapter and load it again."
         )
 
     def _wrong(self, at: int) -> str:

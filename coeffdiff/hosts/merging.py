@@ -28,6 +28,7 @@ from coeffdiff.method.adapter_header import (
 from coeffdiff.method.adapter_paths import COEFF_FILE, same_adapter
 from coeffdiff.method.coefficients import Mixes, deviation_of
 from coeffdiff.method.lora_layout import lora_pairs
+from coeffdiff.method.networks import UNET, encoders_in, network_of
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.output_folder import refuse_occupied, why_unwritable, write_errors
 
@@ -66,7 +67,7 @@ def merge_adapters(
     base = common_base(parts, base_model, vae)
     alphas = _sum_of_alphas(parts)
     rank, lora = _concatenated_loras(parts)
-    header = _merged_header(parts, base, base_model, rank)
+    header = _merged_header(parts, base, base_model, rank, encoders_in(lora))
     if not all(tensor.isfinite().all() for tensor in (*alphas.values(), *lora.values())):
         raise AdapterError("The sum is not finite; the scales are too large.")
     _write(output, header, alphas, lora)
@@ -107,9 +108,13 @@ def _sum_of_alphas(parts: Sequence[Part]) -> dict[str, Tensor]:
 
 
 def _merged_header(
-    parts: Sequence[Part], base: BaseHeader | None, base_model: str | None, rank: int
+    parts: Sequence[Part],
+    base: BaseHeader | None,
+    base_model: str | None,
+    rank: int,
+    encoders: tuple[str, ...],
 ) -> AdapterHeader:
-    """Raises: AdapterError for too many parts."""
+    """encoders: text encoders that the merged LoRA is on. Raises: AdapterError for too many parts."""
     headers = [part.header for part in parts]
     merged = [one for part in parts for one in _merged_parts(part.header, part.scale)]
     if len(merged) > _MOST_PARTS:
@@ -118,14 +123,19 @@ def _merged_header(
     mixes: Mixes = next((header.mixes for header in headers if header.heads), "maps")
     return headers[0].model_copy(
         update={
-            "format_version": format_for(mixes, base.vae if base else None, headers[0].family),
+            "format_version": format_for(
+                mixes,
+                base.vae if base else None,
+                headers[0].family,
+                text_encoders=any(header.encoders for header in headers),
+            ),
             "base": base,
             "kind": "+".join(["coeff"] * bool(heads) + ["lora"] * bool(rank)),
             "base_model": base_model or headers[0].base_model,
             "form": "residual",
             "mixes": mixes,
             "heads": heads,
-            "lora": LoraHeader(rank=rank, alpha=rank) if rank else None,
+            "lora": LoraHeader(rank=rank, alpha=rank, encoders=encoders) if rank else None,
             "trained_steps": max(header.trained_steps for header in headers),
             "resolution": max(header.resolution for header in headers),
             "recommended_scale": 1.0,
@@ -141,7 +151,7 @@ def _write(output: Path, header: AdapterHeader, alphas: dict[str, Tensor], lora:
         (temporary / COEFF_FILE).write_bytes(pack_coefficients(alphas, header))
         if header.lora:
             rank = header.lora.rank
-            modules = sorted({key.rpartition(".lora_")[0] for key in lora})
+            modules = sorted({key.rpartition(".lora_")[0] for key in lora if network_of(key) == UNET})
             write_lora(temporary, lora, rank=rank, alpha=float(rank), dora=False, modules=modules)
         (temporary / "README.md").write_text(_card(header), encoding="utf-8")
 

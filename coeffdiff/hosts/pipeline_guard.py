@@ -13,6 +13,7 @@ from torch import nn
 from coeffdiff.errors import AdapterError, InjectionError
 from coeffdiff.hosts.guard import free_state, gate, keep_state_whole, ungate, unwrapped, verify
 from coeffdiff.hosts.lora_guard import check_fusing, check_loading
+from coeffdiff.hosts.text_encoders import encoders_on
 
 
 def enter(pipe: Any) -> None:
@@ -26,6 +27,7 @@ def enter(pipe: Any) -> None:
         pipe._coeffdiff_unet = unet
         gate(pipe, "check_inputs", _check_call)
         gate(pipe, "save_pretrained", _refuse_saving)
+        gate(pipe, "fuse_lora", _check_fusing_encoders)
 
 
 def leave(pipe: Any, unet: nn.Module) -> None:
@@ -33,7 +35,7 @@ def leave(pipe: Any, unet: nn.Module) -> None:
     ungate(unet, "save_pretrained", "fuse_lora", "load_lora_adapter")
     free_state(unet)
     if getattr(pipe, "_coeffdiff_unet", None) is unet:
-        ungate(pipe, "check_inputs", "save_pretrained")
+        ungate(pipe, "check_inputs", "save_pretrained", "fuse_lora")
         del pipe._coeffdiff_unet
 
 
@@ -56,6 +58,20 @@ def _check_call(pipe: Any, *_: Any, **__: Any) -> None:
         return
     verify_home(pipe, unet)
     verify(unet)
+
+
+def _check_fusing_encoders(
+    pipe: Any,
+    components: Any = None,
+    lora_scale: float = 1.0,
+    safe_fusing: bool = False,
+    adapter_names: Any = None,
+    **_: Any,
+) -> None:
+    """The UNet's own gate asks for the UNet; diffusers fuses text encoders without calling a method of theirs."""
+    for name, encoder in encoders_on(pipe).items():
+        if components is None or name in components:
+            check_fusing(encoder, lora_scale, safe_fusing, adapter_names)
 
 
 def _refuse_saving(pipe: Any, *_: Any, **__: Any) -> None:

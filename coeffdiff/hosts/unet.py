@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coeffdiff.errors import ConfigError, InjectionError
 from coeffdiff.hosts.guard import Place, displaced, parts_of, places, unwatch, unwrapped, verify, watch
+from coeffdiff.hosts.summed_alphas import SummedAlphas, alphas_on
 from coeffdiff.method.attention import BACKENDS, mixed_attention, mixed_values
 from coeffdiff.method.coefficients import Coefficients, Form, Mixes
 from coeffdiff.utils.seeding import generator_for
@@ -32,7 +33,7 @@ _CULPRITS = {
 _ALPHA = "alpha"  # the key of all alphas among the guard's parts
 
 
-class MixedAttnProcessor(nn.Module):
+class MixedAttnProcessor(SummedAlphas):
     """Attention processor that recombines maps by I + sum of its adapters' deviations.
 
     Adapters that mix values add up in the same way among themselves, and the maps of the others, mixed or not, meet
@@ -49,30 +50,6 @@ class MixedAttnProcessor(nn.Module):
             )
         self.original = original
         self.backend = backend
-        self.adapters = nn.ModuleDict()
-        self.active: tuple[str, ...] = ()
-
-    def coeff(self, mixes: Mixes) -> Tensor | None:
-        """The recombination of maps or of values now in force, [H, H] float32; None where no active adapter has one."""
-        layers = [c for c in map(self._coefficients, self.active) if c.mixes == mixes]
-        if not layers:
-            return None
-        total = layers[0].identity
-        for coefficients in layers:
-            total = total + coefficients()
-        return total
-
-    def set_scale(self, name: str, scale: float) -> None:
-        self._coefficients(name).scale.fill_(scale)
-        on = {*self.active, name} if scale else {*self.active} - {name}
-        self.active = tuple(
-            other for other in self.adapters if other in on
-        )  # always summed in the same order
-
-    def _coefficients(self, name: str) -> Coefficients:
-        module = self.adapters[name]
-        assert isinstance(module, Coefficients)
-        return module
 
     # diffusers passes only keyword arguments that this signature names, so they are spelled out
     def __call__(
@@ -124,10 +101,10 @@ class LayerWithAlpha(Attention):
 class AlphaPart:
     """Every alpha of a UNet, for the guard: each layer still runs the processor that holds it."""
 
-    def __init__(self, unet: nn.Module, registry: dict[str, MixedAttnProcessor]) -> None:
+    def __init__(self, unet: nn.Module, registry: dict[str, SummedAlphas]) -> None:
         self.registry = registry
         layers = attention_layers(unet)
-        self.layers: list[tuple[str, Attention, MixedAttnProcessor]] = [
+        self.layers: list[tuple[str, Attention, SummedAlphas]] = [
             (name, layers[name], processor) for name, processor in registry.items()
         ]
         self.places: list[Place] = places(unet, registry)
@@ -225,7 +202,7 @@ def inject(
     chosen = select_layers(bare, targets, blocks) if layers is None else _named(bare, layers)
     for layer_name, layer in chosen.items():
         _refuse_unusual(layer_name, layer)
-    registry = _registry(bare)
+    registry = alphas_on(bare)
     result = {}
     for layer_name, layer in chosen.items():
         if layer_name not in registry:
@@ -244,7 +221,7 @@ def inject(
 def eject(unet: nn.Module, name: str | None = None) -> None:
     """Take one alpha off, or all; a layer without any gets its original processor back."""
     bare = unwrapped(unet)
-    registry, layers = _registry(bare), attention_layers(bare)
+    registry, layers = alphas_on(bare), attention_layers(bare)
     for layer_name, processor in list(registry.items()):
         for adapter in [name] if name else list(processor.adapters):
             if adapter in processor.adapters:
@@ -255,7 +232,7 @@ def eject(unet: nn.Module, name: str | None = None) -> None:
             if isinstance(layer, LayerWithAlpha):
                 layer.__class__ = Attention
             if layer is not None and layer.processor is processor:
-                layer.set_processor(processor.original)
+                layer.set_processor(layer.processor.original)
             del registry[layer_name]
     part = parts_of(bare).get(_ALPHA)
     if isinstance(part, AlphaPart):
@@ -265,16 +242,16 @@ def eject(unet: nn.Module, name: str | None = None) -> None:
 
 
 def set_scale(unet: nn.Module, scale: float, name: str = "default") -> None:
-    """Use `name` at I + scale * alpha; at 0 a layer without other alphas runs its original processor."""
-    for processor in _registry(unwrapped(unet)).values():
+    """Use `name` at I + scale * alpha; at 0 a layer without other alphas computes as it did before."""
+    for processor in alphas_on(unwrapped(unet)).values():
         if name in processor.adapters:
             processor.set_scale(name, scale)
 
 
 @contextmanager
 def alpha_off(unet: nn.Module) -> Iterator[None]:
-    """Inside, every layer runs its original processor; afterwards the alphas that were active are so again."""
-    before = [(processor, processor.active) for processor in _registry(unwrapped(unet)).values()]
+    """Inside, every layer computes as it did before alpha; afterwards the alphas that were active are so again."""
+    before = [(processor, processor.active) for processor in alphas_on(unwrapped(unet)).values()]
     try:
         for processor, _ in before:
             processor.active = ()
@@ -286,20 +263,12 @@ def alpha_off(unet: nn.Module) -> Iterator[None]:
 
 def coefficients_of(unet: nn.Module, name: str = "default") -> dict[str, Coefficients]:
     """The alphas called `name`, by layer name."""
-    registry = _registry(unwrapped(unet))
-    return {layer: p._coefficients(name) for layer, p in registry.items() if name in p.adapters}
+    registry = alphas_on(unwrapped(unet))
+    return {layer: p.coefficients(name) for layer, p in registry.items() if name in p.adapters}
 
 
 def injected_names(unet: nn.Module) -> set[str]:
-    return {name for processor in _registry(unwrapped(unet)).values() for name in processor.adapters}
-
-
-def _registry(bare: nn.Module) -> dict[str, MixedAttnProcessor]:
-    """Which processor each injected layer should be running; kept on the UNet, so that it travels with it."""
-    if not hasattr(bare, "_coeffdiff_layers"):
-        bare._coeffdiff_layers = {}
-    registry: dict[str, MixedAttnProcessor] = bare._coeffdiff_layers
-    return registry
+    return {name for processor in alphas_on(unwrapped(unet)).values() for name in processor.adapters}
 
 
 def _named(unet: nn.Module, names: Iterable[str]) -> dict[str, Attention]:

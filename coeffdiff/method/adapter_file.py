@@ -24,6 +24,7 @@ from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, is_ha
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, HEADER_KEY, LORA_FILE
 from coeffdiff.method.attached_header import ATTACHED, ATTACHED_VERSION, AttachedHeader
 from coeffdiff.method.coefficients import Coefficients
+from coeffdiff.method.networks import encoders_in
 from coeffdiff.method.not_an_adapter import name_of_tensors, no_tensors
 from coeffdiff.utils.atomic import in_utf8
 
@@ -166,8 +167,14 @@ def read_lora(
         return {}
     if not file.is_file():
         raise AdapterError(f"{folder} is incomplete: {LORA_FILE} is missing.")
+    shapes = _read_safetensors(file, tensors=False)[1]
+    if encoders_in(shapes) != encoders_in(f"{name}." for name in header.lora.encoders):
+        found = " and ".join(encoders_in(shapes)) or "no text encoder"
+        raise AdapterError(
+            f"{file} has LoRA for {found}, where {COEFF_FILE} names {' and '.join(header.lora.encoders) or 'none'}."
+        )
     if check_shapes is not None:
-        check_shapes(_read_safetensors(file, tensors=False)[1])
+        check_shapes(shapes)
     _, _, values = _read_safetensors(file, tensors=True)
     for key, tensor in values.items():
         if tensor.dtype not in _FLOATS or not tensor.isfinite().all():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from coeffdiff.method.coefficients import Form, Mixes
 from coeffdiff.method.families import FAMILIES, SDXL, Family, FamilyName
+from coeffdiff.method.networks import TEXT_ENCODERS, encoders_in
 
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
 
@@ -19,11 +20,13 @@ MOST_VECTORS = 64  # of the 75 tokens that a prompt has room for
 PARTS = {encoder.key: (encoder.network, encoder.tokenizer) for encoder in SDXL.encoders}
 
 
-def format_for(mixes: Mixes, vae: str | None = None, family: FamilyName = "sdxl") -> int:
+def format_for(
+    mixes: Mixes, vae: str | None = None, family: FamilyName = "sdxl", *, text_encoders: bool = False
+) -> int:
     """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them, readers
     of 2 would draw with the base model's own VAE, whatever the adapter was trained with, and readers of 3 take every
-    adapter for SDXL's."""
-    return 4 if family != "sdxl" else 3 if vae else 2 if mixes == "values" else 1
+    adapter for SDXL's, and would look for the text encoders' layers in the UNet."""
+    return 4 if text_encoders or family != "sdxl" else 3 if vae else 2 if mixes == "values" else 1
 
 
 def is_harmless(text: str) -> bool:
@@ -36,6 +39,16 @@ class LoraHeader(BaseModel):
     rank: int = Field(ge=1, le=1024)
     alpha: float = Field(gt=0)
     dora: bool = False
+    encoders: tuple[str, ...] = Field(
+        (), max_length=len(TEXT_ENCODERS)
+    )  # those that it is on beside the UNet
+
+    @field_validator("encoders")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(value) <= set(TEXT_ENCODERS):
+            raise ValueError("a text encoder that no pipeline has")
+        return value
 
 
 class BaseHeader(BaseModel):
@@ -96,7 +109,7 @@ class AdapterHeader(BaseModel):
     templates: tuple[str, ...] = Field((), max_length=1000)
     form: Form = "residual"
     mixes: Mixes = "maps"  # values: no Coeff-Tuning but the control for it
-    heads: dict[str, int] = Field({}, max_length=10_000)  # layer name -> heads
+    heads: dict[str, int] = Field({}, max_length=10_000)  # layer name -> heads; networks.py says whose layer
     lora: LoraHeader | None = None
     vectors: int = Field(0, ge=0, le=MOST_VECTORS)  # of the learned token; 0: the token is an ordinary word
     trained_steps: int = Field(ge=0, le=10**9)
@@ -113,9 +126,15 @@ class AdapterHeader(BaseModel):
         return FAMILIES[self.family]
 
     @property
+    def encoders(self) -> tuple[str, ...]:
+        """The text encoders that alpha or LoRA are on beside the UNet."""
+        return encoders_in([*self.heads, *(f"{name}." for name in (self.lora.encoders if self.lora else ()))])
+
+    @property
     def described(self) -> str:
         """The kind in words, for people."""
-        return f"{self.kind}, mixing values" if self.mixes == "values" else self.kind
+        text = ", text encoders too" if self.encoders else ""
+        return f"{self.kind}{', mixing values' if self.mixes == 'values' else ''}{text}"
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -128,6 +147,12 @@ class AdapterHeader(BaseModel):
         if format_for("maps", None, value) > info.data.get("format_version", FORMAT_VERSION):
             raise ValueError("another family than SDXL, which this format does not know")
         return value
+
+    @model_validator(mode="after")
+    def _encoders_in_time(self) -> AdapterHeader:
+        if self.encoders and self.format_version < format_for("maps", text_encoders=True):
+            raise ValueError("text encoders, which this format does not know")
+        return self
 
     @field_validator("mixes")
     @classmethod

@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
+from coeffdiff.method.networks import UNET, network_of
 
+_LABELS = {UNET: "UNet"}
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
 def lora_pairs(tensors: dict[str, Tensor], origin: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """A [rank, in] and B [out, rank] by the module of the UNet that they change, from the tensors of a LORA_FILE.
+    """A [rank, in] and B [out, rank] by the module that they change, from the tensors of a LORA_FILE.
+
+    Modules of the UNet bear their names in it, those of a text encoder stand behind the encoder's (networks.py).
 
     DoRA's magnitudes are left out. Raises: AdapterError for tensors that are no LoRA of this layout.
     """
@@ -33,7 +37,8 @@ def lora_pairs(tensors: dict[str, Tensor], origin: str) -> dict[str, tuple[Tenso
 
 
 def peft_key(key: str) -> str:
-    """diffusers' stock layout names the two matrices down and up; PEFT names them A and B."""
+    """diffusers' stock layout names the two matrices down and up, text encoders' otherwise; PEFT names them A and B."""
+    key = key.replace(".lora_linear_layer.", ".lora.")
     return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
 
@@ -47,8 +52,9 @@ def check_lora_shapes(
 ) -> list[str]:
     """The adapted modules, after every tensor's name and shape has been checked against the host's own.
 
-    linear: (out, in) of the host's linear layer of that name in diffusers' UNet, None where there is none.
-    Raises: AdapterError for tensors that are no LoRA of this shape, AdapterMismatch for another UNet's.
+    linear: (out, in) of the host's linear layer of that name in diffusers' UNet, or behind the name of one of its text
+        encoders; None where there is none.
+    Raises: AdapterError for tensors that are no LoRA of this shape, AdapterMismatch for another model's.
     """
     named, shapes = len(shapes), {peft_key(key): shape for key, shape in shapes.items()}
     if len(shapes) < named:
@@ -59,10 +65,11 @@ def check_lora_shapes(
         if not key.endswith(DOWN):
             continue
         stem = key.removesuffix(DOWN)
-        size = linear(stem.removeprefix("unet.")) if stem.startswith("unet.") else None
+        network = network_of(stem)
+        size = linear(stem.removeprefix("unet.")) if stem.startswith(f"{network}.") else None
         if size is None:
             raise AdapterMismatch(
-                f"{origin} adapts {stem}, which is no linear layer of this UNet. "
+                f"{origin} adapts {stem}, which is no linear layer of this {_LABELS.get(network, network)}. "
                 "The adapter belongs to another model."
             )
         modules.append(stem.removeprefix("unet."))
@@ -75,7 +82,10 @@ def check_lora_shapes(
         raise AdapterError(f"{origin} is not a LoRA of this layout: {odd[0] if odd else 'it is empty'}.")
     for key, shape in expected.items():
         if shapes[key] != shape:
-            raise AdapterMismatch(f"{origin}: {key} is {_shown(shapes[key])}, but this UNet needs {shape}.")
+            there = _LABELS.get(network_of(key), network_of(key))
+            raise AdapterMismatch(
+                f"{origin}: {key} is {_shown(shapes[key])}, but this {there} needs {shape}."
+            )
     return sorted(modules)
 
 

@@ -30,7 +30,10 @@ class MemoryOption:
 
     def named(self, prefix: str = "") -> str:
         """The option as the user writes it, `prefix` before each of its settings."""
-        texts = {name: "true" if value is True else str(value) for name, value in self.values.items()}
+        texts = {
+            name: str(value).lower() if isinstance(value, bool) else str(value)
+            for name, value in self.values.items()
+        }
         name = self.flag or " ".join(f"{prefix}{name}={text}" for name, text in texts.items())
         return f"{name} ({self.note})" if self.note else name
 
@@ -63,6 +66,11 @@ def memory_options(
         )
     if (smaller := smaller_side(resolution)) < resolution:
         options.append(MemoryOption({"training.resolution": smaller}, flag=f"--resolution {smaller}"))
+    if on_text := method.on_text_encoders:
+        off = {f"method.{part}.text_encoders": False for part in on_text}
+        options.append(
+            MemoryOption(off, note="the text encoders leave memory, and learn nothing", predicted=False)
+        )
     if "lora" in method.kind and method.lora.rank > 4:
         options.append(MemoryOption({"method.lora.rank": 4}, predicted=False))
     return options

@@ -99,7 +99,7 @@ def _memory(ledgers: RunLedgers, process_bytes: int, *, on_gpu: bool) -> tuple[d
     }
     if ledgers.drawing and ledgers.decoding:
         phases["training"] += 0 if on_gpu else vae  # it waits for the pictures
-        resident = ledgers.unet_bytes + ledgers.states + vae
+        resident = ledgers.unet_bytes + ledgers.states + ledgers.text_kept + vae
         phases["pictures"] = max(
             most(resident, ledgers.drawing, ledgers.unet_bytes), most(resident, ledgers.decoding, vae)
         )

@@ -19,6 +19,7 @@ from coeffdiff.preflight.dry_run import (
     train_step,
 )
 from coeffdiff.preflight.ledger import Ledger
+from coeffdiff.preflight.text_dry_run import bytes_of_gradients, make_encoders_learnable, text_step
 from coeffdiff.preflight.workload import Workload
 
 
@@ -30,8 +31,10 @@ class RunLedgers:
     unet_bytes: of the UNet with what learns on it; unet_config: its architecture.
     text_numbers: how many numbers the text encoders have.
     trained: how many numbers learn. states: of the optimizer.
-    beside_unet: what a step finds there beside the UNet: the states, and with a learned token the text encoders.
-    step: one micro-batch. teaching: the base model's forward for prior preservation. encoding: one photo.
+    text_kept: of the text encoders, where they stay because something of the text learns, with gradients there.
+    beside_unet: what a step finds there beside the UNet: the states, text_kept, and what waits for a backward there.
+    step: one micro-batch. texts: its captions, where the text encoders train. teaching: the base model's forward for
+    prior preservation. encoding: one photo.
     drawing, decoding: one step and the VAE of a validation picture, None without any.
     """
 
@@ -41,8 +44,10 @@ class RunLedgers:
     text_numbers: int
     trained: int
     states: int
+    text_kept: int
     beside_unet: int
     step: Ledger
+    texts: Ledger | None
     teaching: Ledger | None
     encoding: Ledger
     drawing: Ledger | None
@@ -63,16 +68,26 @@ def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
     weights = {name: bytes_of(network) for name, network in networks.items()}
 
     kept = partial(optimizer_bytes, work.optimizer, work.optimizer_args, work.averaged)
+    text_numbers = sum(count_numbers(encoder) for encoder in encoders)
     parameters = make_learnable(unet, work.learned)
-    unet_bytes, trained = bytes_of(unet), sum(parameter.numel() for parameter in parameters)
-    states = beside_unet = kept([parameter.numel() for parameter in parameters])
+    unet_bytes = bytes_of(unet)
+    text_parameters = make_encoders_learnable(
+        dict(zip(base.family.text_networks, encoders, strict=True)), work.text_learned
+    )
+    learning = [parameter.numel() for parameter in (*parameters, *text_parameters)]
+    trained, states = sum(learning), kept(learning)
+    text_kept = waiting = 0
+    texts = None
     if work.learns_token:
         rows = [work.token_vectors * encoder.config.hidden_size for encoder in encoders]
         trained += sum(rows)
         states += kept(rows)
-        beside_unet = states + sum(
-            bytes_of(encoder) + text_activations(encoder, work.rows, work.narrow) for encoder in encoders
-        )
+        waiting = sum(text_activations(encoder, work.rows, work.narrow) for encoder in encoders)
+    if text_parameters:
+        texts, waiting = text_step(encoders, text_parameters, rows=work.rows, device=kind)
+    if work.learns_token or text_parameters:
+        text_kept = sum(map(bytes_of, encoders)) + bytes_of_gradients(text_parameters)
+    beside_unet = states + text_kept + waiting
 
     def denoised(batch: int, rows: int, columns: int) -> Ledger:
         return denoise_step(unet, batch=batch, rows=rows, columns=columns, device=kind)
@@ -89,11 +104,13 @@ def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
         weights,
         unet_bytes,
         unet.config,
-        sum(count_numbers(encoder) for encoder in encoders),
+        text_numbers,
         trained,
         states,
+        text_kept,
         beside_unet,
         step,
+        texts,
         teaching,
         encoding,
         drawing,

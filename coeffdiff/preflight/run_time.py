@@ -44,7 +44,11 @@ def run_seconds(
     # AdamW and clipping pass over all that is learned some twenty times; their calls are in the overhead
     a_step = work.accumulate * micro + 20 * 4 * ledgers.trained / watch.bytes_per_second
     text_flops = 2 * TOKENS * ledgers.text_numbers
-    if work.learns_token:  # forward, and back through what is frozen
+    if ledgers.texts:
+        a_step += work.accumulate * (
+            watch.seconds(ledgers.texts) + 2 * ledgers.text_bytes * watch.seconds_to_fetch()
+        )
+    elif work.learns_token:  # forward, and back through what is frozen
         a_step += work.accumulate * 2 * work.rows * text_flops / watch.flops_per_second
 
     # A photo's work grows with its pixels; the ledger is of the largest

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from coeffdiff.config.optimizer_rates import auto_rate, has_one_rate
-from coeffdiff.config.schema import MethodSettings, TrainingSettings
+from coeffdiff.config.schema import MethodSettings, TrainingSettings, rate_setting
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.noise_schedule import schedule_findings
 from coeffdiff.preflight.report import Finding
@@ -41,14 +41,14 @@ def rate_findings(method: MethodSettings, *, learns_token: bool, optimizer: str 
     if has_one_rate(optimizer) or auto_rate(optimizer, 1.0) is None:
         return []
     findings = []
-    sections = (("coeff", method.coeff), ("lora", method.lora), ("token", method.token))
+    trained = [name for name in ("coeff", "lora") if name in method.kind] + ["token"] * learns_token
+    trained += [f"{name}_text" for name in method.on_text_encoders]
     # "auto", where nothing was resolved, is never too high
-    rates = {name: section.learning_rate for name, section in sections if section.learning_rate != "auto"}
+    rates = {name: rate for name, rate in method.rates.items() if name in trained and rate != "auto"}
     for name, rate in ((name, float(rate)) for name, rate in rates.items()):
-        trained = learns_token if name == "token" else name in method.kind
-        if trained and rate > _HIGHEST_RATE:
+        if rate > _HIGHEST_RATE:
             sentence = (
-                f"method.{name}.learning_rate {rate:g} is far above the usual 1e-5 to 3e-2: the loss "
+                f"{rate_setting(name)} {rate:g} is far above the usual 1e-5 to 3e-2: the loss "
                 "will hardly stay finite"
             )
             findings.append(Finding("problem", "rate", sentence))

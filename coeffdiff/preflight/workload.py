@@ -14,6 +14,7 @@ from coeffdiff.data.templates import captions_for
 from coeffdiff.data.views import Crop, view_of
 from coeffdiff.models.architecture import bucket_step, vae_factor
 from coeffdiff.preflight.dry_run import Learned
+from coeffdiff.preflight.text_dry_run import TextLearned
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ANY_TOKEN = "token"  # what the token is changes no number of captions
@@ -38,6 +39,7 @@ class Workload:
     narrow: torch.dtype | None
     learned: Learned
     token_vectors: int
+    text_learned: TextLearned
     optimizer: str
     optimizer_args: dict[str, Any]
     averaged: bool
@@ -74,7 +76,7 @@ class Workload:
             "columns": self.latent_columns,
             "narrow": self.narrow,
             "checkpointing": self.checkpointing,
-            "through_text": self.learns_token,
+            "through_text": self.learns_token or bool(self.text_learned),
         }
 
 
@@ -92,6 +94,7 @@ def workload_of(settings: Settings, base: Any, photos: Sequence[Photo]) -> Workl
         dtype=dtype,
         narrow=None if training.precision == "no" else dtype,
         learned=learned_parts(settings.method),
+        text_learned=text_parts(settings.method),
         token_vectors=settings.method.token.vectors if settings.learns_token else 0,
         optimizer=training.optimizer,
         optimizer_args=training.optimizer_args,
@@ -127,6 +130,16 @@ def learned_parts(method: MethodSettings) -> Learned:
         targets=method.coeff.targets if "coeff" in method.kind else None,
         blocks=tuple(method.coeff.blocks) if method.coeff.blocks else None,
         backend=method.coeff.backend,
+        mixes=method.coeff.mixes,
+    )
+
+
+def text_parts(method: MethodSettings) -> TextLearned:
+    """What `method` trains on the text encoders."""
+    return TextLearned(
+        rank=method.lora.rank if "lora" in method.on_text_encoders else None,
+        dora=method.lora.dora,
+        alpha="coeff" in method.on_text_encoders,
         mixes=method.coeff.mixes,
     )
 

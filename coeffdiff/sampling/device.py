@@ -9,6 +9,7 @@ import torch
 from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.hosts.guard import unwrapped
+from coeffdiff.hosts.text_encoders import encoders_on
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.sampling.memory_options import Offload, Precision
 from coeffdiff.sampling.vae_precision import cast_to, needs_upcast
@@ -83,7 +84,8 @@ def _offload_sequentially(pipe: Any, device: torch.device) -> None:
 
     # Hooks load weights when a module's forward is called. A coefficient matrix has no forward call, so alpha would
     # stay on the meta device; all alphas of SDXL together take 200 KB.
-    for module in unwrapped(pipe.unet).modules():
-        if isinstance(module, Coefficients):
-            remove_hook_from_module(module)
-            module.to(device)
+    for network in (unwrapped(pipe.unet), *encoders_on(pipe).values()):
+        for module in network.modules():
+            if isinstance(module, Coefficients):
+                remove_hook_from_module(module)
+                module.to(device)

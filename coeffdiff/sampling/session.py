@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from coeffdiff.hosts.diffusers import check_apart, check_architecture
+from coeffdiff.hosts.text_encoders import check_encoders
 from coeffdiff.method.adapter_file import read_header, read_rows
-from coeffdiff.models.architecture import native_resolution, unet_on_meta
+from coeffdiff.models.architecture import native_resolution, network_on_meta, unet_on_meta
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.opening import Asked, Trained, differences, open_base, where
 from coeffdiff.models.source import Backbone
@@ -61,8 +62,11 @@ class Session:
         print_hints(differences(self.adapters, self.base, self.dtype))
 
     def check_adapter(self, adapter: Trained) -> None:
-        """Raises: AdapterMismatch unless the UNet has the adapter's layers; AdapterError for damaged token rows."""
+        """Raises: AdapterMismatch unless UNet and text encoders have the adapter's layers; AdapterError for damaged
+        token rows."""
         check_architecture(self._unet, adapter.header, adapter.folder)
+        encoders = {name: network_on_meta(self.base, name, self.dtype) for name in adapter.header.encoders}
+        check_encoders(encoders, adapter.header, adapter.folder)
         read_rows(adapter.folder, adapter.header)
 
     def refuse_offload(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.schema import Settings, rate_setting
 from coeffdiff.data.batches import Batch
 from coeffdiff.hosts.guard import unwrapped
 from coeffdiff.hosts.lora import lora_off
@@ -39,7 +39,7 @@ def cause_of(
     Args:
         batches: this process's, of that step.
         unet: as it trains; its adapters are off meanwhile. scheduler: of the loss.
-        groups: of what learns: coeff, lora, token.
+        groups: of what learns: coeff, coeff_text, lora, lora_text, token.
     """
     training, bare = settings.training, unwrapped(unet)
     broken = first_not_finite((n, w) for n, w in bare.named_parameters() if not w.requires_grad)
@@ -66,8 +66,7 @@ def cause_of(
             f"nothing had been learned yet, so it is the backward pass of this model that overflows: {advice}"
         )
     method = settings.method
-    rates = {name: getattr(method, name).learning_rate for name in groups}
-    named = " or ".join(f"method.{name}.learning_rate ({rate:g})" for name, rate in rates.items())
+    named = " or ".join(f"{rate_setting(name)} ({method.rates[name]:g})" for name in groups)
     if training.precision == "fp16":
         return f"what had been learned overflows in fp16: lower {named}, or {_BF16}"
     return (

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from coeffdiff.config.schema import MethodSettings, Settings, ValidationSettings
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
+from coeffdiff.method.networks import UNET, network_of
 from coeffdiff.utils.hub import HUB_ID
 
 _CONTROL = (
@@ -114,12 +115,20 @@ def _parts_and_rates(header: AdapterHeader, method: MethodSettings | None) -> tu
     holds, rates = [], []
     if header.heads:
         alphas = sum(heads * heads for heads in header.heads.values())
-        holds.append(f"alpha: {len(header.heads)} attention layers, {alphas:,} numbers ({header.form} form)")
+        of_text = sum(network_of(layer) != UNET for layer in header.heads)
+        where = f", {of_text} of them in the text encoders" if of_text else ""
+        holds.append(
+            f"alpha: {len(header.heads)} attention layers{where}, {alphas:,} numbers ({header.form} form)"
+        )
         rates += [f"alpha {method.coeff.learning_rate:g}"] if method else []
+        rates += [f"text encoders' alpha {method.coeff.text_learning_rate:g}"] if method and of_text else []
     if header.lora:
         name = "DoRA" if header.lora.dora else "LoRA"
-        holds.append(f"{name}: rank {header.lora.rank}, alpha {header.lora.alpha:g}")
+        of_text = len(header.lora.encoders)
+        where = " in UNet and text encoders" if of_text else ""
+        holds.append(f"{name}{where}: rank {header.lora.rank}, alpha {header.lora.alpha:g}")
         rates += [f"LoRA {method.lora.learning_rate:g}"] if method else []
+        rates += [f"text encoders' LoRA {method.lora.text_learning_rate:g}"] if method and of_text else []
     if header.vectors:
         plural = "s" * (header.vectors > 1)
         where = "each text encoder" if len(header.base_family.encoders) > 1 else "the text encoder"
@@ -133,12 +142,13 @@ def _in_other_tools(header: AdapterHeader) -> str:
     control = header.mixes == "values"
     bound = "needs coeffdiff" if control else "cannot be merged into weights and needs coeffdiff"
     sentences = [_CONTROL] if control else []
+    whole = ", UNet and text encoders" if header.lora and header.lora.encoders else ""
     if header.lora and header.heads:
         sentences.append(
-            f"The LoRA part alone also loads with diffusers' `load_lora_weights` ({LORA_FILE}); alpha {bound}."
+            f"The LoRA part alone also loads with diffusers' `load_lora_weights` ({LORA_FILE}{whole}); alpha {bound}."
         )
     elif header.lora:
-        sentences.append(f"It also loads with diffusers' `load_lora_weights` ({LORA_FILE}).")
+        sentences.append(f"It also loads with diffusers' `load_lora_weights` ({LORA_FILE}{whole}).")
     elif header.heads and not control:
         sentences.append(
             "Mixing attention maps is no change of weights, so alpha cannot be merged into a model and needs coeffdiff."

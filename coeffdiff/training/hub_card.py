@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from coeffdiff.errors import AdapterError
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.families import SDXL
+from coeffdiff.method.networks import encoders_in
 from coeffdiff.pocket import POCKET
 from coeffdiff.training.card import front_matter, gallery, usage
 from coeffdiff.utils.hub import HUB_ID
@@ -76,6 +77,8 @@ def _elsewhere(header: AdapterHeader, repo: str) -> str:
     pipe = f"Here `pipe` is {opened}."
     if header.base_model == POCKET or header.base_family is not SDXL:  # which the node cannot load
         return pipe
+    if encoders_in(header.heads):
+        return f"{pipe} The ComfyUI node refuses alpha on text encoders."
     return (
         f"{pipe} In ComfyUI's folder, `hf download {repo} --local-dir models/coeffdiff/{_name(repo)}` puts the adapter "
         "where the node *Load coeffdiff adapter* lists it; `coeffdiff comfyui install PATH_OF_COMFYUI` adds the node."

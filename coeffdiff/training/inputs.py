@@ -25,6 +25,7 @@ from coeffdiff.training.plan import Plan
 from coeffdiff.training.prior import counting_photos, encode_prior
 from coeffdiff.training.resolve import free_memory
 from coeffdiff.training.text import LearnedToken
+from coeffdiff.training.text_encoders import TrainedEncoders
 from coeffdiff.utils.console import progress
 from coeffdiff.utils.torch_setup import prepare_kernels
 
@@ -34,13 +35,20 @@ class Inputs:
     """What training draws from.
 
     previews: validation prompts, ready for sampling; vae: on the CPU, for their pictures; learned: a learned token
-    with the text encoders that it is learned in, which otherwise have left memory.
+    with the text encoders that it is learned in; encoders: text encoders that train. Without either they have left
+    memory.
     """
 
     data: LatentData
     previews: dict[str, Any]
     vae: Any
     learned: LearnedToken | None
+    encoders: TrainedEncoders | None = None
+
+    @property
+    def live(self) -> LearnedToken | TrainedEncoders | None:
+        """What encodes captions in every step, if anything of the text learns."""
+        return self.encoders or self.learned
 
 
 def encode(plan: Plan) -> Inputs:
@@ -62,7 +70,9 @@ def encode(plan: Plan) -> Inputs:
     previews = encode_prompts(pipe, prompts, guidance=settings.validation.guidance) if prompts else {}
     vae = pipe.vae
     prepare_kernels(state.device, plan.dtype, vae)
-    if not learned:
+    # After the texts: what they are encoded as is the base model's, which prior preservation's teacher reads
+    encoders = TrainedEncoders(pipe, settings, learned) if settings.method.on_text_encoders else None
+    if not (learned or encoders):
         for part in (*plan.base.family.text_networks, *plan.base.family.tokenizers):
             setattr(pipe, part, None)
     free_memory(state)
@@ -83,7 +93,7 @@ def encode(plan: Plan) -> Inputs:
         unconditional=unconditional,
         prior=prior,
     )
-    return Inputs(data, previews, vae, learned)
+    return Inputs(data, previews, vae, learned, encoders)
 
 
 def _through_vae(

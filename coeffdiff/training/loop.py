@@ -60,9 +60,9 @@ def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
         print_findings(plan)
         judge = on_main(plan.state, lambda: judge_for(plan.settings, plan.photos), share=False)
 
-        # The text encoders leave memory before the UNet comes, unless a token is learned in them
+        # The text encoders leave memory before the UNet comes, unless they or a token in them are learned
         inputs = encode(plan)
-        network = build_network(plan, inputs.learned, checkpoint)
+        network = build_network(plan, inputs, checkpoint)
         watch = Watch(plan.run, plan.settings, network.accelerator, judge)
         outputs = RunOutputs(plan, inputs, network, watch)
 

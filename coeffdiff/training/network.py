@@ -21,8 +21,8 @@ from coeffdiff.models.loading import load_pipeline
 from coeffdiff.training.average import Average, average_for
 from coeffdiff.training.checkpoints import Checkpoint
 from coeffdiff.training.continuing import check_weights
+from coeffdiff.training.inputs import Inputs
 from coeffdiff.training.plan import Plan
-from coeffdiff.training.text import LearnedToken
 from coeffdiff.training.trackers import trackers_for
 from coeffdiff.training.trainables import Trainables, make_trainable
 from coeffdiff.utils.torch_setup import compile_blocks, prepare_kernels
@@ -68,8 +68,8 @@ class Network:
         return self.optimizer.state_dict(), self.schedule.state_dict(), scaler.state_dict() if scaler else {}
 
 
-def build_network(plan: Plan, learned: LearnedToken | None, checkpoint: Checkpoint | None) -> Network:
-    """The base model's UNet, frozen, with alpha and LoRA on it.
+def build_network(plan: Plan, inputs: Inputs, checkpoint: Checkpoint | None) -> Network:
+    """The base model's UNet, frozen, with alpha and LoRA on it; what learns of the text is in `inputs`.
 
     Raises: ResumeError if its weights are not those that `checkpoint` was trained on.
     """
@@ -80,7 +80,7 @@ def build_network(plan: Plan, learned: LearnedToken | None, checkpoint: Checkpoi
         check_weights(plan.run, checkpoint.model, weights, plan.base)
     unet, noise_scheduler = pipe.unet.to(device), DDPMScheduler.from_config(pipe.scheduler.config)
     prepare_kernels(device, plan.dtype, unet)
-    trainables = make_trainable(unet, plan.settings, learned)
+    trainables = make_trainable(unet, plan.settings, inputs.learned, inputs.encoders)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.train()
@@ -99,7 +99,7 @@ def build_network(plan: Plan, learned: LearnedToken | None, checkpoint: Checkpoi
         log_with=trackers_for(plan.settings, plan.run) or None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    # DDP refuses a network without anything to learn; a token's rows are none of its parameters
+    # DDP refuses a network without anything to learn; what learns of the text is none of its parameters
     model = accelerator.prepare_model(unet, evaluation_mode=not (trainables.alphas or trainables.lora))
     optimizer = accelerator.prepare(bare)
     return Network(
@@ -117,31 +117,24 @@ def build_network(plan: Plan, learned: LearnedToken | None, checkpoint: Checkpoi
 
 
 def parameter_groups(trainables: Trainables, method: MethodSettings) -> list[dict[str, Any]]:
-    """The optimizer's groups: alpha, LoRA and token with their own learning rates; alpha and token do not decay."""
-    groups: list[dict[str, Any]] = []
-    if trainables.alphas:
-        rate = float(method.coeff.learning_rate)
-        groups.append({"params": trainables.alphas, "lr": rate, "weight_decay": 0.0})
-    if trainables.lora:
-        rate, decay = float(method.lora.learning_rate), method.lora.weight_decay
-        groups.append({"params": list(trainables.lora.values()), "lr": rate, "weight_decay": decay})
-    if trainables.token:
-        rate = float(method.token.learning_rate)
-        groups.append({"params": list(trainables.token.values()), "lr": rate, "weight_decay": 0.0})
-    return groups
+    """The optimizer's groups, each with its own learning rate; alpha and token do not decay."""
+    decay = {"lora": method.lora.weight_decay, "lora_text": method.lora.weight_decay}
+    return [
+        {"params": parameters, "lr": float(method.rates[name]), "weight_decay": decay.get(name, 0.0)}
+        for name, parameters in trainables.groups.items()
+    ]
 
 
 def clip_gradients(
     accelerator: Accelerator, trainables: Trainables, training: TrainingSettings
 ) -> dict[str, Tensor]:
-    """Clip alpha, LoRA and token apart, so that the many do not drown the few; returns their norms before clipping."""
+    """Clip each group apart, so that the many do not drown the few; returns their norms before clipping.
+
+    Groups of the text encoders have the limits of the UNet's.
+    """
     accelerator.unscale_gradients()
-    norms = {}
-    for name, parameters, limit in (
-        ("coeff", trainables.alphas, training.clip_coeff),
-        ("lora", list(trainables.lora.values()), training.clip_lora),
-        ("token", list(trainables.token.values()), training.clip_token),
-    ):
-        if parameters:
-            norms[name] = nn.utils.clip_grad_norm_(parameters, limit or math.inf).detach()
-    return norms
+    limits = {"coeff": training.clip_coeff, "lora": training.clip_lora, "token": training.clip_token}
+    return {
+        name: nn.utils.clip_grad_norm_(parameters, limits[name.removesuffix("_text")] or math.inf).detach()
+        for name, parameters in trainables.groups.items()
+    }

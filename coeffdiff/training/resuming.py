@@ -75,7 +75,11 @@ def _idle(settings: Settings) -> tuple[str, ...]:
     kind = settings.method.kind
     learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
     parts = [part for part, learns in learning.items() if not learns]
-    return tuple(name for part in parts for name in (f"method.{part}.", f"training.clip_{part}"))
+    idle = tuple(name for part in parts for name in (f"method.{part}.", f"training.clip_{part}"))
+    on_text = settings.method.on_text_encoders
+    return idle + tuple(
+        f"method.{part}.text_learning_rate" for part in ("coeff", "lora") if part not in on_text
+    )
 
 
 def _known_by_content(run: RunFolder, name: str, pair: tuple[Any, Any]) -> bool:

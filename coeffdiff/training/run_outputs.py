@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from coeffdiff.hosts.diffusers import save_adapter, write_adapter
 from coeffdiff.method.adapter_header import AdapterHeader
@@ -90,7 +91,7 @@ class RunOutputs:
         """Validation pictures of this step, scored and shown. Returns: their files and their grid."""
         files: list[Path] = []
         if self._inputs.previews and self._plan.state.is_main_process:
-            clear_dropout(self._network.trainables.coefficients)
+            clear_dropout(self._network.trainables.all_coefficients)
             with self._network.shown():
                 files = self._draw_previews(step, on_progress)
                 self._watch.validated(step, loss, files, log, self._network.trainables)
@@ -101,7 +102,7 @@ class RunOutputs:
     def finish(self, step: int, loss: float, pictures: list[Path], last: bool) -> None:
         """The adapter at the end of a run, or the best one. last: whether all validations are in."""
         plan, trainables = self._plan, self._network.trainables
-        clear_dropout(trainables.coefficients)
+        clear_dropout(trainables.all_coefficients)
         check_learned(trainables.tensors(), step, plan.run)
         if plan.state.is_main_process:
             final = FinalState(self.header, loss, pictures, self._watch.scores if pictures else {})
@@ -115,15 +116,20 @@ class RunOutputs:
                 extras = {picture.name: picture.read_bytes() for picture in final.pictures}
                 extras |= {"README.md": card.encode()}
                 unet, rows = self._network.unet, trainables.token
-                save_adapter(plan.run.adapter, unet, final.header, extras, rows=rows)
+                save_adapter(plan.run.adapter, unet, final.header, extras, rows=rows, encoders=self._encoders)
         plan.state.wait_for_everyone()
 
     def _header_at(self, step: int) -> AdapterHeader:
         return self.header.model_copy(update={"trained_steps": step})
 
     def _write_adapter(self, step: int, folder: Path, extras: dict[str, bytes] | None = None) -> None:
-        rows = self._network.trainables.token
-        write_adapter(folder, self._network.unet, self._header_at(step), extras, rows=rows)
+        rows, header = self._network.trainables.token, self._header_at(step)
+        write_adapter(folder, self._network.unet, header, extras, rows=rows, encoders=self._encoders)
+
+    @property
+    def _encoders(self) -> dict[str, Any]:
+        """The text encoders that train."""
+        return self._inputs.encoders.encoders if self._inputs.encoders else {}
 
     def _draw_previews(self, step: int, on_progress: Callable[[float], None]) -> list[Path]:
         plan, inputs, network = self._plan, self._inputs, self._network
@@ -136,6 +142,6 @@ class RunOutputs:
             "trained_steps": step,
         }
         details = recipe(plan.base) | {"adapters": [adapter]}
-        encoded = inputs.learned.encoded(list(inputs.previews)) if inputs.learned else inputs.previews
+        encoded = inputs.live.encoded(list(inputs.previews)) if inputs.live else inputs.previews
         folder = plan.run.samples(step)
         return write_previews(folder, plan.settings, encoded, parts, details, plan.state, on_progress)

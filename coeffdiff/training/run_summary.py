@@ -35,8 +35,13 @@ def print_run_summary(plan: Plan) -> None:
     batch = f"batch {training.batch_size} x {training.accumulate} accumulated x {state.num_processes} process"
     method = settings.method
     control = ", mixing values" if "coeff" in method.kind and method.coeff.mixes == "values" else ""
+    on_text = (
+        f", {' and '.join(method.on_text_encoders)} on the text encoders too"
+        if method.on_text_encoders
+        else ""
+    )
     print_info(
-        f"method   {settings.trained_kind}{control}, {training.steps} steps, "
+        f"method   {settings.trained_kind}{control}{on_text}, {training.steps} steps, "
         f"{batch}{'es' if state.num_processes > 1 else ''}"
     )
     if plan.chosen:

@@ -25,16 +25,17 @@ def make_step(step: int, plan: Plan, inputs: Inputs, network: Network) -> Pendin
     Returns: figures of the step, for which nobody has waited yet.
     Raises: InjectionError if an adapter's part has gone from the UNet.
     """
-    settings, accelerator, learned = plan.settings, network.accelerator, inputs.learned
+    settings, accelerator = plan.settings, network.accelerator
+    live, learned = inputs.live, inputs.learned
     verify(network.unet)
     dropout, seed = settings.method.coeff.dropout, settings.training.seed
-    draw_dropout(network.trainables.coefficients, dropout, seed=seed, step=step)
+    draw_dropout(network.trainables.all_coefficients, dropout, seed=seed, step=step)
     losses: list[Tensor] = []
     prior_losses: list[Tensor] = []
     norms: dict[str, Tensor] = {}
     for micro in range(plan.accumulate):
         batch = inputs.data.batch(step, plan.share(micro), plan.state.device)
-        embeds, pooled = learned.conditions(batch) if learned else (batch.embeds, batch.pooled)
+        embeds, pooled = live.conditions(batch) if live else (batch.embeds, batch.pooled)
         with accelerator.accumulate(network.model):
             loss = denoising_loss(
                 _predictor(network.model, embeds, pooled, batch.time_ids),
@@ -49,8 +50,8 @@ def make_step(step: int, plan: Plan, inputs: Inputs, network: Network) -> Pendin
             accelerator.backward(loss)
             losses.append(loss.detach())
             if accelerator.sync_gradients:
-                if learned:
-                    learned.share_gradients(plan.state)
+                if live:
+                    live.share_gradients(plan.state)
                 norms = clip_gradients(accelerator, network.trainables, settings.training)
             network.optimizer.step()
             network.optimizer.zero_grad()
@@ -60,7 +61,11 @@ def make_step(step: int, plan: Plan, inputs: Inputs, network: Network) -> Pendin
         for name, parts in (("loss", losses), ("loss_prior", prior_losses))
         if parts
     }
-    moved = {"alpha": network.trainables.mean_abs_alpha(), "token": learned.moved() if learned else None}
+    moved = {
+        "alpha": network.trainables.mean_abs_alpha(),
+        "text_alpha": network.trainables.mean_abs_text_alpha(),
+        "token": learned.moved() if learned else None,
+    }
     rates = [
         step_size(group) for group in network.optimizer.param_groups
     ]  # of this step: the schedule comes after

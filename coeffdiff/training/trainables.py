@@ -20,29 +20,54 @@ from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import AdapterHeader, BaseHeader, LoraHeader, format_for
 from coeffdiff.method.coefficients import Coefficients, Mixes
 from coeffdiff.method.families import FamilyName
+from coeffdiff.method.networks import encoders_in
 from coeffdiff.training.resolve import PRECISIONS, check_model_name
 from coeffdiff.training.text import LearnedToken
+from coeffdiff.training.text_encoders import TrainedEncoders
 
 
 @dataclass(frozen=True)
 class Trainables:
-    """What learns: alphas by layer name, LoRA parameters by name, a token's rows by encoder; all float32."""
+    """What learns, all float32.
+
+    Alphas by layer name, LoRA parameters by name, a token's rows by encoder. text_coefficients, text_lora: on the text
+    encoders, their names behind the encoder's.
+    """
 
     coefficients: dict[str, Coefficients]
     lora: dict[str, nn.Parameter]
     token: dict[str, nn.Parameter] = field(default_factory=dict)
+    text_coefficients: dict[str, Coefficients] = field(default_factory=dict)
+    text_lora: dict[str, nn.Parameter] = field(default_factory=dict)
 
     @property
     def alphas(self) -> list[Tensor]:
         return [c.alpha for c in self.coefficients.values()]
 
+    @property
+    def all_coefficients(self) -> dict[str, Coefficients]:
+        """Of all networks."""
+        return self.coefficients | self.text_coefficients
+
+    @property
+    def groups(self) -> dict[str, list[Tensor]]:
+        """What learns at one rate, by the names that MethodSettings.rates has; only groups that there are."""
+        found = {
+            "coeff": self.alphas,
+            "coeff_text": [c.alpha for c in self.text_coefficients.values()],
+            "lora": list(self.lora.values()),
+            "lora_text": list(self.text_lora.values()),
+            "token": list(self.token.values()),
+        }
+        return {name: parameters for name, parameters in found.items() if parameters}
+
     def parameters(self) -> list[nn.Parameter]:
         """All that learns, in the order of tensors()."""
-        return [*self.alphas, *self._named.values()]
+        return [*(c.alpha for c in self.all_coefficients.values()), *self._named.values()]
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies on the CPU under the names that checkpoints use."""
-        named = {f"{layer}.alpha": c.alpha for layer, c in self.coefficients.items()} | self._named
+        named = {f"{layer}.alpha": c.alpha for layer, c in self.all_coefficients.items()} | self._named
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
 
     @torch.no_grad()
@@ -53,22 +78,36 @@ class Trainables:
             raise ResumeError(
                 "The checkpoint holds other layers than this model has; it belongs to another run."
             )
-        fill_alphas(self.coefficients, {k: t for k, t in tensors.items() if k not in self._named})
+        fill_alphas(self.all_coefficients, {k: t for k, t in tensors.items() if k not in self._named})
         for name, parameter in self._named.items():
             parameter.copy_(tensors[name])
 
     @property
     def _named(self) -> dict[str, nn.Parameter]:
-        return self.lora | {f"learned_token.{key}": rows for key, rows in self.token.items()}
+        rows = {f"learned_token.{key}": rows for key, rows in self.token.items()}
+        return self.lora | self.text_lora | rows
 
     def mean_abs_alpha(self) -> Tensor | None:
         """Mean |alpha| over all entries of all layers (distance from ordinary attention), 0-d; None without alpha."""
-        if not self.coefficients:
-            return None
-        return torch.cat([c.displacement().flatten() for c in self.coefficients.values()]).mean()
+        return _mean_displacement(self.coefficients)
+
+    def mean_abs_text_alpha(self) -> Tensor | None:
+        """The same of the text encoders' layers."""
+        return _mean_displacement(self.text_coefficients)
 
 
-def make_trainable(unet: nn.Module, settings: Settings, learned: LearnedToken | None = None) -> Trainables:
+def _mean_displacement(layers: dict[str, Coefficients]) -> Tensor | None:
+    if not layers:
+        return None
+    return torch.cat([c.displacement().flatten() for c in layers.values()]).mean()
+
+
+def make_trainable(
+    unet: nn.Module,
+    settings: Settings,
+    learned: LearnedToken | None = None,
+    encoders: TrainedEncoders | None = None,
+) -> Trainables:
     """LoRA first: PEFT freezes everything that is there when it comes. What learns is float32."""
     method, seed = settings.method, settings.training.seed
     unet.requires_grad_(False)
@@ -96,7 +135,13 @@ def make_trainable(unet: nn.Module, settings: Settings, learned: LearnedToken | 
     for parameter in [*lora.values(), *(c.alpha for c in coefficients.values())]:
         parameter.requires_grad_(True)
         parameter.data = parameter.data.float()
-    return Trainables(coefficients, lora, learned.rows if learned else {})
+    return Trainables(
+        coefficients,
+        lora,
+        learned.rows if learned else {},
+        encoders.coefficients if encoders else {},
+        encoders.lora if encoders else {},
+    )
 
 
 def header_for(
@@ -124,7 +169,9 @@ def header_for(
         networks=networks or {},
     )
     return AdapterHeader(
-        format_version=format_for(mixes, opened.vae, family),
+        format_version=format_for(
+            mixes, opened.vae, family, text_encoders=bool(settings.method.on_text_encoders)
+        ),
         kind=settings.trained_kind,
         family=family,
         base_model=model,
@@ -133,8 +180,15 @@ def header_for(
         templates=tuple(subject.templates),
         form=settings.method.coeff.form,
         mixes=mixes,
-        heads={layer: c.heads for layer, c in trainables.coefficients.items()},
-        lora=LoraHeader(rank=lora.rank, alpha=float(lora.alpha), dora=lora.dora) if trainables.lora else None,
+        heads={layer: c.heads for layer, c in trainables.all_coefficients.items()},
+        lora=LoraHeader(
+            rank=lora.rank,
+            alpha=float(lora.alpha),
+            dora=lora.dora,
+            encoders=encoders_in(trainables.text_lora),
+        )
+        if trainables.lora
+        else None,
         vectors=settings.method.token.vectors if trainables.token else 0,
         trained_steps=step,
         resolution=int(settings.training.resolution),

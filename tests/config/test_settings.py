@@ -288,6 +288,23 @@ def test_alphas_rate_and_loras_scaling_follow_what_was_said():
     assert resolved.method.lora.alpha == 4
 
 
+def test_text_encoders_learn_at_half_the_rate():
+    """Of what the UNet's rates are, given or not; Prodigy takes one factor for all, so that another one is refused."""
+    both = {"method.coeff.text_encoders": True, "method.lora.text_encoders": True}
+
+    def rates(**values):
+        resolved, _ = resolve_auto(load_settings(None, both | values), SDXL_ON_A_GPU)
+        return list(resolved.method.rates.values())[:4]
+
+    assert rates() == [3e-4, 1.5e-4, 1e-4, 5e-5]
+    assert rates(**{"method.coeff.learning_rate": 0.01}) == [0.01, 0.005, 1e-4, 5e-5]
+    assert rates(**{"method.lora.text_learning_rate": 1e-6}) == [3e-4, 1.5e-4, 1e-4, 1e-6]
+    prodigy = {"training.optimizer": "prodigy"}
+    assert rates(**prodigy) == [1.0] * 4
+    with pytest.raises(ConfigError, match=r"one factor for all .* method.lora.text_learning_rate is 0.5"):
+        rates(**prodigy, **{"method.lora.text_learning_rate": 0.5})
+
+
 def test_auto_leaves_what_was_said():
     """Only "auto" is replaced, and only that is reported."""
     given = load_settings(assignments=["training.steps=7", "training.precision=no", "photos.flip=true"])

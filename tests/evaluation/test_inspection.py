@@ -35,7 +35,6 @@ def write(folder: Path, alphas=ALPHAS, lora=None, tensors=None, mixes="maps", **
     folder.mkdir()
     kind = "+".join(["coeff"] * bool(alphas) + ["lora"] * bool(lora))
     header = AdapterHeader(
-        format_version=format_for(mixes),
         kind=kind,
         base_model="some/model",
         token="sks",
@@ -45,7 +44,7 @@ def write(folder: Path, alphas=ALPHAS, lora=None, tensors=None, mixes="maps", **
         trained_steps=9,
         resolution=64,
         mixes=mixes,
-        **more,
+        **{"format_version": format_for(mixes)} | more,
     )
     content = {f"{layer}.alpha": alpha.contiguous() for layer, alpha in alphas.items()}
     (folder / COEFF_FILE).write_bytes(save(content, metadata={"coeffdiff": header.model_dump_json()}))
@@ -216,3 +215,27 @@ def test_blocks_are_in_the_order_that_a_picture_passes_them():
     assert draw_heat_maps({"strange": np.ones((2, 2))}, "a $token$ 猫").width > 0
     with pytest.raises(AdapterError, match="too large for one picture"):
         draw_heat_maps({str(i): np.zeros((1, 1)) for i in range(1001)}, "")
+
+
+def test_text_encoders_are_blocks_of_their_own(tmp_path):
+    """Behind the UNet's blocks, their projections beside the UNet's; ten maps in a row of the heat map."""
+    layer = "text_encoder_2.text_model.encoder.layers.11.self_attn"
+    assert block_and_attention(layer) == ("text_encoder_2", "self")
+    lora = LoraHeader(rank=1, alpha=1, encoders=("text_encoder_2",))
+    stem = f"{layer}.v_proj.lora_linear_layer"
+    tensors = lora_of(SELF + ".to_v", [[3.0, 4.0]], [[1.0], [0.0]])
+    tensors |= {f"{stem}.down.weight": torch.tensor([[0.0, 2.0]]), f"{stem}.up.weight": torch.ones(1, 1)}
+    alphas = {SELF: ALPHAS[SELF], layer: torch.eye(2) / 2}
+    found = inspect_adapter(write(tmp_path / "a", alphas, lora, tensors, format_version=4))
+    assert [(b.block, b.layers) for b in found.alpha_blocks] == [
+        ("down_blocks.1", 1),
+        ("text_encoder_2", 1),
+        ("all", 2),
+    ]
+    assert [(b.block, b.norms["to_v"]) for b in found.lora_blocks[:2]] == [
+        ("down_blocks.1", 5),
+        ("text_encoder_2", 2),
+    ]
+    assert found.header.described == "coeff+lora, text encoders too"
+    assert _places([layer, SELF])[layer] == ("text_encoder_2 10", 0, 1)
+    assert draw_heat_maps({name: alpha.numpy() for name, alpha in alphas.items()}, "a").width >= 720

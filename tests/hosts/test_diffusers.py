@@ -659,7 +659,7 @@ DAMAGED = {
     "LoRA with a stranger": (
         "both",
         lambda f: loras(f, lambda t: t.update({"text_encoder.x": torch.ones(2)})),
-        r"is not a LoRA of this layout: text_encoder\.x",
+        r"has LoRA for text_encoder, where coeff.safetensors names none",
     ),
     "LoRA with control characters": (
         "both",

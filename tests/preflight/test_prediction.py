@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from coeffdiff.config.auto import ModelFacts, resolve_auto
 from coeffdiff.config.loading import load_settings
 from coeffdiff.data.photos import Photo
-from coeffdiff.models.architecture import native_resolution, unet_on_meta, unet_parameters
+from coeffdiff.models.architecture import native_resolution, network_on_meta, unet_on_meta, unet_parameters
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.source import Backbone, Source
 from coeffdiff.pocket.model import save_random, text_configs, unet_config, vae_config
-from coeffdiff.preflight import dry_run, prediction
+from coeffdiff.preflight import dry_run, prediction, text_dry_run
 from coeffdiff.preflight.costs import GPU_WORKSPACE, optimizer_bytes
 from coeffdiff.preflight.dry_run import bytes_of, unet_inputs
 from coeffdiff.preflight.sampling_time import expected_seconds
@@ -150,6 +150,37 @@ def test_what_learns_takes_its_optimizers_states(pocket):
     more = large.trained - small.trained
     assert more == 30 * (258_048 // 16)
     assert large.phases["training"] - small.phases["training"] == pytest.approx(16 * more, rel=0.35)
+
+
+def test_text_encoders_that_train_stay(sdxl):
+    """12 x 12 x 12 and 32 x 20 x 20 alphas, and 401,408 numbers of LoRA for each of its ranks, at 12 bytes a number;
+    the weights of both encoders in bf16; and under a gibibyte that waits for their backward."""
+    values = {"validation.prompts": []}
+    both = {"method.coeff.text_encoders": True, "method.lora.text_encoders": True}
+    plain, found = (predict(sdxl, "cuda", **values | more) for more in ({}, both))
+    numbers = 12 * 12 * 12 + 32 * 20 * 20 + 16 * 401_408
+    assert found.trained - plain.trained == numbers
+    grown = found.phases["training"] - plain.phases["training"]
+    kept = 2 * (123_060_480 + 694_659_840) + 16 * numbers
+    assert kept < grown < kept + 2**30
+    assert found.phases["encoding"] == plain.phases["encoding"]
+
+
+def test_the_work_of_a_caption_by_hand(micro):
+    """Forward, and back through what is frozen: 12 D^2 weights and attention over 77 tokens in each of two layers and
+    three, but not back through the first encoder's last one. Twice the rows, twice the work."""
+    encoders = {
+        name: network_on_meta(micro, name, torch.float32) for name in ("text_encoder", "text_encoder_2")
+    }
+    parameters = text_dry_run.make_encoders_learnable(encoders, text_dry_run.TextLearned(rank=1))
+    assert sum(parameter.numel() for parameter in parameters) == 4 * 2 * (2 * 20 + 3 * 28)
+    one, two = (
+        text_dry_run.text_step(list(encoders.values()), parameters, rows=rows, device="cpu")
+        for rows in (1, 2)
+    )
+    linear, attention = 2 * 77 * 12 * (2 * 20**2 + 3 * 28**2), 4 * 77**2 * (2 * 20 + 3 * 28)
+    assert one[0].flops == pytest.approx(2 * linear + 3.5 * attention, rel=0.15)
+    assert two[0].flops == 2 * one[0].flops and two[1] > 1.9 * one[1] > 0
 
 
 @pytest.mark.parametrize(

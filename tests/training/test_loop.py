@@ -67,6 +67,8 @@ def here(tmp_path, monkeypatch):
         )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # Its trial step would be taken for training's where optimizer steps are watched
+    monkeypatch.setattr("coeffdiff.training.resolve.check_optimizer", lambda *_: None)
 
 
 def settings_for(model: Path, output: str, **values):

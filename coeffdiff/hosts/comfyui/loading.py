@@ -12,6 +12,7 @@ from torch import Tensor
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.hosts.comfyui.alpha import KEY, AlphaWrapper, Deviations
+from coeffdiff.hosts.comfyui.encoders import Encoders
 from coeffdiff.hosts.comfyui.layers import Layers, Slot
 from coeffdiff.hosts.comfyui.lora import add_lora
 from coeffdiff.hosts.comfyui.token import add_token
@@ -20,6 +21,7 @@ from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE, find_adapter
 from coeffdiff.method.coefficients import deviation_of
 from coeffdiff.method.lora_layout import check_lora_shapes
+from coeffdiff.method.networks import UNET, network_of
 
 
 def apply_adapter(
@@ -33,7 +35,7 @@ def apply_adapter(
     """Apply an adapter to clones of ComfyUI's MODEL (a ModelPatcher) and CLIP; what was given stays as it is.
 
     Args:
-        clip: may be None for an adapter without a learned token.
+        clip: may be None for an adapter without a learned token and without LoRA on the text encoders.
         path: a run folder, an adapter folder, a file in one of them, or a step of a run (RUN@200).
         strength: of the whole adapter; at 0 model and clip come back untouched. A learned token has no strength.
         strength_alpha, strength_lora: of its two parts, times `strength`.
@@ -46,14 +48,20 @@ def apply_adapter(
     rows = read_rows(folder, header)
     layers = Layers(model)
     layers.check_family(header, folder)
-    tensors = read_lora(folder, header, partial(_check_lora, layers, header, folder))
+    encoders = Encoders(clip)
+    encoders.check(header, folder)
+    tensors = read_lora(folder, header, partial(_check_lora, layers, encoders, header, folder))
     changed, applied = model.clone(), []
     if alphas and (scale := strength * strength_alpha):
         found = deviations(layers, header, alphas, folder, scale)
         _wrap(changed, AlphaWrapper(found))
         applied.append(f"alpha in {len(found)} of {len(header.heads)} attention layers x {scale:g}")
     if header.lora and (scale := strength * strength_lora):
-        added = add_lora(changed, layers, tensors, header.lora, scale, str(folder / LORA_FILE))
+        origin, of_unet = str(folder / LORA_FILE), {k: t for k, t in tensors.items() if network_of(k) == UNET}
+        added = add_lora(changed, layers, of_unet, header.lora, scale, origin)
+        if of_text := {key: tensor for key, tensor in tensors.items() if network_of(key) != UNET}:
+            clip = clip.clone()
+            added += add_lora(clip.patcher, encoders, of_text, header.lora, scale, origin)
         applied.append(f"{'DoRA' if header.lora.dora else 'LoRA'} in {added} weights x {scale:g}")
     if rows:
         clip = add_token(clip, header.token, rows, str(folder / EMBEDS_FILE))
@@ -80,10 +88,10 @@ def deviations(
     return found
 
 
-def _check_lora(layers: Layers, header: AdapterHeader, folder: Path, shapes: Any) -> None:
+def _check_lora(layers: Layers, encoders: Encoders, header: AdapterHeader, folder: Path, shapes: Any) -> None:
     assert header.lora is not None
     check_lora_shapes(
-        layers.linear_size,
+        lambda module: (layers if network_of(module) == UNET else encoders).linear_size(module),
         shapes,
         rank=header.lora.rank,
         dora=header.lora.dora,

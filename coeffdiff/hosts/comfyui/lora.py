@@ -14,6 +14,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError
+from coeffdiff.hosts.comfyui.encoders import Encoders
 from coeffdiff.hosts.comfyui.layers import Layers
 from coeffdiff.method.adapter_header import LoraHeader
 from coeffdiff.method.lora_layout import MAGNITUDE, lora_pairs, peft_key
@@ -69,9 +70,16 @@ class LoraPatch(WeightAdapterBase):
 
 
 def add_lora(
-    model: Any, layers: Layers, tensors: dict[str, Tensor], lora: LoraHeader, strength: float, origin: str
+    model: Any,
+    layers: Layers | Encoders,
+    tensors: dict[str, Tensor],
+    lora: LoraHeader,
+    strength: float,
+    origin: str,
 ) -> int:
     """Patch the weights of `model` (a clone of ours) by a LORA_FILE's tensors; the number of patched weights.
+
+    model: a ModelPatcher, of the UNet with `layers` of it, or of a CLIP with its Encoders.
 
     Raises: AdapterError unless every module of the file has been patched.
     """

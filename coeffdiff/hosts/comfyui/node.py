@@ -28,7 +28,11 @@ class LoadCoeffdiffAdapter(io.ComfyNode):
             description="Applies a Coeff-Tuning adapter to SDXL. Several nodes in a row add up.",
             inputs=[
                 io.Model.Input("model"),
-                io.Clip.Input("clip", optional=True, tooltip="Needed by adapters with a learned token."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Needed by adapters with a learned token or LoRA on the text encoders.",
+                ),
                 io.Combo.Input("adapter", options=names(), tooltip="Folders in models/coeffdiff."),
                 _strength("strength", "Of the whole adapter; 0 leaves model and CLIP untouched."),
                 _strength("strength_alpha", "Of alpha alone, times strength."),

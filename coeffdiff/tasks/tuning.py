@@ -8,6 +8,7 @@ more values than a grid has (Bergstra and Bengio, Random Search for Hyper-Parame
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,15 +39,16 @@ def best_try(tries: Sequence[Sequence[Mapping[str, Any]]]) -> int:
     """Which try to keep.
 
     Args:
-        tries: of each its scores on the validation split, one for every seed: accuracy and loss.
+        tries: of each its scores on the validation split, one for every seed: accuracy, and loss or None where it is
+            not finite.
     Returns: the index of the highest mean accuracy; of equal ones the lowest mean loss, then the first.
     """
 
     def merit(index: int) -> tuple[float, float]:
         scores = tries[index]
-        accuracy = sum(score["accuracy"] for score in scores) / len(scores)
-        loss = sum(score["loss"] for score in scores) / len(scores)
-        return round(accuracy, 9), -loss if math.isfinite(loss) else -math.inf
+        accuracy = statistics.fmean(score["accuracy"] for score in scores)
+        losses = [score["loss"] for score in scores]
+        return round(accuracy, 9), -math.inf if None in losses else -statistics.fmean(losses)
 
     return max(range(len(tries)), key=merit)
 

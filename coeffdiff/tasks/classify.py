@@ -18,7 +18,7 @@ from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.cells import CellFolder
 from coeffdiff.evaluation.facts import device_name
 from coeffdiff.sampling.device import choose_device
-from coeffdiff.tasks.arms import ARMS
+from coeffdiff.tasks.arms import ARMS, lora_layers
 from coeffdiff.tasks.classify_report import summarize
 from coeffdiff.tasks.encoder import Encoder, load_encoder
 from coeffdiff.tasks.examples import Example, Examples, read_examples
@@ -85,6 +85,8 @@ def classify(plan: Plan, output: Path, pack_as: str | None = None) -> dict[str, 
     work = _Work(
         plan, examples, split, load_encoder(plan.model, examples.kind, device), CellFolder(output / "cells")
     )
+    if any("lora" in arm for arm in plan.arms):
+        lora_layers(work.encoder.network, plan.recipe.lora_targets)  # now, not after an hour of other arms
     _say(work)
     trainings = (
         (len(TUNING_SEEDS) * plan.tries * (plan.tries > 1) + plan.seeds) * len(plan.arms) * len(plan.shots)

@@ -90,11 +90,12 @@ def score(
 ) -> dict[str, float | None]:
     """accuracy: the mean over the classes that occur in labels; loss: mean cross entropy, None if it is not finite."""
     device = next(head.parameters()).device
+    order = _by_length(inputs, len(labels))
     parts = [
         head(features(network, chosen(inputs, rows, device), pooling)).cpu()
-        for rows in torch.arange(len(labels)).split(EVALUATED)
+        for rows in order.split(EVALUATED)
     ]
-    logits = torch.cat(parts)
+    logits, labels = torch.cat(parts), labels[order]
     right = (logits.argmax(dim=1) == labels).double()
     loss = F.cross_entropy(logits, labels).item()
     return {
@@ -156,6 +157,12 @@ def _head(encoder: Encoder, inputs: Inputs, classes: int, device: torch.device) 
 def _train_mode(alphas: Sequence[Coefficients], on: bool) -> None:
     for layer in alphas:
         layer.train(on)
+
+
+def _by_length(inputs: Inputs, count: int) -> Tensor:
+    """All rows, short texts together, so that little is padded."""
+    mask = inputs.get("attention_mask")
+    return torch.arange(count) if mask is None else mask.sum(dim=1).argsort(stable=True)
 
 
 def _labels(examples: Sequence[Example]) -> Tensor:

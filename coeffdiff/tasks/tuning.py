@@ -19,7 +19,7 @@ from coeffdiff.utils.seeding import stable_seed
 
 Rates = dict[str, float]
 
-RANGES = {"head": (3e-4, 3e-2), "lora": (1e-3, 1e-2), "coeff": (1e-2, 1e-1), "full": (1e-5, 3e-4)}
+RANGES = {"head": (3e-4, 1e-2), "lora": (1e-3, 1e-2), "coeff": (1e-2, 1e-1), "full": (1e-5, 3e-4)}
 
 
 def rates_to_try(arm: str, tries: int, ranges: Mapping[str, tuple[float, float]] = RANGES) -> list[Rates]:
@@ -30,9 +30,9 @@ def rates_to_try(arm: str, tries: int, ranges: Mapping[str, tuple[float, float]]
     parts = PARTS[arm]
     result = [{part: DEFAULT_RATES[part] for part in parts}]
     sobol = torch.quasirandom.SobolEngine(len(parts), scramble=True, seed=stable_seed("rates", arm) % 2**31)
-    for point in sobol.draw(max(tries - 1, 0)).tolist():
+    for point in sobol.draw(tries - 1).tolist() if tries > 1 else ():
         result.append({part: _between(*ranges[part], at) for part, at in zip(parts, point, strict=True)})
-    return result[:tries]
+    return result
 
 
 def best_try(tries: Sequence[Sequence[Mapping[str, Any]]]) -> int:

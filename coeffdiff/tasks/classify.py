@@ -83,7 +83,11 @@ def classify(plan: Plan, output: Path, pack_as: str | None = None) -> dict[str, 
     split = split_examples(examples, max(plan.shots), plan.test, plan.validation if plan.tries > 1 else 0)
     device, _ = choose_device("fp32")
     work = _Work(
-        plan, examples, split, load_encoder(plan.model, examples.kind, device), CellFolder(output / "cells")
+        plan,
+        examples,
+        split,
+        load_encoder(plan.model, examples.items[0], device),
+        CellFolder(output / "cells"),
     )
     if any("lora" in arm for arm in plan.arms):
         lora_layers(work.encoder.network, plan.recipe.lora_targets)  # now, not after an hour of other arms

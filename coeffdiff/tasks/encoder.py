@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coeffdiff.errors import ModelError
+from coeffdiff.errors import ConfigError, ModelError
 from coeffdiff.hosts.transformers_layers import attention_layers
 from coeffdiff.models.finding import encoder_folder
 from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO, shipped
@@ -33,21 +33,36 @@ _TROUBLES = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen transformer in eval mode. processor: its image processor or tokenizer; digest: of its weights."""
+    """A frozen transformer in eval mode. processor: its image processor or tokenizer; width: of its features; digest:
+    of its weights."""
 
     name: str
     kind: Kind
     network: Any
     processor: Any
     pooling: Pooling
+    width: int
     digest: str
 
     def inputs(self, examples: Sequence[Example]) -> Inputs:
-        """What the network takes, [N, ...] each; texts are cut at LONGEST tokens or what the network reads."""
-        contents: Any = [example.content() for example in examples]
-        if self.kind == "images":
-            return {"pixel_values": self.processor(contents, return_tensors="pt")["pixel_values"]}
-        return dict(self.processor(contents, padding=True, truncation=True, return_tensors="pt"))
+        """What the network takes, [N, ...] each; texts are cut at LONGEST tokens or what the network reads.
+
+        Raises: ConfigError for a text of which the tokenizer makes no token, PhotoError for a file that has changed.
+        """
+        return _inputs(self.name, self.kind, self.processor, examples)
+
+
+def _inputs(name: str, kind: Kind, processor: Any, examples: Sequence[Example]) -> Inputs:
+    contents: Any = [example.content() for example in examples]
+    if kind == "images":
+        return {"pixel_values": processor(contents, return_tensors="pt")["pixel_values"]}
+    found = dict(processor(contents, padding=True, truncation=True, return_tensors="pt"))
+    empty = (found["attention_mask"].sum(dim=1) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ConfigError(
+            f"The tokenizer of {name} makes no token of the text {contents[empty[0]][:80]!r}: take it out."
+        )
+    return found
 
 
 def chosen(inputs: Inputs, rows: Tensor, device: torch.device) -> Inputs:
@@ -72,12 +87,14 @@ def features(network: Any, inputs: Inputs, pooling: Pooling) -> Tensor:
     return F.normalize(pooled.float(), dim=-1) * pooled.shape[-1] ** 0.5
 
 
-def load_encoder(name: str, kind: Kind, device: torch.device) -> Encoder:
+def load_encoder(name: str, like: Example, device: torch.device) -> Encoder:
     """An encoder by hub id or folder, or pocket-dino or pocket-clip; in float32.
 
+    like: an example, which it is tried on.
     Raises: ModelError if there is none, it lacks weights, or it takes something else; InjectionError if it has no
         attention layers that alpha can reach.
     """
+    kind: Kind = "images" if like.photo else "texts"
     folder = shipped(name) if name in (POCKET_DINO, POCKET_CLIP) else encoder_folder(name)
     with quiet_libraries():
         from transformers import AutoModel
@@ -97,7 +114,27 @@ def load_encoder(name: str, kind: Kind, device: torch.device) -> Encoder:
     attention_layers(network)
     digest = hashlib.sha256()
     hash_tensors(digest, sorted(network.state_dict().items()))
-    return Encoder(name, kind, network, processor, _pooling(network, kind), digest.hexdigest())
+    pooling = _pooling(network, kind)
+    width = _width(name, network, _inputs(name, kind, processor, [like]), pooling)
+    return Encoder(name, kind, network, processor, pooling, width, digest.hexdigest())
+
+
+def _width(name: str, network: Any, inputs: Inputs, pooling: Pooling) -> int:
+    """Of the features. Raises: ModelError if the network makes none of such inputs."""
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad():
+            found = features(network, chosen(inputs, torch.arange(1), device), pooling)
+    except (*_TROUBLES, IndexError) as error:
+        raise ModelError(
+            f"The model {name} ({type(network).__name__}) makes no hidden states of one example: {first_line(error)}."
+        ) from error
+    if found.dim() != 2 or not found.isfinite().all():
+        raise ModelError(
+            f"The model {name} ({type(network).__name__}) makes no finite features [1, D] of one example, but "
+            f"{list(found.shape)}."
+        )
+    return found.shape[1]
 
 
 def _tower(name: str, whole: Any, kind: Kind) -> Any:

@@ -68,7 +68,7 @@ def train_few_shot(
     inputs, labels = encoder.inputs(shots), _labels(shots).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stable_seed("few-shot", seed))
-        head = _head(encoder, inputs, int(labels.max()) + 1, device)
+        head = _head(encoder.width, int(labels.max()) + 1).to(device)
         network, groups = put_arm(
             copy.deepcopy(encoder.network), arm, rates=rates, heads=[head], rank=recipe.rank,
             lora_targets=recipe.lora_targets, dropout=recipe.dropout, seed=stable_seed("few-shot", seed),
@@ -145,10 +145,8 @@ def _features_of(
     return lambda rows: known[rows]
 
 
-def _head(encoder: Encoder, inputs: Inputs, classes: int, device: torch.device) -> nn.Linear:
-    with torch.no_grad():
-        width = features(encoder.network, chosen(inputs, torch.arange(1), device), encoder.pooling).shape[1]
-    head = nn.Linear(width, classes).to(device)
+def _head(width: int, classes: int) -> nn.Linear:
+    head = nn.Linear(width, classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

@@ -8,16 +8,18 @@ import shutil
 
 import pytest
 import torch
+import transformers as tf
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app
 from coeffdiff.errors import ConfigError, ModelError
 from coeffdiff.tasks import classify as module
+from coeffdiff.tasks import encoder
 from coeffdiff.tasks.arms import ARMS
 from coeffdiff.tasks.classify import Plan, classify
 from coeffdiff.tasks.encoder import load_encoder
-from coeffdiff.tasks.examples import read_examples
+from coeffdiff.tasks.examples import Example, read_examples
 from coeffdiff.tasks.few_shot import Recipe, train_few_shot
 
 QUICK = Recipe(steps=20, batch_size=6, rank=2)
@@ -95,19 +97,19 @@ def test_what_is_finished_is_not_trained_again(compared, models, weather, monkey
 def test_a_training_depends_on_its_seed_alone(models, weather):
     """Whatever torch's generator was at: the same numbers, bit for bit; another seed gives others."""
     examples = read_examples(weather)
-    encoder = load_encoder(str(models / "bert"), "texts", torch.device("cpu"))
-    before = {name: value.clone() for name, value in encoder.network.state_dict().items()}
+    loaded = load_encoder(str(models / "bert"), examples.items[0], torch.device("cpu"))
+    before = {name: value.clone() for name, value in loaded.network.state_dict().items()}
     rates = {"head": 1e-2, "lora": 1e-2, "coeff": 1e-1}
     heads = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(heads))
         done = train_few_shot(
-            encoder, "coeff+lora", rates, QUICK, seed, examples.items[::3], examples.items[1::3]
+            loaded, "coeff+lora", rates, QUICK, seed, examples.items[::3], examples.items[1::3]
         )
         heads.append((done.head.weight, done.scores))
     assert torch.equal(heads[0][0], heads[1][0]) and heads[0][1] == heads[1][1]
     assert not torch.equal(heads[0][0], heads[2][0])
-    assert all(torch.equal(value, before[name]) for name, value in encoder.network.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in loaded.network.state_dict().items())
 
 
 def test_pictures_and_an_encoder_decoder(models, weather, shades, tmp_path):
@@ -164,6 +166,9 @@ def test_a_mistake_meets_one_sentence(data, model, options, says, models, weathe
     assert not (tmp_path / "out").exists()
 
 
+TEXT = Example(0, "", text="sun")
+
+
 def test_weights_that_are_not_there_are_refused(models, tmp_path):
     """transformers would fill them with noise: nothing pre-trained would be adapted."""
     shutil.copytree(models / "bert", tmp_path / "bert")
@@ -174,7 +179,26 @@ def test_weights_that_are_not_there_are_refused(models, tmp_path):
         metadata={"format": "pt"},
     )
     with pytest.raises(ModelError, match=r"lack encoder.layer.1.* so it is not pre-trained"):
-        load_encoder(str(tmp_path / "bert"), "texts", torch.device("cpu"))
+        load_encoder(str(tmp_path / "bert"), TEXT, torch.device("cpu"))
+
+
+def test_a_model_that_makes_no_features_is_refused(models, monkeypatch):
+    """Whatever a model of transformers raises when it is tried, or NaN, which would train to nothing."""
+    nan = tf.BertModel.from_pretrained(models / "bert")
+    torch.nn.init.constant_(nan.encoder.layer[0].output.dense.bias, float("nan"))
+    monkeypatch.setattr(encoder, "_tower", lambda *_: nan)
+    with pytest.raises(ModelError, match=r"makes no finite features .1, D. of one example"):
+        load_encoder(str(models / "bert"), TEXT, torch.device("cpu"))
+    nan.encoder.layer[0] = torch.nn.Linear(3, 3)
+    with pytest.raises(ModelError, match="makes no hidden states of one example: "):
+        load_encoder(str(models / "bert"), TEXT, torch.device("cpu"))
+
+
+def test_a_text_without_a_token_is_refused(models):
+    """Its features would be the mean of nothing."""
+    loaded = load_encoder(str(models / "bert"), TEXT, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="makes no token of the text ' '"):
+        loaded.inputs([TEXT, Example(0, "", text=" ")])
 
 
 def test_arms_must_differ(weather, models, tmp_path):

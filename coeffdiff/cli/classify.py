@@ -68,6 +68,9 @@ Output = Annotated[
 Pack = Annotated[
     str | None, typer.Option(help="At the end fold the trainings into one file, cells/NAME.jsonl.", **NAME)
 ]
+Save = Annotated[
+    bool, typer.Option("--save", help="Keep head, alpha and LoRA of every tested training, below trained/.")
+]
 
 
 @app.command()
@@ -89,14 +92,15 @@ def classify(
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     output: Output = Path("classification"),
+    save: Save = False,
     pack: Pack = None,
     as_json: NumbersAsJson = False,
 ) -> None:
     """Few-shot classification of pictures or texts: linear head, LoRA, alpha, both; rates tuned alike; resumes."""
     check_output(output)
     from coeffdiff.tasks.arms import ARMS
-    from coeffdiff.tasks.classify import Plan
     from coeffdiff.tasks.classify import classify as run
+    from coeffdiff.tasks.classify_plan import Plan
     from coeffdiff.tasks.classify_report import as_text
     from coeffdiff.tasks.few_shot import Recipe
     from coeffdiff.utils.launch_environment import forget_launch
@@ -108,7 +112,7 @@ def classify(
         validation=validation, text_column=text_column, label_column=label_column,
         recipe=Recipe(steps, batch_size, rank, targets, dropout),
     )  # fmt: skip
-    results = run(plan, output, pack_as=pack)
+    results = run(plan, output, pack_as=pack, keep=save)
     if as_json:
         print_json(results)
         return

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app
 from coeffdiff.errors import ConfigError, ModelError
-from coeffdiff.tasks import classify as module
-from coeffdiff.tasks import encoder
+from coeffdiff.tasks import classify_work, encoder
 from coeffdiff.tasks.arms import ARMS
-from coeffdiff.tasks.classify import Plan, classify
+from coeffdiff.tasks.classify import classify
+from coeffdiff.tasks.classify_plan import Plan
 from coeffdiff.tasks.encoder import load_encoder
 from coeffdiff.tasks.examples import Example, read_examples
 from coeffdiff.tasks.few_shot import Recipe, train_few_shot
@@ -85,7 +85,7 @@ def test_what_is_finished_is_not_trained_again(compared, models, weather, monkey
         trained.append(arguments[1])
         return train_few_shot(*arguments)
 
-    monkeypatch.setattr(module, "train_few_shot", counted)
+    monkeypatch.setattr(classify_work, "train_few_shot", counted)
     assert classify(plan, output, pack_as="weather")["shots"] == found["shots"]
     assert trained == []
     assert [file.name for file in (output / "cells").iterdir()] == ["weather.jsonl"]

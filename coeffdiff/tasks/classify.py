@@ -18,7 +18,7 @@ from coeffdiff.tasks.classify_plan import Plan, check_plan
 from coeffdiff.tasks.classify_report import summarize
 from coeffdiff.tasks.classify_work import Work
 from coeffdiff.tasks.encoder import load_encoder
-from coeffdiff.tasks.examples import read_examples
+from coeffdiff.tasks.examples import Examples, class_folders, read_examples
 from coeffdiff.tasks.splits import split_examples
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import print_info, progress
@@ -37,7 +37,7 @@ def classify(plan: Plan, output: Path, pack_as: str | None = None, *, keep: bool
     """
     check_plan(plan)
     refuse_unwritable(output)
-    examples = read_examples(plan.data, plan.text_column, plan.label_column)
+    examples = _read(plan)
     split = split_examples(examples, max(plan.shots), plan.test, plan.validation if plan.tries > 1 else 0)
     device, _ = choose_device("fp32")
     work = Work(
@@ -61,6 +61,14 @@ def classify(plan: Plan, output: Path, pack_as: str | None = None, *, keep: bool
     if pack_as:
         work.cells.pack(pack_as, work.keys)
     return results
+
+
+def _read(plan: Plan) -> Examples:
+    """The examples, with a bar where there are class folders to read."""
+    if not plan.data.is_dir():
+        return read_examples(plan.data, plan.text_column, plan.label_column)
+    with progress("reading", len(class_folders(plan.data))) as bar:
+        return read_examples(plan.data, on_class=bar)
 
 
 def _say(work: Work) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError, ModelError
-from coeffdiff.hosts.transformers_layers import attention_layers
+from coeffdiff.hosts.transformers_layers import select_layers
 from coeffdiff.models.finding import encoder_folder
 from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO, shipped
 from coeffdiff.tasks.examples import Example, Kind
@@ -111,7 +111,7 @@ def load_encoder(name: str, like: Example, device: torch.device) -> Encoder:
             f"The weights of {name} lack {absent[0]} and {len(absent) - 1} others, so it is not pre-trained."
         )
     network.requires_grad_(False).eval().to(device)
-    attention_layers(network)
+    select_layers(network, "all")  # now, not when the first alpha is to train
     digest = hashlib.sha256()
     hash_tensors(digest, sorted(network.state_dict().items()))
     pooling = _pooling(network, kind)
@@ -152,6 +152,10 @@ def _tower(name: str, whole: Any, kind: Kind) -> Any:
             f"The model {name} ({type(whole).__name__}) takes {takes}, and the examples are "
             f"{'pictures' if kind == 'images' else 'texts'}: name a model for those."
         )
+    if getattr(network, "use_head", False):
+        # SigLIP's pooling over the last hidden states, which are what is read here; alpha could not reach it
+        network.use_head = False
+        del network.head
     return network
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,17 +46,23 @@ class Examples:
         return [index for index, item in enumerate(self.items) if item.label == label]
 
 
-def read_examples(data: Path, text_column: str = "text", label_column: str = "label") -> Examples:
+def read_examples(
+    data: Path,
+    text_column: str = "text",
+    label_column: str = "label",
+    on_class: Callable[[int], None] = lambda done: None,
+) -> Examples:
     """The examples of a folder or file, those with the same content once, or not at all if their classes differ.
 
     Args:
         data: a folder that has a folder of pictures for each class; or a .csv or .tsv file in UTF-8 whose first line
             names its columns.
+        on_class: called with the number of class folders that have been read.
     Raises: ConfigError for what is neither, one class only, or a file that cannot be read; PhotoError for a class
         without a usable picture.
     """
     if data.is_dir():
-        return _unambiguous(_read_pictures(data))
+        return _unambiguous(_read_pictures(data, on_class))
     if not data.exists():
         raise ConfigError(f"There is no {data}; give a folder of class folders, or a CSV file of texts.")
     if data.suffix.lower() not in _SEPARATORS:
@@ -66,8 +72,8 @@ def read_examples(data: Path, text_column: str = "text", label_column: str = "la
     return _unambiguous(_read_texts(data, text_column, label_column))
 
 
-def _read_pictures(folder: Path) -> Examples:
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+def _read_pictures(folder: Path, on_class: Callable[[int], None]) -> Examples:
+    names = class_folders(folder)
     if len(names) < 2:
         raise ConfigError(
             f"{folder} has {len(names) or 'no'} class folder{'s' * (len(names) != 1)}; at least two are needed, each "
@@ -81,7 +87,13 @@ def _read_pictures(folder: Path) -> Examples:
         notes += [
             f"{name}/{skip.path.name} is left out: {skip.reason}." for skip in _worth_saying(found.skipped)
         ]
+        on_class(label + 1)
     return Examples("images", tuple(names), tuple(items), tuple(notes))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones and __MACOSX are no classes."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
 def _worth_saying(skipped: Iterable[Skipped]) -> list[Skipped]:

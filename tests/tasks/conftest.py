@@ -17,7 +17,8 @@ WORDS = ["[PAD]", "[UNK]", "sun", "rain", "snow", *(f"word{number}" for number i
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """A folder with bert (texts), vit (pictures of 8 pixels), bart (encoder-decoder), resnet (no attention)."""
+    """A folder with bert (texts), vit (pictures of 8 pixels), siglip (both), bart (encoder-decoder), resnet
+    (no attention)."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
@@ -30,10 +31,15 @@ def models(tmp_path_factory):
     )  # fmt: skip
     resnet = tf.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
     bert = tf.BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **SIZE)
+    siglip = tf.SiglipConfig(
+        text_config={"vocab_size": len(WORDS), "eos_token_id": 1, "bos_token_id": 1, **SIZE},
+        vision_config={"image_size": 8, "patch_size": 4, **SIZE},
+    )
     for name, model, processor in (
         ("bert", tf.BertModel(bert), texts),
         ("bart", tf.BartModel(bart), texts),
         ("vit", tf.ViTForImageClassification(tf.ViTConfig(image_size=8, patch_size=4, **SIZE)), pictures),
+        ("siglip", tf.SiglipModel(siglip), pictures),
         ("resnet", tf.ResNetModel(resnet), pictures),
     ):
         model.save_pretrained(folder / name)

@@ -113,7 +113,10 @@ def test_a_training_depends_on_its_seed_alone(models, weather):
 
 
 def test_pictures_and_an_encoder_decoder(models, weather, shades, tmp_path):
-    """A ViT, whose first token is taken, on class folders; of BART the encoder, whose mean is. As a table."""
+    """A ViT, whose first token is taken, on class folders; SigLIP's tower of pictures and BART's encoder, whose mean is.
+
+    As a table.
+    """
     both = (
         "--shots",
         "1",
@@ -133,6 +136,9 @@ def test_pictures_and_an_encoder_decoder(models, weather, shades, tmp_path):
     assert "ViTModel" in done.stderr and "the first token" in done.stderr
     assert "1 shots of each of 2 classes, 1 seeds, 6 images tested" in done.stdout
     assert "coeff+lora - lora" in done.stdout
+    done = run(shades, "--model", models / "siglip", "--arm", "coeff", *both)
+    assert done.exit_code == 0, done.output
+    assert "SiglipVisionModel" in done.stderr and "the mean over tokens" in done.stderr
     done = run(weather, "--model", models / "bart", "--arm", "linear", "--arm", "coeff", *both)
     assert done.exit_code == 0, done.output
     assert "BartEncoder" in done.stderr and "the mean over tokens" in done.stderr

@@ -81,7 +81,7 @@ def classify(
     arm: Arms = None,
     shots: Shots = "4,16",
     seeds: Seeds = 6,
-    tries: Tries = 6,
+    tries: Tries = 5,
     steps: Steps = 150,
     batch_size: BatchSize = 32,
     rank: Rank = 4,

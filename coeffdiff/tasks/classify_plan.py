@@ -20,7 +20,7 @@ class Plan:
     arms: tuple[str, ...] = ARMS
     shots: tuple[int, ...] = (4, 16)
     seeds: int = 6
-    tries: int = 6
+    tries: int = 5
     test: int = 40
     validation: int = 20
     recipe: Recipe = field(default_factory=Recipe)

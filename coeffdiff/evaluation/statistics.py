@@ -101,18 +101,28 @@ def paired(cells: Sequence[Cell], reference: Sequence[Cell]) -> dict[str, Any]:
                 differences.setdefault(subject, []).append(mine - other)
         if not differences:
             continue
-        by_subject = [statistics.fmean(values) for values in differences.values()]
-        low, high = interval(by_subject)
         sign = 1 if better == "↑" else -1
-        scores[name] = {
-            "difference": statistics.fmean(by_subject),
-            "low": low,
-            "high": high,
-            "better_on": sum(sign * value > 0 for value in by_subject),
-            "of": len(by_subject),
-            "says": _verdict(sign, low, high) if len(by_subject) >= FEWEST else "too few subjects",
-        }
+        scores[name] = difference([statistics.fmean(values) for values in differences.values()], sign)
     return {"subjects": len({subject for subject, _ in common}), "pairs": len(common), "scores": scores}
+
+
+def difference(values: Sequence[float], sign: int = 1, unit: str = "subjects") -> dict[str, Any]:
+    """The mean of paired differences, its interval, how many are better, and a verdict.
+
+    Args:
+        values: one for each of what varies (subjects; draws of examples), an arm's less the reference's.
+        sign: 1 where more is better, else -1.
+        unit: what varies, in the plural, for the words where there are too few of them for a verdict.
+    """
+    low, high = interval(values)
+    return {
+        "difference": statistics.fmean(values),
+        "low": low,
+        "high": high,
+        "better_on": sum(sign * value > 0 for value in values),
+        "of": len(values),
+        "says": _verdict(sign, low, high) if len(values) >= FEWEST else f"too few {unit}",
+    }
 
 
 def interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float | None, float | None]:

@@ -109,7 +109,8 @@ class _Runner:
         steps = self.bench.plan.steps
 
         def told(step: int, loss: float) -> None:
-            self.bar(self.done + step / steps, f"{arm}, loss {loss:.3f}")
+            if step < steps:
+                self.bar(self.done + step / steps, f"{arm}, loss {loss:.3f}")
 
         cell = self.bench.cell(self.cells, arm, rates, seed, split, told)
         self.done += arm != FROZEN

@@ -19,8 +19,8 @@ from typing import Any
 
 from image_text_world import words
 
-TOWER, GRID = "pocket-clip", 4
-LAYERS, HEADS, WIDTH = 3, 8, 128  # of encoder and decoder each
+TOWER, GRID = "pocket-clip", 3
+LAYERS, HEADS, WIDTH = 2, 8, 128  # of encoder and decoder each
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in BART
 
 
@@ -119,8 +119,8 @@ def main() -> int:
     )
     parser.add_argument("data", type=path_argument, help="a folder of image_text_world.py")
     parser.add_argument("output", type=path_argument, help="folder of the model")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()

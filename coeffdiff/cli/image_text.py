@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coeffdiff.cli.compare import parse_seeds
+from coeffdiff.cli.compare import Pack, parse_seeds
 from coeffdiff.cli.options import NAME, PATH, NumbersAsJson, expanded_path, parsed_by
 from coeffdiff.cli.root import answering, app
 from coeffdiff.utils.console import print_info, print_json, print_text
@@ -64,15 +64,17 @@ def image_text(
     output: Annotated[
         Path, typer.Option(help="Folder of the results; what it holds is not computed again.", **PATH)
     ] = Path("image-text"),
+    pack: Pack = False,
     as_json: NumbersAsJson = False,
 ) -> None:
     """Tune an image-text model to several kinds of questions together, with each method, and compare their answers."""
     check_output(output)
     refuse_unwritable(output, "The folder")
+    from coeffdiff.evaluation.cells import CellFolder
     from coeffdiff.sampling.device import choose_device
     from coeffdiff.tasks.image_text import DEFAULT_ARMS, Comparison, compare_arms, open_bench
     from coeffdiff.tasks.image_text_cells import TuningPlan
-    from coeffdiff.tasks.image_text_text import as_markdown, differences
+    from coeffdiff.tasks.image_text_results import as_markdown, differences
     from coeffdiff.utils.atomic import atomic_write
     from coeffdiff.utils.launch_environment import forget_launch
 
@@ -84,6 +86,9 @@ def image_text(
     results = compare_arms(bench, comparison, output / "cells")
     with atomic_write(output / "results.json") as unfinished:
         unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if pack:
+        cells = CellFolder(output / "cells")
+        cells.pack("image-text", cells.all())
     if as_json:
         print_json(results)
         return

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from coeffdiff.errors import ConfigError, TrainingError
+from coeffdiff.errors import ConfigError, ModelError, TrainingError
 from coeffdiff.evaluation.cells import Cell, CellFolder
-from coeffdiff.evaluation.statistics import difference
 from coeffdiff.tasks.image_text_cells import ARMS, FROZEN, Bench, TuningPlan
 from coeffdiff.tasks.image_text_data import ImageTextData, read_questions
-from coeffdiff.tasks.image_text_model import load_image_text, read_notes
-from coeffdiff.tasks.image_text_pictures import load_tower, picture_features
-from coeffdiff.tasks.tuning import RANGES, best_try, rates_to_try
+from coeffdiff.tasks.image_text_model import LONGEST, ImageText, load_image_text, read_notes
+from coeffdiff.tasks.image_text_pictures import Tower, load_tower, picture_features
+from coeffdiff.tasks.image_text_results import best_of, summarize
+from coeffdiff.tasks.tuning import RANGES, rates_to_try
 from coeffdiff.utils.console import Bar, duration, print_info, progress
 
 DEFAULT_ARMS = (FROZEN, "linear", "lora", "coeff", "coeff+lora")
@@ -61,9 +60,31 @@ def open_bench(
     notes = read_notes(model_name)
     tower = load_tower(tower_name or notes.tower, grid=notes.grid, device=device)
     model = load_image_text(model_name, tower.width, device=device)
+    _check_lengths(model, data, tower)
     with progress("pictures", len(data.pictures)) as bar:
         features = picture_features(tower, data.pictures, on_progress=bar)
-    return Bench(model, features, data, plan)
+    return Bench(model, tower, features, data, plan)
+
+
+def _check_lengths(model: ImageText, data: ImageTextData, tower: Tower) -> None:
+    """Says how many texts are cut. Raises: ModelError if pictures and words are more than the model can read."""
+    questions = [question for part in data.splits.values() for question in part]
+    asked, told = (
+        [len(ids) for ids in model.tokenizer(texts).input_ids]
+        for texts in ([question.text for question in questions], [question.answer for question in questions])
+    )
+    if cut := sum(length > LONGEST for length in (*asked, *told)):
+        print_info(f"warning  {cut} questions or answers are cut after {LONGEST} tokens")
+    needed = max(
+        len(question.pictures) * tower.count + min(length, LONGEST)
+        for question, length in zip(questions, asked, strict=True)
+    )
+    places = getattr(model.language.config, "max_position_embeddings", None)
+    if places is not None and max(needed, min(max(told), LONGEST)) > places:
+        raise ModelError(
+            f"A question with its pictures has {needed} features and tokens, and the model reads {places}; ask about "
+            "fewer pictures at a time, or take a model with more positions."
+        )
 
 
 def compare_arms(bench: Bench, comparison: Comparison, folder: Path) -> dict[str, Any]:
@@ -73,30 +94,23 @@ def compare_arms(bench: Bench, comparison: Comparison, folder: Path) -> dict[str
     Raises: TrainingError if the loss of an arm becomes infinite at all rates tried, or later at those chosen.
     """
     tuned = [arm for arm in comparison.arms if arm != FROZEN]
-    chosen: dict[str, dict[str, Any]] = {}
+    tries: dict[str, list[Cell]] = {}
     final: dict[str, list[Cell]] = {}
     with progress("tuning", len(tuned) * (comparison.tries + len(comparison.seeds))) as bar:
         run = _Runner(bench, CellFolder(folder), bar)
         for arm in comparison.arms:
             seeds = comparison.seeds if arm in tuned else comparison.seeds[:1]
+            rates: dict[str, float] = {}
             if arm in tuned:
-                tries = rates_to_try(arm, comparison.tries, RANGES | {"full": FULL_RANGE})
-                chosen[arm] = _best(arm, [run(arm, rates, TUNING_SEED, "validation") for rates in tries])
-            rates = chosen[arm]["rates"] if arm in tuned else {}
+                offered = rates_to_try(arm, comparison.tries, RANGES | {"full": FULL_RANGE})
+                tries[arm] = [run(arm, rates, TUNING_SEED, "validation") for rates in offered]
+                rates = best_of(tries[arm])["rates"]
             final[arm] = [run(arm, rates, seed, "test") for seed in seeds]
             if failed := [cell for cell in final[arm] if "failed" in cell]:
                 raise TrainingError(
                     f"{arm}, seed {failed[0]['seed']}: {failed[0]['failed']} More --tries find others."
                 )
-    return {
-        "reference": comparison.reference,
-        "tasks": list(bench.data.tasks),
-        "arms": {arm: _summary(arm_cells, chosen.get(arm)) for arm, arm_cells in final.items()},
-        "paired": _paired(final, comparison.reference),
-        "made": final[comparison.arms[0]][0]["made"],
-        "plan": vars(bench.plan) | {"seeds": list(comparison.seeds), "tries": comparison.tries},
-        "questions": _counts(bench.data),
-    }
+    return summarize(tries, final, comparison.reference)
 
 
 class _Runner:
@@ -120,56 +134,3 @@ class _Runner:
         what = "trying" if split == "validation" else f"seed {seed}"
         print_info(f"{arm}, {what} {at}: {found} ({duration(cell['seconds'])})")
         return cell
-
-
-def _best(arm: str, tries: Sequence[Cell]) -> dict[str, Any]:
-    """The rates of the best try, and how all came out; an accuracy of None is a loss that became infinite."""
-    sound = [cell for cell in tries if "failed" not in cell]
-    if not sound:
-        raise TrainingError(f"{arm}: {tries[0]['failed']} So it was at all {len(tries)} rates tried.")
-    best = sound[best_try([[{"accuracy": c["mean_accuracy"], "loss": c["loss"]}] for c in sound])]
-    return {
-        "rates": best["rates"],
-        "tries": [{"rates": cell["rates"], "accuracy": cell.get("mean_accuracy")} for cell in tries],
-    }
-
-
-def _summary(cells: Sequence[Cell], chosen: Mapping[str, Any] | None) -> dict[str, Any]:
-    tasks = list(cells[0]["accuracy"])
-    alphas = [cell["mean_abs_alpha"] for cell in cells if "mean_abs_alpha" in cell]
-    return {
-        "seeds": [cell["seed"] for cell in cells],
-        "accuracy": {task: statistics.fmean(cell["accuracy"][task] for cell in cells) for task in tasks},
-        "f1": {task: statistics.fmean(cell["f1"][task] for cell in cells) for task in tasks},
-        "mean_accuracy": statistics.fmean(cell["mean_accuracy"] for cell in cells),
-        "numbers": cells[0]["numbers"],
-        "mean_abs_alpha": statistics.fmean(alphas) if alphas else None,
-        "seconds": statistics.median(cell["seconds"] for cell in cells),
-        "chosen": chosen,
-    }
-
-
-def _paired(final: Mapping[str, Sequence[Cell]], reference: str) -> dict[str, Any]:
-    """Of each other tuned arm the difference to the reference, seed by seed, of the mean and of each task."""
-    if reference not in final:
-        return {}
-    against = {cell["seed"]: cell for cell in final[reference]}
-    result = {}
-    for arm, cells in final.items():
-        common = [(cell, against[cell["seed"]]) for cell in cells if cell["seed"] in against]
-        if arm in (reference, FROZEN) or not common:
-            continue
-        result[arm] = {
-            "mean": difference([a["mean_accuracy"] - b["mean_accuracy"] for a, b in common], unit="seeds")
-        } | {
-            task: difference([a["accuracy"][task] - b["accuracy"][task] for a, b in common], unit="seeds")
-            for task in common[0][0]["accuracy"]
-        }
-    return result
-
-
-def _counts(data: ImageTextData) -> dict[str, dict[str, int]]:
-    return {
-        split: {task: sum(question.task == task for question in part) for task in data.tasks}
-        for split, part in data.splits.items()
-    }

@@ -26,6 +26,7 @@ from coeffdiff.hosts.transformers import attached
 from coeffdiff.tasks.arms import PARTS, put_arm, trained_numbers
 from coeffdiff.tasks.image_text_data import FILE, ImageTextData
 from coeffdiff.tasks.image_text_model import ImageText
+from coeffdiff.tasks.image_text_pictures import Tower
 from coeffdiff.tasks.image_text_training import few, score, tune
 from coeffdiff.utils.hashing import hash_of, hash_tensors
 
@@ -56,14 +57,21 @@ class TuningPlan:
 
 
 class Bench:
-    """A model and its questions, on which cells are computed; the model given stays as it is."""
+    """A model, its questions and the features of their pictures, on which cells are computed.
 
-    def __init__(self, model: ImageText, features: Tensor, data: ImageTextData, plan: TuningPlan) -> None:
+    The model given stays as it is.
+    """
+
+    def __init__(
+        self, model: ImageText, tower: Tower, features: Tensor, data: ImageTextData, plan: TuningPlan
+    ) -> None:
         self.model, self.features, self.data, self.plan = model, features, data, plan
-        digest = hashlib.blake2b(digest_size=8)
-        hash_tensors(digest, sorted(model.state_dict().items()))
-        hash_tensors(digest, [("features", features)])
-        digest.update((data.folder / FILE).read_bytes())
+        digest = hashlib.blake2b(f"{tower.grid}".encode(), digest_size=8)
+        for network in (model, tower.network):
+            hash_tensors(digest, sorted(network.state_dict().items()))
+        # Files and not features, whose last digits depend on the number of threads
+        for file in (data.folder / FILE, *data.pictures):
+            digest.update(hashlib.blake2b(file.read_bytes()).digest())
         self.print = digest.hexdigest()
 
     def cell(

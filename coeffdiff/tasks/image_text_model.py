@@ -29,7 +29,7 @@ from coeffdiff.utils.seeding import stable_seed
 MOST_PICTURES = 8  # of one question
 PROJECTION, NOTES = "projection.safetensors", "image_text.json"  # beside the language model's own files
 DEFAULT_TOWER, DEFAULT_GRID = "openai/clip-vit-base-patch32", 6
-LONGEST = 64  # tokens of a question or an answer; the rest is cut
+LONGEST = 128  # tokens of a question or an answer; the rest is cut
 
 
 class Projection(nn.Module):
@@ -165,6 +165,8 @@ def load_image_text(name: str, width: int, *, seed: int = 0, device: str | torch
         if lacking := sorted(report["missing_keys"]):
             raise ModelError(f"The model {name} cannot be used: its weights lack {lacking[0]}.")
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        if tokenizer.pad_token is None:
+            raise ModelError(f"The model {name} cannot be used: its tokenizer has no token for padding.")
     projection = _projection(folder, width, language.get_input_embeddings().embedding_dim, seed)
     return ImageText(language, projection, tokenizer).eval().to(device)
 

@@ -38,6 +38,12 @@ class Tower:
         """D."""
         return int(self.network.config.hidden_size)
 
+    @property
+    def count(self) -> int:
+        """T."""
+        config = self.network.config
+        return 1 + min(config.image_size // config.patch_size, self.grid) ** 2
+
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """Pixels [N, 3, R, R] -> [N, T, D]: the class token, then the patches, averaged to a grid of grid x grid.

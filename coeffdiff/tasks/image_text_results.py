@@ -1,0 +1,136 @@
+"""The results of an image-text comparison: from its cells to plain data, and to a table in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from coeffdiff.errors import ConfigError, TrainingError
+from coeffdiff.evaluation.cells import Cell
+from coeffdiff.evaluation.statistics import difference
+from coeffdiff.tasks.image_text_cells import ARMS, FROZEN
+from coeffdiff.tasks.tuning import best_try
+
+Cells = Mapping[str, Sequence[Cell]]  # of each arm
+
+
+def summarize(tries: Cells, final: Cells, reference: str) -> dict[str, Any]:
+    """What the table shows, as plain data.
+
+    Args:
+        tries: of each tuned arm its cells on the validation split, one for each try.
+        final: of each arm its cells on the test split, at the rates of its best try, one for each seed.
+    """
+    first = next(iter(final.values()))[0]
+    return {
+        "reference": reference,
+        "arms": {arm: _summary(cells, tries.get(arm)) for arm, cells in final.items()},
+        "paired": _paired(final, reference),
+        "questions_scored": first["questions_scored"],
+        "made": first["made"],
+    }
+
+
+def gathered(cells: Iterable[Cell], reference: str = "lora") -> dict[str, Any]:
+    """The same from the cells of a folder.
+
+    Raises: ConfigError if there are none, or for arms with cells at other rates than their best.
+    """
+    tries: dict[str, list[Cell]] = {}
+    final: dict[str, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: (ARMS.index(cell["arm"]), cell["seed"])):
+        (tries if cell["split"] == "validation" else final).setdefault(cell["arm"], []).append(cell)
+    if not final:
+        raise ConfigError("There are no cells of an image-text comparison.")
+    for arm, arm_tries in tries.items():
+        rates = best_of(arm_tries)["rates"]
+        if any(cell["rates"] != rates for cell in final.get(arm, ())):
+            raise ConfigError(f"The cells of {arm} are of several comparisons; gather one at a time.")
+    return summarize(tries, final, reference)
+
+
+def best_of(tries: Sequence[Cell]) -> Cell:
+    """The best try. Raises: TrainingError if the loss became infinite in every one."""
+    sound = [cell for cell in tries if "failed" not in cell]
+    if not sound:
+        raise TrainingError(
+            f"{tries[0]['arm']}: {tries[0]['failed']} So it was at all {len(tries)} rates tried."
+        )
+    return sound[best_try([[{"accuracy": c["mean_accuracy"], "loss": c["loss"]}] for c in sound])]
+
+
+def _summary(cells: Sequence[Cell], tries: Sequence[Cell] | None) -> dict[str, Any]:
+    """tries: None of the frozen arm. An accuracy of None in the result's is that of a loss that became infinite."""
+    tasks = list(cells[0]["accuracy"])
+    alphas = [cell["mean_abs_alpha"] for cell in cells if "mean_abs_alpha" in cell]
+    return {
+        "seeds": [cell["seed"] for cell in cells],
+        "accuracy": {task: statistics.fmean(cell["accuracy"][task] for cell in cells) for task in tasks},
+        "f1": {task: statistics.fmean(cell["f1"][task] for cell in cells) for task in tasks},
+        "mean_accuracy": statistics.fmean(cell["mean_accuracy"] for cell in cells),
+        "numbers": cells[0]["numbers"],
+        "mean_abs_alpha": statistics.fmean(alphas) if alphas else None,
+        "seconds": statistics.median(cell["seconds"] for cell in cells),
+        "rates": cells[0]["rates"],
+        "tries": [{"rates": cell["rates"], "accuracy": cell.get("mean_accuracy")} for cell in tries or ()],
+    }
+
+
+def _paired(final: Cells, reference: str) -> dict[str, Any]:
+    """Of each other tuned arm the difference to the reference, seed by seed, of the mean and of each task."""
+    if reference not in final:
+        return {}
+    against = {cell["seed"]: cell for cell in final[reference]}
+    result = {}
+    for arm, cells in final.items():
+        common = [(cell, against[cell["seed"]]) for cell in cells if cell["seed"] in against]
+        if arm in (reference, FROZEN) or not common:
+            continue
+        result[arm] = {
+            "mean": difference([a["mean_accuracy"] - b["mean_accuracy"] for a, b in common], unit="seeds")
+        } | {
+            task: difference([a["accuracy"][task] - b["accuracy"][task] for a, b in common], unit="seeds")
+            for task in common[0][0]["accuracy"]
+        }
+    return result
+
+
+def as_markdown(results: Mapping[str, Any]) -> str:
+    """An arm a row: trained numbers, accuracy of each task and their mean, the difference to the reference, rates."""
+    tasks = list(results["questions_scored"])
+    less = f"less {results['reference']}'s"
+    head = ["arm", "numbers", *tasks, "mean", less, "rates", "mean abs alpha", "seconds"]
+    rows = [head, ["---"] * len(head)]
+    for name, arm in results["arms"].items():
+        shares = [f"{100 * arm['accuracy'][task]:.1f}" for task in tasks]
+        rates = ", ".join(f"{part} {rate:.1e}" for part, rate in arm["rates"].items())
+        alpha = "" if arm["mean_abs_alpha"] is None else f"{arm['mean_abs_alpha']:.3f}"
+        less = _difference(results["paired"].get(name, {}).get("mean"))
+        mean, seconds = f"{100 * arm['mean_accuracy']:.1f}", f"{arm['seconds']:.0f}"
+        rows.append([name, _numbers(arm["numbers"]), *shares, mean, less, rates, alpha, seconds])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def differences(results: Mapping[str, Any]) -> str:
+    """For each arm and task the difference to the reference with its interval and verdict, a line each."""
+    lines = []
+    for arm, scores in results["paired"].items():
+        for task, found in scores.items():
+            lines.append(
+                f"{arm} - {results['reference']}, {task}: {_difference(found)}, better with {found['better_on']} of "
+                f"{found['of']} seeds: {found['says']}"
+            )
+    return "\n".join(lines)
+
+
+def _numbers(trained: Mapping[str, int]) -> str:
+    """What is trained beside the projection, which is in every arm."""
+    return f"{sum(count for part, count in trained.items() if part != 'head'):,}"
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    between = "" if found["low"] is None else f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    return f"{100 * found['difference']:+.1f}{between}"

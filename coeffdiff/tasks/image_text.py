@@ -30,7 +30,7 @@ class Comparison:
 
     arms: of image_text_cells.ARMS.  tries: of rates for each arm.  reference: the arm that others are compared with.
 
-    Raises: ConfigError for an unknown arm, no seed, no try.
+    Raises: ConfigError for an unknown arm or reference, no seed, no try.
     """
 
     arms: tuple[str, ...] = DEFAULT_ARMS
@@ -45,6 +45,8 @@ class Comparison:
             raise ConfigError(
                 f"Seeds are wanted, and not {TUNING_SEED}, with which learning rates are chosen."
             )
+        if self.reference not in ARMS[1:]:
+            raise ConfigError(f"The reference is {self.reference!r}; it can be {', '.join(ARMS[1:])}.")
         if self.tries < 1:
             raise ConfigError(f"tries must be at least 1, not {self.tries}.")
 
@@ -110,6 +112,8 @@ def compare_arms(bench: Bench, comparison: Comparison, folder: Path) -> dict[str
                 raise TrainingError(
                     f"{arm}, seed {failed[0]['seed']}: {failed[0]['failed']} More --tries find others."
                 )
+    if comparison.reference not in final:
+        print_info(f"{comparison.reference} is not among the arms, so there are no differences to it")
     return summarize(tries, final, comparison.reference)
 
 

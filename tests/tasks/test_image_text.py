@@ -308,6 +308,10 @@ def test_mistakes_of_the_command_are_one_sentence(models, data, tmp_path):
         ((data, "--model", bart, "--tower", tmp_path / "vit"), "is a vit, not a CLIP"),
         ((data, "--model", "no such name", "--tower", clip), "neither a folder here nor a hub id"),
         ((data, "--model", bart, "--tower", clip, "--arm", "dora"), "There is no arm 'dora'"),
+        (
+            (data, "--model", bart, "--tower", clip, "--reference", "frozen"),
+            "The reference is 'frozen'; it can be",
+        ),
         ((data, "--model", bart, "--tower", clip, "--seeds", "10000"), "Seeds are wanted, and not 10000"),
         ((data, "--model", bart, "--tower", clip, "--seeds", "one"), "--seeds takes whole numbers"),
     ):

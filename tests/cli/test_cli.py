@@ -291,6 +291,7 @@ def test_no_option_forgets_its_home():
         "repo",
         "licence",
         "message",
+        "reference",
     }
     forgotten = []
     for command in app.registered_commands:

@@ -39,8 +39,7 @@ class Projection(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, embedding)
         self.norm = nn.LayerNorm(embedding)
-        self.which = nn.Embedding(MOST_PICTURES, embedding)
-        nn.init.normal_(self.which.weight, std=0.02)
+        self.which = nn.Embedding(MOST_PICTURES, embedding)  # N(0, 1), as large as what the norm gives
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, P, T, D] -> [B, P * T, E]."""
@@ -95,9 +94,12 @@ class ImageText(nn.Module):
         seen = self.projection(features)
         words = self.language.get_input_embeddings()(text.input_ids)
         visible = shown.repeat_interleave(features.shape[2], dim=1).to(text.attention_mask.dtype)
+        joined, mask = torch.cat([seen, words], dim=1), torch.cat([visible, text.attention_mask], dim=1)
+        # What is shown moves to the front, or a word's position would depend on how many pictures others have
+        order = mask.argsort(dim=1, descending=True, stable=True)
         return {
-            "inputs_embeds": torch.cat([seen, words], dim=1),
-            "attention_mask": torch.cat([visible, text.attention_mask], dim=1),
+            "inputs_embeds": joined.gather(1, order[..., None].expand_as(joined)),
+            "attention_mask": mask.gather(1, order),
         }
 
     def _tokens(self, texts: Sequence[str]) -> Any:

@@ -52,7 +52,7 @@ def small_bart(seed: int, layers: int = LAYERS, width: int = WIDTH) -> tuple[Any
         decoder_attention_heads=HEADS,
         encoder_ffn_dim=4 * width,
         decoder_ffn_dim=4 * width,
-        dropout=0.1,
+        dropout=0.0,
         forced_eos_token_id=None,
         pad_token_id=1,
         bos_token_id=0,
@@ -119,7 +119,7 @@ def main() -> int:
     )
     parser.add_argument("data", type=path_argument, help="a folder of image_text_world.py")
     parser.add_argument("output", type=path_argument, help="folder of the model")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -18,6 +18,7 @@ from coeffdiff.cli import demo
 from coeffdiff.cli import evaluate
 from coeffdiff.cli import compare
 from coeffdiff.cli import toy
+from coeffdiff.cli import classify
 from coeffdiff.cli import image_text
 from coeffdiff.cli import comfyui
 

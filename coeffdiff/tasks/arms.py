@@ -32,7 +32,7 @@ PARTS = {
     "full": ("head", "full"),
 }
 # Ours: the paper names none for these tasks
-DEFAULT_RATES = {"head": 3e-3, "lora": 3e-3, "coeff": 3e-2, "full": 5e-5}
+DEFAULT_RATES = {"head": 1e-3, "lora": 3e-3, "coeff": 3e-2, "full": 5e-5}
 
 _QUERIES_AND_VALUES = frozenset(
     ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v", "query_proj", "value_proj")
@@ -105,6 +105,11 @@ def trained_numbers(groups: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {group["name"]: sum(p.numel() for p in group["params"]) for group in groups}
 
 
+def lora_layers(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
+    """The layers for LoRA as PEFT takes them. targets: as lora_targets of put_arm, which says what is raised."""
+    return _queries_and_values(model) if targets is None else _named(model, targets)
+
+
 def _check(arm: str, rates: Mapping[str, float], heads: Sequence[nn.Module]) -> None:
     if arm not in PARTS:
         raise ConfigError(f"There is no arm {arm!r}; there are {', '.join(PARTS)}.")
@@ -115,8 +120,7 @@ def _check(arm: str, rates: Mapping[str, float], heads: Sequence[nn.Module]) -> 
 
 
 def _with_lora(model: nn.Module, rank: int, targets: Sequence[str] | None, seed: int) -> Any:
-    names = _queries_and_values(model) if targets is None else _named(model, targets)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=lora_layers(model, targets))
     # PEFT draws from the global generator, and warns of transposed layers, which it then treats rightly
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

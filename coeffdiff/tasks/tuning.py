@@ -8,6 +8,7 @@ more values than a grid has (Bergstra and Bengio, Random Search for Hyper-Parame
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from coeffdiff.utils.seeding import stable_seed
 
 Rates = dict[str, float]
 
-RANGES = {"head": (3e-4, 3e-2), "lora": (1e-3, 1e-2), "coeff": (1e-2, 1e-1), "full": (1e-5, 3e-4)}
+RANGES = {"head": (3e-4, 1e-2), "lora": (1e-3, 1e-2), "coeff": (1e-2, 1e-1), "full": (1e-5, 3e-4)}
 
 
 def rates_to_try(arm: str, tries: int, ranges: Mapping[str, tuple[float, float]] = RANGES) -> list[Rates]:
@@ -29,24 +30,25 @@ def rates_to_try(arm: str, tries: int, ranges: Mapping[str, tuple[float, float]]
     parts = PARTS[arm]
     result = [{part: DEFAULT_RATES[part] for part in parts}]
     sobol = torch.quasirandom.SobolEngine(len(parts), scramble=True, seed=stable_seed("rates", arm) % 2**31)
-    for point in sobol.draw(max(tries - 1, 0)).tolist():
+    for point in sobol.draw(tries - 1).tolist() if tries > 1 else ():
         result.append({part: _between(*ranges[part], at) for part, at in zip(parts, point, strict=True)})
-    return result[:tries]
+    return result
 
 
 def best_try(tries: Sequence[Sequence[Mapping[str, Any]]]) -> int:
     """Which try to keep.
 
     Args:
-        tries: of each its scores on the validation split, one for every seed: accuracy and loss.
+        tries: of each its scores on the validation split, one for every seed: accuracy, and loss or None where it is
+            not finite.
     Returns: the index of the highest mean accuracy; of equal ones the lowest mean loss, then the first.
     """
 
     def merit(index: int) -> tuple[float, float]:
         scores = tries[index]
-        accuracy = sum(score["accuracy"] for score in scores) / len(scores)
-        loss = sum(score["loss"] for score in scores) / len(scores)
-        return round(accuracy, 9), -loss if math.isfinite(loss) else -math.inf
+        accuracy = statistics.fmean(score["accuracy"] for score in scores)
+        losses = [score["loss"] for score in scores]
+        return round(accuracy, 9), -math.inf if None in losses else -statistics.fmean(losses)
 
     return max(range(len(tries)), key=merit)
 

@@ -6,7 +6,7 @@ python scripts/evidence/evidence_tables.py --check    # changes nothing; exit co
 
 A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare;
 `dropped` is of two of them; `dissected`, `moved` and `ceiling` are what dissect_comparison.py found, `customization`
-and `rates` what measure_customization.py did.
+and `rates` what measure_customization.py did, and `classify_NAME` is of the file classify/cells/NAME.jsonl.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+import classify_tables
 import dissect_comparison
 import measure_customization
 
@@ -35,6 +36,7 @@ ROOT = EVIDENCE.parent.parent
 CELLS = EVIDENCE / "cells"
 DISSECTED = EVIDENCE / "dissected.json"
 CUSTOMIZATION = EVIDENCE / "customization"
+CLASSIFY = EVIDENCE / "classify"
 PLANS = {file.stem for file in (ROOT / "configs" / "compare").glob("*.yaml")}
 PLOT = EVIDENCE / "core.png"
 PAGE = EVIDENCE / "README.md"
@@ -96,7 +98,7 @@ def tables(found: Mapping[str, Gathered]) -> dict[str, str]:
     made = {
         "customization": measure_customization.by_subject(customized),
         "rates": measure_customization.by_variant(customized),
-    }
+    } | classify_tables.tables(CLASSIFY)
     kept = {name: found[plan].dissected for name, plan in DISSECTED_FROM.items()}
     made["dissected"] = dissect_comparison.table(kept["dissected"])
     made["moved"] = dissect_comparison.moved(kept["moved"])

@@ -60,7 +60,6 @@ def image_text(
     tries: Annotated[int, typer.Option(min=1, help="Learning rates tried for each arm.")] = 4,
     rank: Annotated[int, typer.Option(min=1, help="Of LoRA.")] = 4,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.99, help="On alpha.")] = 0.1,
-    reference: Annotated[str, typer.Option(help="The arm that others are compared with.")] = "lora",
     output: Annotated[
         Path, typer.Option(help="Folder of the results; what it holds is not computed again.", **PATH)
     ] = Path("image-text"),
@@ -80,7 +79,7 @@ def image_text(
 
     forget_launch()
     arms = tuple(dict.fromkeys(arm)) if arm else DEFAULT_ARMS
-    comparison = Comparison(arms, tuple(dict.fromkeys(seeds)), tries, reference)
+    comparison = Comparison(arms, tuple(dict.fromkeys(seeds)), tries)
     plan = TuningPlan(steps, batch_size, questions, rank, dropout)
     bench = open_bench(data, model, tower, plan, choose_device()[0])
     results = compare_arms(bench, comparison, output / "cells")

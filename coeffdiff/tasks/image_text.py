@@ -28,15 +28,14 @@ FULL_RANGE = (1e-5, 1e-3)  # where rates of full fine-tuning are tried: wide, fo
 class Comparison:
     """What is compared.
 
-    arms: of image_text_cells.ARMS.  tries: of rates for each arm.  reference: the arm that others are compared with.
+    arms: of image_text_cells.ARMS.  tries: of rates for each arm.
 
-    Raises: ConfigError for an unknown arm or reference, no seed, no try.
+    Raises: ConfigError for an unknown arm, no seed, no try.
     """
 
     arms: tuple[str, ...] = DEFAULT_ARMS
     seeds: tuple[int, ...] = (0, 1, 2)
     tries: int = 4
-    reference: str = "lora"
 
     def __post_init__(self) -> None:
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -45,8 +44,6 @@ class Comparison:
             raise ConfigError(
                 f"Seeds are wanted, and not {TUNING_SEED}, with which learning rates are chosen."
             )
-        if self.reference not in ARMS[1:]:
-            raise ConfigError(f"The reference is {self.reference!r}; it can be {', '.join(ARMS[1:])}.")
         if self.tries < 1:
             raise ConfigError(f"tries must be at least 1, not {self.tries}.")
 
@@ -112,9 +109,7 @@ def compare_arms(bench: Bench, comparison: Comparison, folder: Path) -> dict[str
                 raise TrainingError(
                     f"{arm}, seed {failed[0]['seed']}: {failed[0]['failed']} More --tries find others."
                 )
-    if comparison.reference not in final:
-        print_info(f"{comparison.reference} is not among the arms, so there are no differences to it")
-    return summarize(tries, final, comparison.reference)
+    return summarize(tries, final)
 
 
 class _Runner:

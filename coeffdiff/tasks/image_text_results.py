@@ -12,27 +12,32 @@ from coeffdiff.evaluation.statistics import difference
 from coeffdiff.tasks.image_text_cells import ARMS, FROZEN
 from coeffdiff.tasks.tuning import best_try
 
+REFERENCES = ("linear", "lora")  # arms that the table has differences to
 Cells = Mapping[str, Sequence[Cell]]  # of each arm
 
 
-def summarize(tries: Cells, final: Cells, reference: str) -> dict[str, Any]:
-    """What the table shows, as plain data.
+def summarize(tries: Cells, final: Cells) -> dict[str, Any]:
+    """What the table shows, as plain data; each tuned arm is compared with those before it in ARMS.
 
     Args:
         tries: of each tuned arm its cells on the validation split, one for each try.
         final: of each arm its cells on the test split, at the rates of its best try, one for each seed.
     """
-    first = next(iter(final.values()))[0]
+    arms = [arm for arm in ARMS if arm in final]
+    first, tuned = final[arms[0]][0], [arm for arm in arms if arm != FROZEN]
     return {
-        "reference": reference,
-        "arms": {arm: _summary(cells, tries.get(arm)) for arm, cells in final.items()},
-        "paired": _paired(final, reference),
+        "arms": {arm: _summary(final[arm], tries.get(arm)) for arm in arms},
+        "paired": {
+            arm: {other: _paired(final[arm], final[other]) for other in tuned[:place]}
+            for place, arm in enumerate(tuned)
+            if place
+        },
         "questions_scored": first["questions_scored"],
         "made": first["made"],
     }
 
 
-def gathered(cells: Iterable[Cell], reference: str = "lora") -> dict[str, Any]:
+def gathered(cells: Iterable[Cell]) -> dict[str, Any]:
     """The same from the cells of a folder.
 
     Raises: ConfigError if there are none, or for arms with cells at other rates than their best.
@@ -47,7 +52,7 @@ def gathered(cells: Iterable[Cell], reference: str = "lora") -> dict[str, Any]:
         rates = best_of(arm_tries)["rates"]
         if any(cell["rates"] != rates for cell in final.get(arm, ())):
             raise ConfigError(f"The cells of {arm} are of several comparisons; gather one at a time.")
-    return summarize(tries, final, reference)
+    return summarize(tries, final)
 
 
 def best_of(tries: Sequence[Cell]) -> Cell:
@@ -77,51 +82,49 @@ def _summary(cells: Sequence[Cell], tries: Sequence[Cell] | None) -> dict[str, A
     }
 
 
-def _paired(final: Cells, reference: str) -> dict[str, Any]:
-    """Of each other tuned arm the difference to the reference, seed by seed, of the mean and of each task."""
-    if reference not in final:
-        return {}
-    against = {cell["seed"]: cell for cell in final[reference]}
-    result = {}
-    for arm, cells in final.items():
-        common = [(cell, against[cell["seed"]]) for cell in cells if cell["seed"] in against]
-        if arm in (reference, FROZEN) or not common:
-            continue
-        result[arm] = {
-            "mean": difference([a["mean_accuracy"] - b["mean_accuracy"] for a, b in common], unit="seeds")
-        } | {
-            task: difference([a["accuracy"][task] - b["accuracy"][task] for a, b in common], unit="seeds")
-            for task in common[0][0]["accuracy"]
-        }
-    return result
+def _paired(cells: Sequence[Cell], others: Sequence[Cell]) -> dict[str, Any]:
+    """Differences of the mean accuracy and of each task's, over the seeds that both arms have."""
+    against = {cell["seed"]: cell for cell in others}
+    common = [(cell, against[cell["seed"]]) for cell in cells if cell["seed"] in against]
+    values = {"mean": [mine["mean_accuracy"] - other["mean_accuracy"] for mine, other in common]} | {
+        task: [mine["accuracy"][task] - other["accuracy"][task] for mine, other in common]
+        for task in cells[0]["accuracy"]
+    }
+    return {name: difference(found, unit="seeds") for name, found in values.items() if found}
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
-    """An arm a row: trained numbers, accuracy of each task and their mean, the difference to the reference, rates."""
-    tasks = list(results["questions_scored"])
-    less = f"less {results['reference']}'s"
-    head = ["arm", "numbers", *tasks, "mean", less, "rates", "mean abs alpha", "seconds"]
+    """An arm a row: trained numbers, accuracy of each task and their mean, differences in it, rates."""
+    tasks, references = list(results["questions_scored"]), [a for a in REFERENCES if a in results["arms"]]
+    head = ["arm", "numbers", *tasks, "mean", *(f"less {reference}'s" for reference in references)]
+    head += ["rates", "mean abs alpha", "seconds"]
     rows = [head, ["---"] * len(head)]
     for name, arm in results["arms"].items():
-        shares = [f"{100 * arm['accuracy'][task]:.1f}" for task in tasks]
-        rates = ", ".join(f"{part} {rate:.1e}" for part, rate in arm["rates"].items())
-        alpha = "" if arm["mean_abs_alpha"] is None else f"{arm['mean_abs_alpha']:.3f}"
-        less = _difference(results["paired"].get(name, {}).get("mean"))
-        mean, seconds = f"{100 * arm['mean_accuracy']:.1f}", f"{arm['seconds']:.0f}"
-        rows.append([name, _numbers(arm["numbers"]), *shares, mean, less, rates, alpha, seconds])
+        rates = ", ".join(f"{part} {rate:g}" for part, rate in arm["rates"].items())
+        pairs = results["paired"].get(name, {})
+        rows.append(
+            [
+                name,
+                _numbers(arm["numbers"]),
+                *(f"{100 * arm['accuracy'][task]:.1f}" for task in tasks),
+                f"{100 * arm['mean_accuracy']:.1f}",
+                *(_difference(pairs.get(reference, {}).get("mean")) for reference in references),
+                rates,
+                "" if arm["mean_abs_alpha"] is None else f"{arm['mean_abs_alpha']:.3f}",
+                f"{arm['seconds']:.0f}",
+            ]
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def differences(results: Mapping[str, Any]) -> str:
-    """For each arm and task the difference to the reference with its interval and verdict, a line each."""
-    lines = []
-    for arm, scores in results["paired"].items():
-        for task, found in scores.items():
-            lines.append(
-                f"{arm} - {results['reference']}, {task}: {_difference(found)}, better with {found['better_on']} of "
-                f"{found['of']} seeds: {found['says']}"
-            )
-    return "\n".join(lines)
+    """A line for each two arms: the difference of their mean accuracies, its interval and its verdict."""
+    return "\n".join(
+        f"{arm} - {other}: {_difference(scores['mean'])}, better with {scores['mean']['better_on']} of "
+        f"{scores['mean']['of']} seeds: {scores['mean']['says']}"
+        for arm, pairs in results["paired"].items()
+        for other, scores in pairs.items()
+    )
 
 
 def _numbers(trained: Mapping[str, int]) -> str:

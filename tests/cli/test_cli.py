@@ -291,7 +291,6 @@ def test_no_option_forgets_its_home():
         "repo",
         "licence",
         "message",
-        "reference",
     }
     forgotten = []
     for command in app.registered_commands:

@@ -21,6 +21,7 @@ from coeffdiff.cli import evaluate
 from coeffdiff.cli import compare
 from coeffdiff.cli import toy
 from coeffdiff.cli import classify
+from coeffdiff.cli import image_text
 from coeffdiff.cli import comfyui
 
 __all__ = ["app", "main"]

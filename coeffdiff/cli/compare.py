@@ -76,7 +76,7 @@ Part = Annotated[
     ),
 ]
 Pack = Annotated[
-    bool, typer.Option("--pack", help="At the end fold the cells into one file, cells/PLAN.jsonl.")
+    bool, typer.Option("--pack", help="At the end fold the cells into one file, cells/NAME.jsonl.")
 ]
 ListSettings = Annotated[bool, typer.Option("--list-settings", help="Print all settings of a plan.")]
 

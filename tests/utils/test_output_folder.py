@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ["one"],
     "compare": [],
     "toy": [],
+    "image-text": ["data", "--model", "bart"],
 }
 
 
@@ -43,7 +44,7 @@ def test_a_file_is_no_folder(command, output, sentence, tmp_path, monkeypatch):
 
 def test_every_command_with_an_output_is_in_this_test():
     """But for export, whose output is a file."""
-    described = {c.callback.__name__: c.callback for c in app.registered_commands}
+    described = {c.name or c.callback.__name__: c.callback for c in app.registered_commands}
     assert {*COMMANDS, "export"} == {
         name for name, of in described.items() if "output" in of.__wrapped__.__annotations__
     }

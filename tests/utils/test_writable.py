@@ -62,6 +62,7 @@ COMMANDS = [
     "compare --model pocket --subjects dev --output locked/x",
     "toy --output locked/x",
     "demo --output locked/x",
+    "image-text data --model bart --output locked/x",
 ]
 
 

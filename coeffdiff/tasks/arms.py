@@ -19,7 +19,7 @@ from torch import nn
 
 from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.attach import attach
-from coeffdiff.hosts.transformers_layers import attention_layers
+from coeffdiff.hosts.attention_layers import attention_layers
 from coeffdiff.utils.seeding import stable_seed
 
 ARMS = ("linear", "lora", "coeff", "coeff+lora")

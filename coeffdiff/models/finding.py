@@ -53,6 +53,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
         variant = model.variant or None
         source = from_hub(repo, [INDEX], SMALL_FILES, lambda cached: _is_here(cached, variant, not model.vae))
         backbone = Backbone(repo, "hub", source, variant)
+    backbone = replace(backbone, quantize=model.quantize)
     check_configs(backbone.source)
     if model.vae:
         backbone = replace(backbone, vae=_find_vae(model.vae))

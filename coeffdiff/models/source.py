@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from coeffdiff.method.adapter_header import Quantized
+
 Part = Literal["text", "vae", "unet"]
 
 INDEX = "model_index.json"
@@ -66,6 +68,7 @@ class Backbone:
     variant: as in the settings ("auto", a variant, or None for files without one).
     vae: another VAE's files and the folder in them ("" or "vae"), if there is one.
     unet_alone: the file holds only a UNet; the source then gives the other networks too.
+    quantize: how UNet and text encoders are quantized as they are loaded; None: not at all.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Backbone:
     file: Path | None = None
     vae: tuple[Source, str] | None = None
     unet_alone: bool = False
+    quantize: Quantized | None = None
 
     def in_file(self, network: str) -> bool:
         """Whether a network's weights are read from the single file."""

@@ -105,7 +105,7 @@ def _load_network(
             local_files_only=True,
             dtype=dtype,
             output_loading_info=True,
-            **(loading_options(backbone.quantize) if network == "unet" else {}),
+            **(loading_options(backbone.quantize) if quantizes_while_loading(backbone, network) else {}),
         )
     # Of several files diffusers looks for what is missing in their index, and leaves it without memory.
     unfilled = {name for name, weight in loaded.named_parameters() if weight.is_meta}
@@ -188,6 +188,11 @@ def _settled(network: Any, kind: Quantized | None) -> Any:
     quantize(network, kind)
     _own_memory(network)
     return network.requires_grad_(False).eval()
+
+
+def quantizes_while_loading(backbone: Backbone, network: str) -> bool:
+    """Whether a network is quantized tensor by tensor as it is read, and never wide in memory as a whole."""
+    return network == "unet" and backbone.quantize in ("int8", "fp8") and not backbone.in_file(network)
 
 
 def quantized_in(backbone: Backbone, network: str) -> Quantized | None:

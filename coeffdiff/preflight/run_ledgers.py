@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from coeffdiff.models.architecture import network_on_meta
+from coeffdiff.models.loading import quantizes_while_loading
 from coeffdiff.preflight.costs import count_numbers, optimizer_bytes, text_activations
 from coeffdiff.preflight.dry_run import (
     bytes_of,
@@ -18,6 +19,7 @@ from coeffdiff.preflight.dry_run import (
     train_step,
 )
 from coeffdiff.preflight.ledger import Ledger
+from coeffdiff.preflight.quantized import narrow_layers
 from coeffdiff.preflight.workload import Workload
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -28,9 +30,10 @@ _NETWORKS = (*_ENCODERS, "vae", "unet")
 class RunLedgers:
     """What a run holds and computes. Sizes are bytes.
 
-    weights: of each network by name, before anything learns on it.
+    weights: of each network by name as its files hold it, before it is quantized and anything learns on it.
+    reading_bytes: the most that is held while networks are read.
     unet_bytes: of the UNet with what learns on it; unet_config: its architecture.
-    text_numbers: how many numbers the two text encoders have.
+    text_bytes, text_numbers: of the two text encoders, what they take and how many numbers they have.
     trained: how many numbers learn. states: of the optimizer.
     beside_unet: what a step finds there beside the UNet: the states, and with a learned token the text encoders.
     step: one micro-batch. teaching: the base model's forward for prior preservation. encoding: one photo.
@@ -38,8 +41,10 @@ class RunLedgers:
     """
 
     weights: dict[str, int]
+    reading_bytes: int
     unet_bytes: int
     unet_config: Any
+    text_bytes: int
     text_numbers: int
     trained: int
     states: int
@@ -50,11 +55,6 @@ class RunLedgers:
     drawing: Ledger | None
     decoding: Ledger | None
 
-    @property
-    def text_bytes(self) -> int:
-        """Weights of both text encoders."""
-        return sum(self.weights[name] for name in _ENCODERS)
-
 
 def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
     """Build the networks without numbers and pass through them what the run will. base: from find_backbone."""
@@ -62,6 +62,17 @@ def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
     networks = {name: network_on_meta(base, name, work.dtype) for name in _NETWORKS}
     encoders, unet, vae = [networks[name] for name in _ENCODERS], networks["unet"], networks["vae"]
     weights = {name: bytes_of(network) for name, network in networks.items()}
+
+    text_numbers = sum(count_numbers(encoder) for encoder in encoders)
+    for encoder in encoders:
+        narrow_layers(encoder, work.learned.quantize)
+    narrow_layers(unet, work.learned.quantize)
+    read_as = (
+        bytes_of(unet)
+        if quantizes_while_loading(replace(base, quantize=work.learned.quantize), "unet")
+        else weights["unet"]
+    )
+    reading = weights["vae"] + max(read_as, sum(weights[name] for name in _ENCODERS))
 
     parameters = make_learnable(unet, work.learned)
     unet_bytes, trained = bytes_of(unet), sum(parameter.numel() for parameter in parameters)
@@ -87,9 +98,11 @@ def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
         decoding = decode_picture(vae, rows=side, columns=side, device=kind)
     return RunLedgers(
         weights,
+        reading,
         unet_bytes,
         unet.config,
-        sum(count_numbers(encoder) for encoder in encoders),
+        sum(bytes_of(encoder) for encoder in encoders),
+        text_numbers,
         trained,
         states,
         beside_unet,

@@ -91,6 +91,7 @@ class Session:
                 batch_size=options.batch_size,
                 offload=self.offload,
                 precision=precision_name(self.dtype),
+                quantize=self.base.quantize,
                 size=(options.width or native, options.height or native),
                 device_type=self.device.type,
             )

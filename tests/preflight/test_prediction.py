@@ -107,7 +107,9 @@ def predict(base, device="cpu", file=None, photos=(PHOTO,), **values):
     return prediction.predict(settings, base, photos, torch.device(device), process_bytes=0)
 
 
-@pytest.mark.parametrize(("recipe", "gib"), [("sdxl-12gb.yaml", 12), ("sdxl-24gb.yaml", 24)])
+@pytest.mark.parametrize(
+    ("recipe", "gib"), [("sdxl-8gb.yaml", 8), ("sdxl-12gb.yaml", 12), ("sdxl-24gb.yaml", 24)]
+)
 def test_the_recipes_fit_where_they_say(sdxl, recipe, gib):
     """With a fifth to spare, in every phase; beside the GPU, 8 GiB of RAM read the model."""
     file = Path(__file__).parents[2] / "configs" / recipe

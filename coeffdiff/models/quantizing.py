@@ -54,6 +54,16 @@ def check_quantizing(kind: Quantized | None, device_type: str) -> None:
         ) from None
 
 
+def refuse_dora(kind: Quantized | None, what: str) -> None:
+    """what: has DoRA, as the sentence's subject. Raises: ConfigError for nf4, whose weights DoRA cannot measure before
+    they are on a GPU."""
+    if kind == "nf4":
+        raise ConfigError(
+            f"{what} is a DoRA, which reads the weights below it, and nf4 has none until they are on a GPU; "
+            "use int8 or fp8."
+        )
+
+
 def packages_for(kind: Quantized | None) -> list[str]:
     """The modules whose versions decide what the quantized numbers are."""
     return [_PACKAGES[kind][0]] if kind else []

@@ -25,7 +25,7 @@ from coeffdiff.method.adapter_file import read_header, read_rows
 from coeffdiff.models.architecture import native_resolution, unet_on_meta
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.opening import Asked, Trained, differences, open_base, where
-from coeffdiff.models.quantizing import check_quantizing
+from coeffdiff.models.quantizing import check_quantizing, refuse_dora
 from coeffdiff.models.source import Backbone
 from coeffdiff.sampling.device import choose_device, prepare_device, refuse_offload
 from coeffdiff.sampling.memory_options import Offload, Precision, sampling_switches
@@ -63,8 +63,11 @@ class Session:
         print_hints(differences(self.adapters, self.base, self.dtype))
 
     def check_adapter(self, adapter: Trained) -> None:
-        """Raises: AdapterMismatch unless the UNet has the adapter's layers; AdapterError for damaged token rows."""
+        """Raises: AdapterMismatch unless the UNet has the adapter's layers; AdapterError for damaged token rows;
+        ConfigError for a DoRA over weights in nf4."""
         check_architecture(self._unet, adapter.header, adapter.folder)
+        if adapter.header.lora and adapter.header.lora.dora:
+            refuse_dora(self.base.quantize, str(adapter.folder))
         read_rows(adapter.folder, adapter.header)
 
     def refuse_offload(self) -> None:

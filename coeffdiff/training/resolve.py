@@ -15,7 +15,7 @@ from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError
 from coeffdiff.models.architecture import native_resolution, unet_parameters
 from coeffdiff.models.files import chosen_variant
-from coeffdiff.models.quantizing import check_quantizing
+from coeffdiff.models.quantizing import check_quantizing, refuse_dora
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
 from coeffdiff.training.optimizer import check_optimizer
 from coeffdiff.utils.torch_setup import DTYPES, has_bf16
@@ -54,6 +54,8 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
         raise ConfigError(f"fp16 needs a CUDA GPU; on {state.device.type} use training.precision bf16 or no.")
     check_optimizer(settings.training.optimizer, state.device)
     check_quantizing(settings.model.quantize, state.device.type)
+    if "lora" in settings.method.kind and settings.method.lora.dora:
+        refuse_dora(settings.model.quantize, "method.lora")
     return settings, chosen
 
 

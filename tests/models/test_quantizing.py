@@ -21,7 +21,7 @@ from coeffdiff.hosts.quantized import EightBitLinear, is_quantized, quantized_la
 from coeffdiff.hosts.unet import eject, inject
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.loading import load_pipeline
-from coeffdiff.models.quantizing import check_quantizing, quantize
+from coeffdiff.models.quantizing import check_quantizing, quantize, refuse_dora
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training.network import _leave_out_of_ddp
 
@@ -197,7 +197,10 @@ def test_devices_and_packages_that_are_missing_meet_a_sentence(monkeypatch):
     ):
         with pytest.raises(ConfigError, match=words):
             check_quantizing(kind, device)
+    with pytest.raises(ConfigError, match="method.lora is a DoRA, which reads the weights below it"):
+        refuse_dora("nf4", "method.lora")
     check_quantizing("int8", "cpu")
+    refuse_dora("int8", "method.lora")
     check_quantizing(None, "mps")
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     with pytest.raises(ConfigError, match=r"fp8 needs torchao: pip install 'coeffdiff\[quant\]'"):

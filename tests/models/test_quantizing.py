@@ -197,7 +197,7 @@ def test_devices_and_packages_that_are_missing_meet_a_sentence(monkeypatch):
     ):
         with pytest.raises(ConfigError, match=words):
             check_quantizing(kind, device)
-    with pytest.raises(ConfigError, match="method.lora is a DoRA, which reads the weights below it"):
+    with pytest.raises(ConfigError, match=r"method\.lora is a DoRA, which reads the weights below it"):
         refuse_dora("nf4", "method.lora")
     check_quantizing("int8", "cpu")
     refuse_dora("int8", "method.lora")

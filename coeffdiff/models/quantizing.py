@@ -59,8 +59,8 @@ def refuse_dora(kind: Quantized | None, what: str) -> None:
     they are on a GPU."""
     if kind == "nf4":
         raise ConfigError(
-            f"{what} is a DoRA, which reads the weights below it, and nf4 has none until they are on a GPU; use int8 or "
-            "fp8."
+            f"{what} is a DoRA, which reads the weights below it, and nf4 has none until they are on a GPU; use int8 "
+            "or fp8."
         )
 
 

@@ -21,6 +21,7 @@ from coeffdiff.cli.options import (
     OtherVae,
     Pixels,
     PrecisionOption,
+    Quantize,
     expanded_text,
 )
 from coeffdiff.cli.processes import start_launched
@@ -85,6 +86,7 @@ def evaluate(
     clip: Clip = None,
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "none",
+    quantize: Quantize = None,
     batch_size: BatchSize = 4,
     output: Output = None,
     model: AdaptersModel = None,
@@ -124,6 +126,7 @@ def evaluate(
             model=model,
             model_config=model_config,
             vae=vae,
+            quantize=quantize,
             precision=precision,
             offload=offload,
             dino=dino,

@@ -14,6 +14,7 @@ from coeffdiff.sampling.memory_options import Offload, Precision
 from coeffdiff.utils.paths import expanded
 
 Method = Literal["coeff", "lora", "coeff+lora", "token"]
+QuantizedOrNot = Literal["none", "int8", "fp8", "nf4"]
 
 
 def expanded_text(text: Any) -> str:
@@ -104,6 +105,12 @@ OtherVae = Annotated[
     str | None,
     typer.Option(
         help="Another VAE; none: the model's own. (default: what the adapter was trained with)", **NAME
+    ),
+]
+Quantize = Annotated[
+    QuantizedOrNot | None,
+    typer.Option(
+        help="Linear layers of UNet and text encoders in few bits. (default: as the adapter was trained)"
     ),
 ]
 NumbersAsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]

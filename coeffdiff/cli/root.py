@@ -19,6 +19,7 @@ from coeffdiff.errors import CachedAdapter, CoeffDiffError, KernelsUnused
 from coeffdiff.utils.console import (
     be_lenient,
     hush_bitsandbytes,
+    hush_torchao,
     is_main_process,
     print_error,
     print_info,
@@ -64,6 +65,7 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the console script and of `python -m coeffdiff`."""
     hush_bitsandbytes()
+    hush_torchao()
     be_lenient()
     if "WORLD_SIZE" in os.environ:  # torch's C++ would print its stack beside our one sentence
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")

@@ -22,6 +22,7 @@ from coeffdiff.cli.options import (
     OtherVae,
     Pixels,
     PrecisionOption,
+    Quantize,
     expanded_text,
 )
 from coeffdiff.cli.processes import start_launched
@@ -104,6 +105,7 @@ def sample(
     list_schedulers: ListSchedulers = False,
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "none",
+    quantize: Quantize = None,
     batch_size: BatchSize = 1,
     compile_: CompileUnet = False,
     init_image: InitImage = None,
@@ -139,7 +141,7 @@ def sample(
             selection,
             Options(steps, guidance, negative_prompt or "", width, height, batch_size),
             seeds=range(seed, seed + count),
-            asked=Asked(model, model_config, vae),
+            asked=Asked(model, model_config, vae, quantize),
             scheduler=scheduler,
             precision=precision,
             offload=offload,

@@ -19,6 +19,7 @@ from coeffdiff.config.fields import (
     Seed,
     single_line,
 )
+from coeffdiff.method.adapter_header import Quantized
 
 
 class ModelSettings(Section):
@@ -40,6 +41,12 @@ class ModelSettings(Section):
         description="diffusers folder or cached hub id that gives a single file its configs and tokenizers, and a "
         "UNet alone the other networks",
         examples=[SDXL_BASE],
+    )
+    quantize: Quantized | None = Field(
+        None,
+        description="for small cards: the frozen linear layers of UNet and text encoders in 8 bits (int8 or fp8, needs "
+        "pip install 'coeffdiff[quant]') or 4 (nf4, on NVIDIA GPUs, needs 'coeffdiff[bnb]'); what learns stays float32",
+        examples=["int8"],
     )
 
 

@@ -56,6 +56,7 @@ def evaluate(
     model: str | None = None,
     model_config: str | None = None,
     vae: str | None = None,
+    quantize: str | None = None,
     precision: Precision = "auto",
     offload: Offload = "none",
     dino: str | None = None,
@@ -70,7 +71,7 @@ def evaluate(
         runs: run or adapter folders and scales; None is the adapter's recommended one.
         output: must be free.
         images, prompts, limit: see find_candidates.  pictures, drift_pictures, first_seed: see Protocol.
-        model, model_config, vae: other than the adapters' own.
+        model, model_config, vae, quantize: other than the adapters' own.
         dino, clip: encoders, see encoders_for.
         team: processes that share the work, all called with equal arguments.
     Raises: CoeffDiffError with what to do.
@@ -85,7 +86,7 @@ def evaluate(
         raise ConfigError("There is nothing to evaluate: name a run folder.")
     device, dtype = choose_device(precision, team.device)
     refuse_offload(device, offload)
-    groups = _group_by_base(candidates, Asked(model, model_config, vae), precision, offload, device)
+    groups = _group_by_base(candidates, Asked(model, model_config, vae, quantize), precision, offload, device)
     for group in groups:
         _check_group(group, options)
     refuse_occupied(output)

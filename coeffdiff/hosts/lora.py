@@ -201,7 +201,10 @@ def lora_off(unet: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def others_stay(unet: nn.Module, name: str) -> Iterator[None]:
-    """PEFT activates a new LoRA alone and warns of company; here every LoRA that was active stays so, frozen."""
+    """PEFT activates a new LoRA alone and warns of company; here every LoRA that was active stays so, frozen.
+
+    Over quantized weights it warns that it cannot fuse, which check_fusing refuses.
+    """
     before = [
         (module, module.active_adapters) for module in unet.modules() if isinstance(module, BaseTunerLayer)
     ]
@@ -209,7 +212,9 @@ def others_stay(unet: nn.Module, name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
-                "ignore", r"Already found a `peft_config`|Adapter \S+ was active", UserWarning
+                "ignore",
+                r"Already found a `peft_config`|Adapter \S+ was active|TorchaoLoraLinear was instantiated without",
+                UserWarning,
             )
             yield
         added = [name]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coeffdiff.errors import InjectionError
 from coeffdiff.hosts.guard import Place, displaced, parts_of, places, verify
+from coeffdiff.hosts.quantized import is_quantized
 
 _TOLERANCE = 1e-6  # relative: diffusers multiplies and divides scales, and float64 rounds
 
@@ -146,7 +147,7 @@ def _sample(layer: Any) -> Tensor | None:
     weight = getattr(layer.get_base_layer(), "weight", None)
     if layer.merged_adapters or weight is None or weight.is_meta:
         return None
-    if not weight.is_floating_point() or type(weight.data) is not Tensor:  # quantized
+    if is_quantized(layer.get_base_layer()):
         return None
     flat = weight.detach().reshape(-1)
     return flat[:: max(1, flat.numel() // 128)].clone()
@@ -168,6 +169,11 @@ def check_fusing(
     ours = [part for part in parts_of(unet).values() if isinstance(part, LoraPart) and part.on]
     verify(unet)
     for part in ours:
+        if any(is_quantized(layer.get_base_layer()) for _, layer in part.layers):
+            raise InjectionError(
+                f"The weights below the LoRA of {part.label} are quantized: fused into them it would be rounded, and "
+                "could not be taken out again. Load the base model without quantization to fuse, or leave it unfused."
+            )
         if lora_scale != 1.0:
             raise InjectionError(
                 f"fuse_lora(lora_scale={lora_scale:g}) would scale the LoRA of {part.label} and nothing else of it. "

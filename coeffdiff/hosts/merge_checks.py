@@ -98,4 +98,6 @@ def common_base(parts: Sequence[Part], base_model: str | None, vae: str | None) 
         and all(other.networks.get(name) == fingerprint for _, other in known)
         and (name != "vae" or chosen == first.vae)
     }
-    return first.model_copy(update={"vae": chosen, "networks": agree})
+    alike = all(other.quantize == first.quantize for _, other in known)
+    quantize = first.quantize if alike else None
+    return first.model_copy(update={"vae": chosen, "networks": agree, "quantize": quantize})

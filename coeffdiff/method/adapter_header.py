@@ -11,10 +11,12 @@ from coeffdiff.method.families import FAMILIES, SDXL, Family, FamilyName
 from coeffdiff.method.networks import TEXT_ENCODERS, encoders_in
 
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
+Quantized = Literal["int8", "fp8", "nf4"]
 
 
 FORMAT_VERSION = 4  # the newest that is read; format_for says which is written
 OWN_VAE = "none"  # how a user asks for the base model's own VAE
+WIDE = "none"  # how a user asks for a base model that is not quantized
 MOST_VECTORS = 64  # of the 75 tokens that a prompt has room for
 # Key in the file -> the pipeline's parts, of all families; the names that diffusers' own scripts write.
 PARTS = {encoder.key: (encoder.network, encoder.tokenizer) for encoder in SDXL.encoders}
@@ -55,13 +57,15 @@ class BaseHeader(BaseModel):
     """How the base model was opened, and what its networks were, to draw with the same again.
 
     vae: another VAE than the base model's, a hub id or an absolute path; config: what gave a single file its configs;
-    precision: of the run's own pictures; networks: by name, what fingerprints.py says of their weights.
+    quantize: how its linear layers were quantized; precision: of the run's own pictures; networks: by name, what
+    fingerprints.py says of their weights.
     """
 
     model_config = ConfigDict(frozen=True)
     vae: str | None = Field(None, max_length=1000)
     config: str | None = Field(None, max_length=1000)
     variant: str | None = Field(None, max_length=100)
+    quantize: Quantized | None = None
     precision: Literal["fp32", "fp16", "bf16"] | None = None
     networks: dict[str, str] = Field({}, max_length=20)
 

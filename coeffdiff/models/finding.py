@@ -67,7 +67,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
             f"configs, is {family.a_label} model; pass model.config with a diffusers folder of "
             f"{backbone.family.a_label} model."
         )
-    backbone = replace(backbone, family=family)
+    backbone = replace(backbone, family=family, quantize=model.quantize)
     if model.vae:
         backbone = replace(backbone, vae=_find_vae(model.vae))
         _check_vae(backbone)

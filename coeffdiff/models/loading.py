@@ -7,12 +7,14 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from coeffdiff.errors import ModelError
+from coeffdiff.method.adapter_header import Quantized
 from coeffdiff.models.architecture import native_resolution, network_dtype, scheduler_config, vae_factor
 from coeffdiff.models.checking import header_of, read_json
 from coeffdiff.models.files import fetch_file, prefix_in_file, source_of, weights_of
 from coeffdiff.models.foreign import CONTROL_KEYS
 from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.models.pipelines import make_pipeline
+from coeffdiff.models.quantizing import loading_options, quantize
 from coeffdiff.models.scaled_fp8 import is_beside, is_scaled
 from coeffdiff.models.scaled_fp8 import read as read_scaled
 from coeffdiff.models.source import INDEX, UNET, Backbone, Part, Source
@@ -27,7 +29,8 @@ def load_pipeline(backbone: Backbone, *, dtype: torch.dtype, parts: Collection[P
 
     A StableDiffusionXLPipeline or StableDiffusionPipeline; a safety checker in the folder is not loaded.
     Text encoders and UNet are in dtype. The VAE is in float32 if its config has force_upcast, as SDXL's has (in
-    half precision it gives NaN and black pictures), else in dtype.
+    half precision it gives NaN and black pictures), else in dtype. Where the backbone says so, the linear layers of
+    text encoders and UNet are quantized, and dtype is the type that they compute in.
 
     Args:
         parts: only these networks are loaded and the others are None, so that training can encode first and load
@@ -52,15 +55,15 @@ def load_pipeline(backbone: Backbone, *, dtype: torch.dtype, parts: Collection[P
     with quiet_libraries():
         networks: dict[str, Any] = dict.fromkeys(backbone.networks)
         for name, (variant, files) in chosen.items():
-            networks[name] = _load_network(
-                backbone, name, variant, files, network_dtype(backbone, name, dtype)
+            networks[name] = _settled(
+                _load_network(backbone, name, variant, files, network_dtype(backbone, name, dtype)),
+                quantized_in(backbone, name),
             )
         for name in from_file:
-            networks[name] = _load_from_single_file(backbone, name, network_dtype(backbone, name, dtype))
-        for network in networks.values():
-            if network is not None:
-                _own_memory(network)
-                network.requires_grad_(False).eval()
+            networks[name] = _settled(
+                _load_from_single_file(backbone, name, network_dtype(backbone, name, dtype)),
+                quantized_in(backbone, name),
+            )
         with loading_errors(f"{backbone.name}: its tokenizers or scheduler"):
             others = {**_load_tokenizers(backbone), "scheduler": _load_scheduler(backbone)}
             pipe = make_pipeline(backbone.family, networks | others, **_indexed_options(backbone))
@@ -91,6 +94,7 @@ def _load_network(
             local_files_only=True,
             dtype=dtype,
             output_loading_info=True,
+            **(loading_options(backbone.quantize) if quantizes_while_loading(backbone, network) else {}),
         )
     # Of several files diffusers looks for what is missing in their index, and leaves it without memory.
     unfilled = {name for name, weight in loaded.named_parameters() if weight.is_meta}
@@ -171,14 +175,34 @@ def _tensors_in_file(backbone: Backbone, network: str, dtype: torch.dtype) -> di
     return {added + name: tensor for name, tensor in read_scaled(backbone.file, names, dtype).items()}
 
 
+def _settled(network: Any, kind: Quantized | None) -> Any:
+    """A network that was read, quantized where it is to be, in memory of its own and frozen."""
+    quantize(network, kind)
+    _own_memory(network)
+    return network.requires_grad_(False).eval()
+
+
+def quantizes_while_loading(backbone: Backbone, network: str) -> bool:
+    """Whether a network is quantized tensor by tensor as it is read, and never wide in memory as a whole."""
+    return network == "unet" and backbone.quantize in ("int8", "fp8") and not backbone.in_file(network)
+
+
+def quantized_in(backbone: Backbone, network: str) -> Quantized | None:
+    """How a network is quantized; a VAE, which is convolutions, is not."""
+    return None if network == "vae" else backbone.quantize
+
+
 def _own_memory(network: Any) -> None:
     """Copy, tensor by tensor, what is still mapped from a file.
 
     There tensors lie wherever the file put them, and CPU kernels add in another order over unaligned ones: the same
     weights out of two files would give different pictures. And a file that changes would change the model.
     """
+    import torch
+
     for weight in network.parameters():
-        weight.data = weight.data.clone()
+        if type(weight.data) is torch.Tensor:  # what was quantized is new
+            weight.data = weight.data.clone()
 
 
 def _indexed_options(backbone: Backbone) -> dict[str, Any]:

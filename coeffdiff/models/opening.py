@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from coeffdiff.config.fields import SDXL_BASE
 from coeffdiff.config.loading import load_settings
 from coeffdiff.config.schema import ModelSettings
-from coeffdiff.errors import AdapterMismatch, CoeffDiffError, ModelError
-from coeffdiff.method.adapter_header import OWN_VAE, AdapterHeader, BaseHeader
+from coeffdiff.errors import AdapterMismatch, CoeffDiffError, ConfigError, ModelError
+from coeffdiff.method.adapter_header import OWN_VAE, WIDE, AdapterHeader, BaseHeader, Quantized
 from coeffdiff.models.architecture import missing_networks
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.fingerprints import LABELS, changed, fingerprints
@@ -42,16 +42,18 @@ class Trained:
             model = None
         if model is None:
             return None
-        return BaseHeader(vae=model.vae, config=model.config, variant=model.variant)
+        return BaseHeader(vae=model.vae, config=model.config, variant=model.variant, quantize=model.quantize)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The base model, configs and VAE that the user names; None: the adapter's. vae: a folder, a hub id or OWN_VAE."""
+    """The base model, configs and VAE that the user names; None: the adapter's. vae: a folder, a hub id or OWN_VAE;
+    quantize: int8, fp8, nf4 or WIDE."""
 
     model: str | None = None
     config: str | None = None
     vae: str | None = None
+    quantize: str | None = None
 
 
 def model_for(adapters: Sequence[Trained], asked: Asked) -> ModelSettings:
@@ -70,7 +72,17 @@ def model_for(adapters: Sequence[Trained], asked: Asked) -> ModelSettings:
         config=asked.config or next((base.config for base in bases if base and base.config), None),
         vae=vae,
         variant=first.variant if first.variant not in (None, "auto", "fp16") and not asked.model else "auto",
+        quantize=_quantized(first, asked),
     )
+
+
+def _quantized(first: BaseHeader, asked: Asked) -> Any:
+    """As the user says, else as the first adapter's run had it. Raises: ConfigError for another word."""
+    if asked.quantize is None:
+        return first.quantize
+    if asked.quantize not in (*get_args(Quantized), WIDE):
+        raise ConfigError(f"quantize is {', '.join(get_args(Quantized))} or {WIDE}, not {asked.quantize!r}.")
+    return None if asked.quantize == WIDE else asked.quantize
 
 
 def _refuse_two_vaes(adapters: Sequence[Trained]) -> None:
@@ -197,7 +209,8 @@ def recipe(base: Backbone) -> dict[str, Any]:
     """The base model's part of a picture's recipe."""
     vae = where(base.vae[0]) if base.vae else None
     configs = {"model_config": where(base.source)} if base.file else {}
-    return {"model": base.name, "vae": vae, "variant": base.variant} | configs
+    quantized = {"quantize": base.quantize} if base.quantize else {}
+    return {"model": base.name, "vae": vae, "variant": base.variant} | configs | quantized
 
 
 def where(source: Source) -> str:

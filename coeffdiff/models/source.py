@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from coeffdiff.method.adapter_header import Quantized
 from coeffdiff.method.families import FAMILIES, SDXL, Family, FamilyName
 
 Part = Literal["text", "vae", "unet"]
@@ -86,6 +87,7 @@ class Backbone:
     vae: another VAE's files and the folder in them ("" or "vae"), if there is one.
     unet_alone: the file holds only a UNet; the source then gives the other networks too.
     family: what its networks are and what they take.
+    quantize: how UNet and text encoders are quantized as they are loaded; None: not at all.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Backbone:
     vae: tuple[Source, str] | None = None
     unet_alone: bool = False
     family: Family = SDXL
+    quantize: Quantized | None = None
 
     @property
     def networks(self) -> dict[str, Network]:

@@ -85,7 +85,13 @@ def remedies_for(
         changed = with_values(settings, dict(values))
         return predict(changed, base, photos.photos, device, process_bytes=process_bytes).peak_bytes
 
-    options = memory_options(settings.training, settings.method, settings.validation.prompts, device.type)
+    options = memory_options(
+        settings.training,
+        settings.method,
+        settings.validation.prompts,
+        device.type,
+        quantize=settings.model.quantize,
+    )
     return tuple(find_remedies(options, peak_with, free_bytes))
 
 

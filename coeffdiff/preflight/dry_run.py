@@ -16,16 +16,21 @@ from torch.utils.checkpoint import checkpoint
 
 from coeffdiff.hosts.lora import add_lora
 from coeffdiff.hosts.unet import inject
+from coeffdiff.method.adapter_header import Quantized
 from coeffdiff.method.coefficients import Mixes
 from coeffdiff.method.families import family_of_unet
 from coeffdiff.models.pipelines import conditions
 from coeffdiff.preflight.ledger import TOKENS, AsOnDevice, Ledger, ledger_for
+from coeffdiff.preflight.quantized import narrow_layers
 from coeffdiff.utils.console import quiet_libraries
 
 
 @dataclass(frozen=True)
 class Learned:
-    """The trained parts on a UNet. rank None: no LoRA; targets None: no alpha; the rest as in settings.method."""
+    """The trained parts on a UNet. rank None: no LoRA; targets None: no alpha; the rest as in settings.method.
+
+    quantize: how the linear layers below them are quantized.
+    """
 
     rank: int | None
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -34,11 +39,13 @@ class Learned:
     blocks: tuple[str, ...] | None = None
     backend: str = "auto"
     mixes: Mixes = "maps"
+    quantize: Quantized | None = None
 
 
 def make_learnable(unet: Any, learned: Learned) -> list[nn.Parameter]:
     """Put the trained parts on a UNet on meta, as training does: in float32, everything else frozen."""
     unet.requires_grad_(False)
+    narrow_layers(unet, learned.quantize)
     parameters: list[nn.Parameter] = []
     if learned.rank is not None:
         lora = add_lora(
@@ -126,9 +133,10 @@ def real_step(
     """
     with quiet_libraries(), torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config).to(dtype)
+        narrow_layers(unet, learned.quantize)
     unet.to_empty(device=device)
     with torch.no_grad():
-        for weight in unet.parameters():
+        for weight in (*unet.parameters(), *unet.buffers()):
             weight.fill_(0.01)
     parameters = make_learnable(unet, learned)
     if checkpointing:

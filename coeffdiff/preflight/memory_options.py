@@ -39,14 +39,19 @@ class MemoryOption:
 
 
 def memory_options(
-    training: TrainingSettings, method: MethodSettings, prompts: Sequence[str], device_type: str
+    training: TrainingSettings,
+    method: MethodSettings,
+    prompts: Sequence[str],
+    device_type: str,
+    *,
+    quantize: str | None,
 ) -> list[MemoryOption]:
     """The options that a run does not use yet, the mildest first. The settings are resolved.
 
     A smaller micro-batch that is accumulated, recomputed activations and chunked attention cost time alone;
-    precision costs a little, resolution and rank what the adapter can learn.
+    precision and weights in 8 bits cost a little, resolution and rank what the adapter can learn.
 
-    prompts: of the validation pictures.
+    prompts: of the validation pictures. quantize: of the base model's settings.
     """
     batch_size, accumulate = int(training.batch_size), int(training.accumulate)
     resolution = int(training.resolution)
@@ -60,6 +65,9 @@ def memory_options(
         options.append(MemoryOption({"method.coeff.backend": "auto"}, predicted=False))
     if training.precision == "no":
         options.append(MemoryOption({"training.precision": half_precision(device_type)}))
+    if quantize is None and device_type in ("cpu", "cuda"):
+        note = "frozen weights in 8 bits; needs pip install 'coeffdiff[quant]'"
+        options.append(MemoryOption({"model.quantize": "int8"}, note=note))
     if prompts:
         options.append(
             MemoryOption({"validation.prompts": []}, note="no validation pictures", suggested=False)

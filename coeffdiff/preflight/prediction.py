@@ -24,8 +24,8 @@ TRIED_BYTES = 2**30  # what a step may hold to be run once or twice where it is 
 class Prediction:
     """What a run will take. Bytes, seconds; sums over all steps and pictures.
 
-    phases: the most memory of the device in each: encoding, training, pictures. On a CPU that is this process's
-    resident memory, on a GPU what tensors hold there.
+    phases: the most memory of the device in each: encoding, training, pictures; on a CPU also loading, where quantized
+    weights are read. On a CPU that is this process's resident memory, on a GPU what tensors hold there.
     ram_bytes: the most memory of the machine; on a CPU the same as the peak.
     seconds: of loading, encoding, training, pictures; empty where time was not asked for.
     disk: cache, checkpoints, adapter, pictures, download.
@@ -82,6 +82,7 @@ def predict(
 def _memory(ledgers: RunLedgers, process_bytes: int, *, on_gpu: bool) -> tuple[dict[str, int], int]:
     """Prediction.phases and ram_bytes."""
     text, vae = ledgers.text_bytes, ledgers.weights["vae"]
+    text_as_read = ledgers.weights["text_encoder"] + ledgers.weights["text_encoder_2"]
 
     def most(resident: int, ledger: Ledger | None = None, own: int = 0) -> int:
         """Resident weights and, on top of those that a ledger counted itself (own), what passed through them."""
@@ -104,7 +105,9 @@ def _memory(ledgers: RunLedgers, process_bytes: int, *, on_gpu: bool) -> tuple[d
             most(resident, ledgers.drawing, ledgers.unet_bytes), most(resident, ledgers.decoding, vae)
         )
     if on_gpu:  # every network is read into the machine's memory before it moves
-        return phases, process_bytes + max(text + vae, ledgers.weights["unet"] + vae)
+        return phases, process_bytes + ledgers.reading_bytes
+    if ledgers.text_bytes < text_as_read:  # quantized: what a file holds may be more than what stays of it
+        phases["loading"] = most(ledgers.reading_bytes)
     return phases, max(phases.values())
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from coeffdiff.models.architecture import network_on_meta
+from coeffdiff.models.loading import quantizes_while_loading
 from coeffdiff.preflight.costs import count_numbers, optimizer_bytes, text_activations
 from coeffdiff.preflight.dry_run import (
     bytes_of,
@@ -19,6 +20,7 @@ from coeffdiff.preflight.dry_run import (
     train_step,
 )
 from coeffdiff.preflight.ledger import Ledger
+from coeffdiff.preflight.quantized import narrow_layers
 from coeffdiff.preflight.text_dry_run import bytes_of_gradients, make_encoders_learnable, text_step
 from coeffdiff.preflight.workload import Workload
 
@@ -27,9 +29,10 @@ from coeffdiff.preflight.workload import Workload
 class RunLedgers:
     """What a run holds and computes. Sizes are bytes.
 
-    weights: of each network by name, before anything learns on it.
+    weights: of each network by name as its files hold it, before it is quantized and anything learns on it.
+    reading_bytes: the most that is held while networks are read.
     unet_bytes: of the UNet with what learns on it; unet_config: its architecture.
-    text_numbers: how many numbers the text encoders have.
+    text_bytes, text_numbers: of the text encoders, what they take and how many numbers they have.
     trained: how many numbers learn. states: of the optimizer.
     text_kept: of the text encoders, where they stay because something of the text learns, with gradients there.
     beside_unet: what a step finds there beside the UNet: the states, text_kept, and what waits for a backward there.
@@ -39,8 +42,10 @@ class RunLedgers:
     """
 
     weights: dict[str, int]
+    reading_bytes: int
     unet_bytes: int
     unet_config: Any
+    text_bytes: int
     text_numbers: int
     trained: int
     states: int
@@ -53,11 +58,6 @@ class RunLedgers:
     drawing: Ledger | None
     decoding: Ledger | None
 
-    @property
-    def text_bytes(self) -> int:
-        """Weights of the text encoders."""
-        return sum(self.weights.values()) - self.weights["vae"] - self.weights["unet"]
-
 
 def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
     """Build the networks without numbers and pass through them what the run will. base: from find_backbone."""
@@ -69,6 +69,14 @@ def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
 
     kept = partial(optimizer_bytes, work.optimizer, work.optimizer_args, work.averaged)
     text_numbers = sum(count_numbers(encoder) for encoder in encoders)
+    for encoder in encoders:
+        narrow_layers(encoder, work.learned.quantize)
+    narrow_layers(unet, work.learned.quantize)
+    quantizes = quantizes_while_loading(replace(base, quantize=work.learned.quantize), "unet")
+    read_as = bytes_of(unet) if quantizes else weights["unet"]
+    reading = weights["vae"] + max(read_as, sum(weights[name] for name in base.family.text_networks))
+    text_bytes = sum(bytes_of(encoder) for encoder in encoders)
+
     parameters = make_learnable(unet, work.learned)
     unet_bytes = bytes_of(unet)
     text_parameters = make_encoders_learnable(
@@ -102,8 +110,10 @@ def run_ledgers(work: Workload, base: Any, device: torch.device) -> RunLedgers:
         decoding = decode_picture(vae, rows=side, columns=side, device=kind)
     return RunLedgers(
         weights,
+        reading,
         unet_bytes,
         unet.config,
+        text_bytes,
         text_numbers,
         trained,
         states,

@@ -33,7 +33,7 @@ def run_seconds(
     watch.seconds_per_call = overhead_per_call(device, work.learned)
     # Operators were timed one after the other, each with its weights in a cache. In a step they come from memory:
     # forward, backward, and as often again as something is computed again
-    cold = ledgers.weights["unet"] * watch.seconds_to_fetch()
+    cold = min(ledgers.weights["unet"], ledgers.unet_bytes) * watch.seconds_to_fetch()
     micro = watch.seconds(ledgers.step) + (2 + work.checkpointing) * cold
     if may_try_step and 5 * micro < budget_seconds:
         run, _ = real_step(

@@ -20,8 +20,8 @@ def expected_seconds(pipe: Any, options: Options, pictures: int, device: torch.d
     """How long so many pictures will take where nothing else runs: the operations of UNet and VAE, as they take here
     (measured in 0.4 s of work, or as long as the longest of them).
 
-    Left out: the text encoders, offloading, what alpha and LoRA add, and what Python adds to operators, which shows
-    where a step takes milliseconds.
+    Left out: the text encoders, offloading, what alpha, LoRA and quantized weights add, and what Python adds to
+    operators, which shows where a step takes milliseconds.
     """
     if not pictures:
         return 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ def workload_of(settings: Settings, base: Any, photos: Sequence[Photo]) -> Workl
     return Workload(
         dtype=dtype,
         narrow=None if training.precision == "no" else dtype,
-        learned=learned_parts(settings.method),
+        learned=replace(learned_parts(settings.method), quantize=settings.model.quantize),
         text_learned=text_parts(settings.method),
         token_vectors=settings.method.token.vectors if settings.learns_token else 0,
         optimizer=training.optimizer,

@@ -9,6 +9,7 @@ import torch
 from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.hosts.guard import unwrapped
+from coeffdiff.hosts.quantized import quantized_layers
 from coeffdiff.hosts.text_encoders import encoders_on
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.sampling.memory_options import Offload, Precision
@@ -41,13 +42,19 @@ def prepare_device(
 
     Args:
         compiled: torch.compile the UNet's blocks at the first picture (see torch_setup.compile_blocks).
-    Raises: ConfigError for offload without a GPU, a DoRA under sequential offload, or where nothing can be compiled.
+    Raises: ConfigError for offload without a GPU, for a DoRA or quantized weights under sequential offload, or where
+        nothing can be compiled.
     """
     device = torch.device(device)
     refuse_offload(device, offload)
     if compiled and offload == "sequential":
         raise ConfigError(
             "--compile needs the UNet in one place: it cannot be used with --offload sequential."
+        )
+    if offload == "sequential" and quantized_layers(pipe.unet):
+        raise ConfigError(
+            "--offload sequential moves single weights, which quantized ones are not: use --offload model, or "
+            "--quantize none."
         )
     prepare_kernels(device, pipe.unet.dtype, pipe.unet, pipe.vae)
     if compiled:

@@ -11,16 +11,27 @@ Offload = Literal["none", "model", "sequential"]
 
 
 def sampling_switches(
-    *, batch_size: int, offload: str, precision: str, size: tuple[int, int], device_type: str
+    *,
+    batch_size: int,
+    offload: str,
+    precision: str,
+    quantize: str | None,
+    size: tuple[int, int],
+    device_type: str,
 ) -> list[str]:
-    """The options that would still reduce memory. precision: fp32, fp16 or bf16; size: (width, height) in pixels."""
+    """The options that would still reduce memory. precision: fp32, fp16 or bf16; quantize: of the base model;
+    size: (width, height) in pixels."""
     found = []
     if batch_size > 1:
         found.append("--batch-size 1")
     if precision == "fp32":
         found.append(f"--precision {half_precision_name(device_type)}")
-    if device_type != "cpu" and offload != "sequential":
-        found.append("--offload model" if offload == "none" else "--offload sequential")
+    if device_type != "cpu" and offload == "none":
+        found.append("--offload model")
+    elif device_type != "cpu" and offload == "model" and not quantize:
+        found.append("--offload sequential")
+    if device_type in ("cpu", "cuda") and not quantize and offload != "sequential":
+        found.append("--quantize int8")
     smaller = tuple(smaller_side(side) for side in size)
     if smaller != size:
         found.append(f"--width {smaller[0]} --height {smaller[1]}")

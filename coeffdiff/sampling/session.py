@@ -26,6 +26,7 @@ from coeffdiff.method.adapter_file import read_header, read_rows
 from coeffdiff.models.architecture import native_resolution, network_on_meta, unet_on_meta
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.opening import Asked, Trained, differences, open_base, where
+from coeffdiff.models.quantizing import check_quantizing, refuse_dora
 from coeffdiff.models.source import Backbone
 from coeffdiff.sampling.device import choose_device, prepare_device, refuse_offload
 from coeffdiff.sampling.memory_options import Offload, Precision, sampling_switches
@@ -53,7 +54,8 @@ class Session:
         """Announce the base model, its device and dtype, and the VAE beside it."""
         shared = f" in {processes} processes" if processes > 1 else ""
         dtype = str(self.dtype).removeprefix("torch.")
-        print_info(f"model    {self.base.name} on {self.device.type}, {dtype}{shared}")
+        quantized = f", {self.base.quantize}" if self.base.quantize else ""
+        print_info(f"model    {self.base.name} on {self.device.type}, {dtype}{quantized}{shared}")
         if self.base.vae:
             print_info(f"vae      {where(self.base.vae[0])}")
 
@@ -63,10 +65,12 @@ class Session:
 
     def check_adapter(self, adapter: Trained) -> None:
         """Raises: AdapterMismatch unless UNet and text encoders have the adapter's layers; AdapterError for damaged
-        token rows."""
+        token rows; ConfigError for a DoRA over weights in nf4."""
         check_architecture(self._unet, adapter.header, adapter.folder)
         encoders = {name: network_on_meta(self.base, name, self.dtype) for name in adapter.header.encoders}
         check_encoders(encoders, adapter.header, adapter.folder)
+        if adapter.header.lora and adapter.header.lora.dora:
+            refuse_dora(self.base.quantize, str(adapter.folder))
         read_rows(adapter.folder, adapter.header)
 
     def refuse_offload(self) -> None:
@@ -93,6 +97,7 @@ class Session:
                 batch_size=options.batch_size,
                 offload=self.offload,
                 precision=precision_name(self.dtype),
+                quantize=self.base.quantize,
                 size=(options.width or native, options.height or native),
                 device_type=self.device.type,
             )
@@ -136,10 +141,12 @@ def open_session(
     Args:
         device: one that is already assigned, for instance to this process among several.
     Raises: ModelError for a base model, configs or VAE that is missing or has changed; AdapterMismatch if the adapters
-        were trained with different VAEs and none is asked for.
+        were trained with different VAEs and none is asked for; ConfigError for weights that cannot be quantized here.
     """
     device, dtype = choose_device(precision, device)
-    return Session(tuple(adapters), open_base(adapters, asked, dtype), device, dtype, offload)
+    base = open_base(adapters, asked, dtype)
+    check_quantizing(base.quantize, device.type)
+    return Session(tuple(adapters), base, device, dtype, offload)
 
 
 def print_hints(lines: Iterable[str]) -> None:

@@ -13,9 +13,11 @@ from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from coeffdiff.config.optimizers import make_optimizer
 from coeffdiff.config.schema import MethodSettings, TrainingSettings
+from coeffdiff.hosts.quantized import quantized_layers
 from coeffdiff.models.fingerprints import fingerprints
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.training.average import Average, average_for
@@ -99,6 +101,8 @@ def build_network(plan: Plan, inputs: Inputs, checkpoint: Checkpoint | None) -> 
         log_with=trackers_for(plan.settings, plan.run) or None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if quantized_layers(unet):
+        _leave_out_of_ddp(unet)
     # DDP refuses a network without anything to learn; what learns of the text is none of its parameters
     model = accelerator.prepare_model(unet, evaluation_mode=not (trainables.alphas or trainables.lora))
     optimizer = accelerator.prepare(bare)
@@ -114,6 +118,13 @@ def build_network(plan: Plan, inputs: Inputs, checkpoint: Checkpoint | None) -> 
         schedule,
         weights,
     )
+
+
+def _leave_out_of_ddp(unet: nn.Module) -> None:
+    """DDP sends all parameters from the first process to the others, and cannot send quantized ones. Each process has
+    read the frozen ones itself."""
+    frozen = [name for name, parameter in unet.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(unet, frozen)
 
 
 def parameter_groups(trainables: Trainables, method: MethodSettings) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError
 from coeffdiff.models.architecture import native_resolution, unet_parameters
 from coeffdiff.models.files import chosen_variant
+from coeffdiff.models.quantizing import check_quantizing, refuse_dora
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO
 from coeffdiff.utils.torch_setup import DTYPES, has_bf16
 
@@ -59,6 +60,9 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
         training.optimizer_args,
         decay if "lora" in settings.method.kind else 0.0,
     )
+    check_quantizing(settings.model.quantize, state.device.type)
+    if "lora" in settings.method.kind and settings.method.lora.dora:
+        refuse_dora(settings.model.quantize, "method.lora")
     return settings, chosen
 
 

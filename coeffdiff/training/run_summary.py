@@ -18,7 +18,8 @@ def print_run_summary(plan: Plan) -> None:
     """Everything that was found and decided, before anything slow begins."""
     settings, photos, state = plan.settings, plan.photos, plan.state
     subject, training = settings.subject, settings.training
-    print_info(f"model    {plan.base.name}")
+    quantized = f", {plan.base.quantize}" if plan.base.quantize else ""
+    print_info(f"model    {plan.base.name}{quantized}")
     print_info(
         f"photos   {len(photos.photos)} in {subject.images}"
         + (f", {len(photos.skipped)} left out" if photos.skipped else "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import accelerate
 import diffusers
@@ -21,6 +23,7 @@ from coeffdiff.method.adapter_header import AdapterHeader, BaseHeader, LoraHeade
 from coeffdiff.method.coefficients import Coefficients, Mixes
 from coeffdiff.method.families import FamilyName
 from coeffdiff.method.networks import encoders_in
+from coeffdiff.models.quantizing import packages_for
 from coeffdiff.training.resolve import PRECISIONS, check_model_name
 from coeffdiff.training.text import LearnedToken
 from coeffdiff.training.text_encoders import TrainedEncoders
@@ -165,6 +168,7 @@ def header_for(
         vae=opened.vae,
         config=opened.config,
         variant=opened.variant,
+        quantize=opened.quantize,
         precision=PRECISIONS[settings.training.precision],
         networks=networks or {},
     )
@@ -192,12 +196,13 @@ def header_for(
         vectors=settings.method.token.vectors if trainables.token else 0,
         trained_steps=step,
         resolution=int(settings.training.resolution),
-        versions=versions(),
+        versions=versions(packages_for(opened.quantize)),
         base=base,
     )
 
 
-def versions() -> dict[str, str]:
-    """Of everything that decides a result."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Of everything that decides a result. more: names of further packages."""
     modules = (torch, diffusers, transformers, accelerate, peft)
-    return {"coeffdiff": __version__} | {module.__name__: str(module.__version__) for module in modules}
+    found = {"coeffdiff": __version__} | {module.__name__: str(module.__version__) for module in modules}
+    return found | {name: version(name) for name in more}

@@ -40,6 +40,12 @@ def hush_bitsandbytes() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+def hush_torchao() -> None:
+    """Silence torchao, which diffusers imports where it is installed, on kernels for other GPUs, and torch on it."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def visible(text: str) -> str:
     """The text on one line, with all that a terminal would obey or hide written out: \\x1b, \\n, \\u202e.
 

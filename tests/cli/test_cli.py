@@ -583,7 +583,7 @@ def test_a_mistake_about_adapters_is_one_sentence_and_leaves_nothing(trained, ar
     ids=["GPU", "CPU"],
 )
 def test_sampling_without_memory_names_what_is_left_to_turn(trained, error, monkeypatch):
-    """At batch 2 in fp32 and 64 x 64: a smaller batch and half precision; offloading needs a GPU, and none is here."""
+    """At batch 2 in fp32 and 64 x 64: a smaller batch, half precision and 8 bits; offloading needs a GPU, and none is here."""
     pass
 
     def fails(*_args, **_options):
@@ -598,6 +598,7 @@ def test_sampling_without_memory_names_what_is_left_to_turn(trained, error, monk
         "--batch-size 1",
         "--precision bf16",
         *(["--offload model"] if torch.cuda.is_available() else []),
+        "--quantize int8",
     ]
     assert result.stderr.splitlines()[-1] == (
         f"OutOfMemory: {where} has too little memory for this (20.{'00' if 'CUDA' in str(error) else '0'} MiB more were "

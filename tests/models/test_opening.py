@@ -106,7 +106,14 @@ def half_variant() -> tuple[str, ...]:
     return ("--set", "model.variant=fp16")
 
 
+def quantized() -> tuple[str, ...]:
+    """With a learned token, so that the text encoders stay too."""
+    pytest.importorskip("torchao", reason="needs pip install 'coeffdiff[quant]'")
+    return ("--set", "model.quantize=int8", "--learn-token")
+
+
 CASES = {
+    "quantized": (quantized, ()),
     "as it is": (lambda: (), ()),
     "another VAE": (lambda: ("--set", "model.vae=vae"), ()),
     "a variant": (variant_model, ()),

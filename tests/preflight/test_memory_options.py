@@ -19,13 +19,14 @@ LARGE = {
 
 
 def options_of(settings) -> list[MemoryOption]:
-    return memory_options(settings.training, settings.method, settings.validation.prompts, "cpu")
+    prompts, quantize = settings.validation.prompts, settings.model.quantize
+    return memory_options(settings.training, settings.method, prompts, "cpu", quantize=quantize)
 
 
 def test_check_and_error_differ_in_what_is_listed_here():
     """A check keeps what is learned and how; a step holds no validation pictures. The rest is common."""
     options = options_of(load_settings(None, LARGE))
-    assert len(options) == 7
+    assert len(options) == 8
     assert [option.named() for option in options if not option.predicted] == [
         "method.coeff.backend=auto",
         "method.lora.rank=4",
@@ -35,7 +36,7 @@ def test_check_and_error_differ_in_what_is_listed_here():
     ]
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(8))
 def test_each_option_can_be_set_and_then_leaves_the_list(number):
     """Its values are accepted, and it is not offered again."""
     settings = load_settings(None, LARGE)

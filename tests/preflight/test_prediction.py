@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from coeffdiff.config.auto import ModelFacts, resolve_auto
 from coeffdiff.config.loading import load_settings
 from coeffdiff.data.photos import Photo
+from coeffdiff.hosts.quantized import quantized_layers
 from coeffdiff.models.architecture import native_resolution, network_on_meta, unet_on_meta, unet_parameters
 from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.source import Backbone, Source
 from coeffdiff.pocket.model import save_random, text_configs, unet_config, vae_config
 from coeffdiff.preflight import dry_run, prediction, text_dry_run
 from coeffdiff.preflight.costs import GPU_WORKSPACE, optimizer_bytes
 from coeffdiff.preflight.dry_run import bytes_of, unet_inputs
+from coeffdiff.preflight.quantized import narrow_layers
 from coeffdiff.preflight.sampling_time import expected_seconds
 from coeffdiff.preflight.stopwatch import Stopwatch
 from coeffdiff.preflight.workload import count_pictures
@@ -107,7 +111,9 @@ def predict(base, device="cpu", file=None, photos=(PHOTO,), **values):
     return prediction.predict(settings, base, photos, torch.device(device), process_bytes=0)
 
 
-@pytest.mark.parametrize(("recipe", "gib"), [("sdxl-12gb.yaml", 12), ("sdxl-24gb.yaml", 24)])
+@pytest.mark.parametrize(
+    ("recipe", "gib"), [("sdxl-8gb.yaml", 8), ("sdxl-12gb.yaml", 12), ("sdxl-24gb.yaml", 24)]
+)
 def test_the_recipes_fit_where_they_say(sdxl, recipe, gib):
     """With a fifth to spare, in every phase; beside the GPU, 8 GiB of RAM read the model."""
     file = Path(__file__).parents[2] / "configs" / recipe
@@ -116,6 +122,30 @@ def test_the_recipes_fit_where_they_say(sdxl, recipe, gib):
     assert 5 * 2**30 < found.peak_bytes < gib * 2**30 / 1.2
     assert found.ram_bytes < 8 * 2**30
     assert found.disk["download"] == pytest.approx(6.9e9 + 0.17e9, rel=0.03)  # the VAE is read in float32
+
+
+def test_quantized_layers_take_what_the_stand_ins_do(micro):
+    """int8: a byte for each number and a float32 for each row. nf4: half a byte, and a float32 for 64 numbers."""
+    pytest.importorskip("torchao", reason="needs pip install 'coeffdiff[quant]'")
+    unet = load_pipeline(replace(micro, quantize="int8"), dtype=torch.float32, parts={"unet"}).unet
+    held = [weight for weight in unet.parameters() if type(weight.data) is torch.Tensor]
+    held += [part for layer in quantized_layers(unet) for part in (layer.weight.qdata, layer.weight.scale)]
+    stand_in = unet_on_meta(micro)
+    narrow_layers(stand_in, "int8")
+    assert bytes_of(stand_in) == sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    four = torch.nn.Sequential(torch.nn.Linear(128, 10))
+    narrow_layers(four, "nf4")
+    assert bytes_of(four) == 128 * 10 // 2 + 4 * 128 * 10 // 64 + 4 * 10
+    assert four(torch.ones(3, 128, requires_grad=True)).shape == (3, 10)
+
+
+def test_quantizing_lowers_what_is_held_while_training(micro):
+    """By the linear layers' own share, and the most that is held while it is read is said beside it."""
+    plain, narrow = predict(micro), predict(micro, **{"model.quantize": "int8"})
+    assert narrow.phases["training"] < plain.phases["training"]
+    assert set(narrow.phases) - set(plain.phases) == {"loading"}
+    assert narrow.disk["download"] == plain.disk["download"]
 
 
 def test_pockets_recipe_fits_anywhere(pocket):

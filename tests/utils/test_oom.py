@@ -27,6 +27,7 @@ SMALL = {
     "training.precision": "bf16",
     "training.resolution": 64,
     "method.lora.rank": 4,
+    "model.quantize": "int8",
 }
 
 
@@ -42,6 +43,7 @@ def test_an_older_gpu_is_offered_what_it_computes_in(monkeypatch):
     assert training_switches(plain, "cuda") == ["--set training.precision=fp16"]
     assert training_switches(plain, "cpu") == ["--set training.precision=bf16"]
     drawing = {"batch_size": 1, "offload": "sequential", "precision": "fp32", "size": (64, 64)}
+    drawing["quantize"] = None
     assert sampling_switches(**drawing, device_type="cuda") == ["--precision fp16"]
 
 
@@ -129,12 +131,16 @@ def test_a_resumed_run_keeps_its_settings():
 
 def test_sampling_has_switches_of_its_own():
     """From the widest to the narrowest; offloading needs a GPU."""
-    wide = {"batch_size": 4, "offload": "none", "precision": "fp32", "size": (1024, 768)}
-    every = ["--batch-size 1", "--precision bf16", "--offload model", "--width 768 --height 576"]
+    wide = {"batch_size": 4, "offload": "none", "precision": "fp32", "quantize": None, "size": (1024, 768)}
+    every = ["--batch-size 1", "--precision bf16", "--offload model", "--quantize int8"]
+    every.append("--width 768 --height 576")
     assert sampling_switches(**wide, device_type="cuda") == every
-    assert sampling_switches(**wide, device_type="cpu") == [every[0], every[1], every[3]]
-    narrow = {"batch_size": 1, "precision": "bf16", "size": (64, 64)}
-    assert sampling_switches(**narrow, offload="model", device_type="cuda") == ["--offload sequential"]
+    assert sampling_switches(**wide, device_type="cpu") == [every[0], every[1], *every[3:]]
+    quantized = {"batch_size": 1, "precision": "bf16", "quantize": "int8", "size": (64, 64)}
+    assert sampling_switches(**quantized, offload="model", device_type="cuda") == []
+    narrow = {**quantized, "quantize": None}
+    both = ["--offload sequential", "--quantize int8"]
+    assert sampling_switches(**narrow, offload="model", device_type="cuda") == both
     assert sampling_switches(**narrow, offload="sequential", device_type="cuda") == []
 
 

@@ -37,6 +37,22 @@ def single_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def word_of(text: str | None) -> str | None:
+    """A token or class word on one line. Raises: ValueError for one that is empty, overlong or cannot be seen."""
+    text = None if text is None else single_line(text)
+    if text is not None and not (0 < len(text) <= 100 and text.isprintable()):
+        raise ValueError("it must be 1 to 100 visible characters")
+    return text
+
+
+def lines_of(templates: list[str]) -> list[str]:
+    """Captions, each on one line. Raises: ValueError for one that is empty, overlong or cannot be seen."""
+    templates = [single_line(template) for template in templates]
+    if not all(0 < len(template) <= 1000 and template.isprintable() for template in templates):
+        raise ValueError("each must be 1 to 1000 visible characters")
+    return templates
+
+
 def _above_zero(value: float | str) -> float | str:
     if not isinstance(value, str) and value <= 0:
         raise ValueError("must be above zero")

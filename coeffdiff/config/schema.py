@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,7 +20,8 @@ from coeffdiff.config.fields import (
     PlaceOrName,
     Section,
     Seed,
-    single_line,
+    lines_of,
+    word_of,
 )
 
 
@@ -63,21 +67,29 @@ class SubjectSettings(Section):
         "0.1 for small models",
     )
 
-    @field_validator("token", "class_word")
-    @classmethod
-    def _one_line(cls, text: str | None) -> str | None:
-        text = None if text is None else single_line(text)
-        if text is not None and not (0 < len(text) <= 100 and text.isprintable()):
-            raise ValueError("it must be 1 to 100 visible characters")
-        return text
+    _words = field_validator("token", "class_word")(word_of)
+    _lines = field_validator("templates")(lines_of)
+
+
+class SubjectEntry(Section):
+    """One of several subjects, as a file of --subjects lists them."""
+
+    images: Place | None = Field(None, description="folder with its photos")
+    token: str | None = Field(None, description="the word that will mean it", examples=["ohwx"])
+    class_word: str | None = Field(None, description="what it is", examples=["mug"])
+    templates: list[str] | None = Field(
+        None, min_length=1, description="captions for photos without their own; null: subject.templates"
+    )
+    prior_images: Place | None = Field(
+        None, description="folder with pictures of its class, in place of prior.images; for all subjects or none"
+    )
+
+    _words = field_validator("token", "class_word")(word_of)
 
     @field_validator("templates")
     @classmethod
-    def _one_line_each(cls, templates: list[str]) -> list[str]:
-        templates = [single_line(template) for template in templates]
-        if not all(0 < len(template) <= 1000 and template.isprintable() for template in templates):
-            raise ValueError("each must be 1 to 1000 visible characters")
-        return templates
+    def _lines(cls, templates: list[str] | None) -> list[str] | None:
+        return None if templates is None else lines_of(templates)
 
 
 class PhotoSettings(Section):
@@ -197,6 +209,29 @@ class PriorSettings(Section):
         if self.images is not None and not self.weight:
             raise ValueError("images have no effect at weight 0; DreamBooth's weight is 1")
         return self
+
+
+def check_subjects(subjects: list[SubjectEntry], shared: SubjectSettings, prior: PriorSettings) -> None:
+    """Raises: ValueError for subjects that no prompt could tell apart, and for settings that are each one's own."""
+    if shared.images or shared.token or shared.class_word:
+        raise ValueError(
+            "subjects gives each its own images, token and class_word; leave those of subject (--images, --token, "
+            "--class-word) out"
+        )
+    tokens = [entry.token for entry in subjects if entry.token]
+    for one, other in itertools.permutations(tokens, 2):
+        if re.search(rf"(?<!\w){re.escape(one)}(?!\w)", other, re.IGNORECASE):
+            what = f"two subjects have the token {one}"
+            if one.lower() != other.lower():
+                what = f"the token {one} of one subject is a word of {other}, another's"
+            raise ValueError(f"{what}; a prompt could not tell them apart, so give each a word of its own")
+    if prior.images is not None:
+        raise ValueError("prior.images is of one class; with subjects give each its own prior_images")
+    folders = [entry.prior_images for entry in subjects if entry.prior_images]
+    if folders and len(folders) < len(subjects):
+        raise ValueError("some subjects have prior_images and others have not; give them to all or to none")
+    if folders and not prior.weight:
+        raise ValueError("prior_images have no effect at prior.weight 0; DreamBooth's weight is 1")
 
 
 class TrainingSettings(Section):
@@ -354,6 +389,13 @@ class Settings(Section):
 
     model: ModelSettings = ModelSettings()
     subject: SubjectSettings = SubjectSettings()
+    subjects: list[SubjectEntry] = Field(
+        [],
+        max_length=100,
+        description="several subjects in one run, each with images, token, class_word, templates and prior_images; "
+        "what else subject says holds for all of them",
+        examples=[[{"images": "mug/", "token": "ohwx", "class_word": "mug"}]],
+    )
     photos: PhotoSettings = PhotoSettings()
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
@@ -365,6 +407,37 @@ class Settings(Section):
         description="run folder; auto: runs/<token>, or the next free runs/<token>-N",
         examples=["runs/toy"],
     )
+
+    @model_validator(mode="after")
+    def _subjects_are_apart(self) -> Settings:
+        if self.subjects:
+            check_subjects(self.subjects, self.subject, self.prior)
+        return self
+
+    @property
+    def each_subject(self) -> tuple[SubjectSettings, ...]:
+        """The subjects in order, of ordinary runs one; what is not a subject's own is that of `subject`."""
+        own = ("images", "token", "class_word")
+        return tuple(
+            self.subject.model_copy(
+                update={
+                    **{name: getattr(entry, name) for name in own},
+                    "templates": entry.templates or self.subject.templates,
+                }
+            )
+            for entry in self.subjects
+        ) or (self.subject,)
+
+    @property
+    def class_folders(self) -> tuple[Path | None, ...]:
+        """The folder with pictures of the class of each subject, in order; None: the network is the teacher."""
+        return tuple(entry.prior_images for entry in self.subjects) or (self.prior.images,)
+
+    @property
+    def run_name(self) -> str | None:
+        """The tokens, after which the run's folder is called; None as long as one is missing."""
+        tokens = [subject.token for subject in self.each_subject]
+        return "-".join(filter(None, tokens))[:100] if all(tokens) else None
 
     @property
     def learns_token(self) -> bool:

@@ -25,6 +25,7 @@ Auto = Literal["auto"]
 
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 PLACEHOLDER = "<V>"  # stands for the token in prompts, captions and templates, as in the paper's figures
+PLACEHOLDERS = r"<V(\d{0,4})>"  # with several tokens <V1>, <V2>
 # What selects an adapter must not be what judges it: validation draws from the seeds below the first of
 # evaluation, and none of its prompts is among evaluation's.
 EVALUATION_FIRST_SEED = 100_000

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +21,7 @@ from coeffdiff.config.fields import (
     lines_of,
     word_of,
 )
+from coeffdiff.config.subject_entries import SubjectEntry, check_apart
 
 
 class ModelSettings(Section):
@@ -69,27 +68,6 @@ class SubjectSettings(Section):
 
     _words = field_validator("token", "class_word")(word_of)
     _lines = field_validator("templates")(lines_of)
-
-
-class SubjectEntry(Section):
-    """One of several subjects, as a file of --subjects lists them."""
-
-    images: Place | None = Field(None, description="folder with its photos")
-    token: str | None = Field(None, description="the word that will mean it", examples=["ohwx"])
-    class_word: str | None = Field(None, description="what it is", examples=["mug"])
-    templates: list[str] | None = Field(
-        None, min_length=1, description="captions for photos without their own; null: subject.templates"
-    )
-    prior_images: Place | None = Field(
-        None, description="folder with pictures of its class, in place of prior.images; for all subjects or none"
-    )
-
-    _words = field_validator("token", "class_word")(word_of)
-
-    @field_validator("templates")
-    @classmethod
-    def _lines(cls, templates: list[str] | None) -> list[str] | None:
-        return None if templates is None else lines_of(templates)
 
 
 class PhotoSettings(Section):
@@ -209,29 +187,6 @@ class PriorSettings(Section):
         if self.images is not None and not self.weight:
             raise ValueError("images have no effect at weight 0; DreamBooth's weight is 1")
         return self
-
-
-def check_subjects(subjects: list[SubjectEntry], shared: SubjectSettings, prior: PriorSettings) -> None:
-    """Raises: ValueError for subjects that no prompt could tell apart, and for settings that are each one's own."""
-    if shared.images or shared.token or shared.class_word:
-        raise ValueError(
-            "subjects gives each its own images, token and class_word; leave those of subject (--images, --token, "
-            "--class-word) out"
-        )
-    tokens = [entry.token for entry in subjects if entry.token]
-    for one, other in itertools.permutations(tokens, 2):
-        if re.search(rf"(?<!\w){re.escape(one)}(?!\w)", other, re.IGNORECASE):
-            what = f"two subjects have the token {one}"
-            if one.lower() != other.lower():
-                what = f"the token {one} of one subject is a word of {other}, another's"
-            raise ValueError(f"{what}; a prompt could not tell them apart, so give each a word of its own")
-    if prior.images is not None:
-        raise ValueError("prior.images is of one class; with subjects give each its own prior_images")
-    folders = [entry.prior_images for entry in subjects if entry.prior_images]
-    if folders and len(folders) < len(subjects):
-        raise ValueError("some subjects have prior_images and others have not; give them to all or to none")
-    if folders and not prior.weight:
-        raise ValueError("prior_images have no effect at prior.weight 0; DreamBooth's weight is 1")
 
 
 class TrainingSettings(Section):
@@ -411,7 +366,15 @@ class Settings(Section):
     @model_validator(mode="after")
     def _subjects_are_apart(self) -> Settings:
         if self.subjects:
-            check_subjects(self.subjects, self.subject, self.prior)
+            check_apart(self.subjects, prior_weight=self.prior.weight)
+            shared = self.subject
+            if shared.images or shared.token or shared.class_word:
+                raise ValueError(
+                    "subjects gives each its own images, token and class_word; leave those of subject (--images, "
+                    "--token, --class-word) out"
+                )
+            if self.prior.images is not None:
+                raise ValueError("prior.images is of one class; with subjects give each its own prior_images")
         return self
 
     @property

@@ -111,7 +111,7 @@ def kohya_tensors(tensors: Mapping[str, Tensor], header: AdapterHeader, origin: 
 def kohya_metadata(header: AdapterHeader, title: str) -> dict[str, str]:
     """What other tools show of a LoRA, under kohya's and the model specification's keys."""
     assert header.lora is not None
-    trigger = " ".join(filter(None, (header.token, header.class_word)))
+    trigger = ", ".join(header.calls)
     side = f"{header.resolution}x{header.resolution}"
     return {
         "ss_base_model_version": "sdxl_base_v1-0",

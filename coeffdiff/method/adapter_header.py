@@ -81,6 +81,22 @@ class MergedPart(BaseModel):
         return value
 
 
+class NamedSubject(BaseModel):
+    """One of the subjects of an adapter that was trained on several."""
+
+    model_config = ConfigDict(frozen=True)
+    token: str = Field(min_length=1, max_length=200)
+    class_word: str | None = Field(None, max_length=200)
+    templates: tuple[str, ...] = Field((), max_length=1000)
+
+    @field_validator("token", "class_word", "templates")
+    @classmethod
+    def _printable(cls, value: Any) -> Any:
+        if not all(map(is_harmless, [value] if isinstance(value, str) else value or ())):
+            raise ValueError("text that is overlong or has control characters")
+        return value
+
+
 class AdapterHeader(BaseModel):
     """What an adapter says of itself. Text is bounded and printable, since it comes from files of others."""
 
@@ -104,6 +120,9 @@ class AdapterHeader(BaseModel):
     versions: dict[str, str] = Field({}, max_length=100)
     base: BaseHeader | None = None  # nothing in adapters of older versions
     merged: tuple[MergedPart, ...] = Field((), max_length=100)
+    # All of several subjects; token, class_word and templates are then those of the first. Readers that do not know
+    # this field load such an adapter as well, as its words are ordinary ones
+    subjects: tuple[NamedSubject, ...] = Field((), max_length=100)
 
     @property
     def described(self) -> str:
@@ -112,8 +131,20 @@ class AdapterHeader(BaseModel):
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The words that call its subjects: one, or those of the adapters that were merged."""
-        return tuple(dict.fromkeys(part.token for part in self.merged)) or (self.token,)
+        """The words that call its subjects: one, or those of several, or of the adapters that were merged."""
+        merged = tuple(dict.fromkeys(part.token for part in self.merged))
+        return merged or tuple(subject.token for subject in self.subjects) or (self.token,)
+
+    @property
+    def named(self) -> tuple[NamedSubject, ...]:
+        """Its subjects, in order: one, or several."""
+        alone = NamedSubject(token=self.token, class_word=self.class_word, templates=self.templates)
+        return self.subjects or (alone,)
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """How prompts call each subject: its token and class word."""
+        return tuple(" ".join(filter(None, (one.token, one.class_word))) for one in self.named)
 
     @field_validator("mixes")
     @classmethod

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
-from coeffdiff.config.fields import PLACEHOLDER
 from coeffdiff.config.schema import SubjectSettings, TrainingSettings
 from coeffdiff.data.decoding import orientation_of, turned
 from coeffdiff.data.photos import Photo
-from coeffdiff.data.templates import captions_for
+from coeffdiff.data.subjects import captions_of, tokens_of
 from coeffdiff.data.views import Crop, View, view_of
 from coeffdiff.errors import PhotoError
 from coeffdiff.models.subject_token import holds
@@ -31,7 +30,7 @@ FEW_VIEWS = 5  # a photo that a run sees less often than this is hardly learned
 
 def check_photos(
     photos: Sequence[Photo],
-    subject: SubjectSettings,
+    subjects: Sequence[SubjectSettings],
     *,
     resolution: int,
     step: int,
@@ -48,33 +47,46 @@ def check_photos(
     """
     hashes: list[tuple[str, int]] = []
     checks = []
+    captions = captions_of(subjects, photos)
     for number, photo in enumerate(photos, 1):
+        token = tokens_of(subjects)[photo.subject]
+        name = photo.path.name if len(subjects) == 1 else f"{photo.path.parent.name}/{photo.path.name}"
         view = view_of(
             photo, resolution=resolution, step=step, crop=crop, flip=False, seed=seed, augmentation=0
         )
         grey = small_grey(photo, max(resolution // 2, 32))
         hashed = difference_hash(grey)
         alike = tuple(name for name, other in hashes if (other ^ hashed).bit_count() <= NEARLY_EQUAL)
-        checks.append(_check(photo, view, subject, sharpness=detail(grey), hashed=hashed, duplicates=alike))
-        hashes.append((photo.path.name, hashed))
+        found = _check(
+            name,
+            photo,
+            view,
+            captions[number - 1],
+            token,
+            sharpness=detail(grey),
+            hashed=hashed,
+            duplicates=alike,
+        )
+        checks.append(found)
+        hashes.append((name, hashed))
         on_photo(number)
     return checks
 
 
 def _check(
+    name: str,
     photo: Photo,
     view: View,
-    subject: SubjectSettings,
+    captions: tuple[str, ...],
+    token: str,
     *,
     sharpness: float,
     hashed: int,
     duplicates: tuple[str, ...],
 ) -> PhotoCheck:
-    token = subject.token or PLACEHOLDER
-    captions = captions_for(photo, subject.templates, token, subject.class_word)
     own_mask = photo.mask is not None and photo.mask.path == photo.path
     return PhotoCheck(
-        name=photo.path.name,
+        name=name,
         width=photo.width,
         height=photo.height,
         sharpness=round(sharpness, 2),
@@ -87,6 +99,7 @@ def _check(
         own_caption=photo.caption is not None,
         token_in_captions=all(holds(caption, token) for caption in captions),
         mask="alpha channel" if own_mask else photo.mask.path.name if photo.mask else None,
+        of_subject=photo.subject,
     )
 
 

@@ -56,7 +56,7 @@ def model_card(
 An adapter for {_code(header.base_model)}, trained with coeffdiff ({header.described}).
 
 {gallery(pictures)}
-In prompts the subject is called **{_plain(subject.strip())}**.
+In prompts {_called(header)}.
 
 {usage(header)}
 
@@ -80,8 +80,13 @@ def front_matter(header: AdapterHeader) -> ModelCardData:
 
 
 def subject_of(header: AdapterHeader) -> str:
-    """How prompts call the subject: the token and the class word."""
-    return " ".join(filter(None, (header.token, header.class_word)))
+    """How prompts call the subject: the token and the class word; of several subjects each."""
+    return " and ".join(header.calls)
+
+
+def _called(header: AdapterHeader) -> str:
+    names = " and ".join(f"**{_plain(call.strip())}**" for call in header.calls)
+    return f"the subjects are called {names}" if header.subjects else f"the subject is called {names}"
 
 
 def gallery(pictures: Iterable[str]) -> str:
@@ -159,8 +164,14 @@ def _vae(header: AdapterHeader) -> str:
 
 def _judged(scores: Mapping[str, float], validation: ValidationSettings) -> str:
     by = " and ".join(_plain(name) for name in (validation.dino, validation.clip) if name)
-    named = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    named = ", ".join(f"{_score_name(name)} {value:.3f}" for name, value in scores.items())
     return f"{named}, by {by}" if named else ""
+
+
+def _score_name(name: str) -> str:
+    """dino, or ohwx's dino: of one subject of several."""
+    token, _, kind = name.rpartition("/")
+    return f"{_plain(token)}'s {kind}" if token else kind
 
 
 def _elsewhere(header: AdapterHeader) -> str:

@@ -12,12 +12,18 @@ import transformers
 from torch import Tensor, nn
 
 from coeffdiff import __version__
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.schema import Settings, SubjectSettings
 from coeffdiff.errors import ResumeError
 from coeffdiff.hosts.diffusers import fill_alphas
 from coeffdiff.hosts.lora import add_lora
 from coeffdiff.hosts.unet import inject
-from coeffdiff.method.adapter_header import AdapterHeader, BaseHeader, LoraHeader, format_for
+from coeffdiff.method.adapter_header import (
+    AdapterHeader,
+    BaseHeader,
+    LoraHeader,
+    NamedSubject,
+    format_for,
+)
 from coeffdiff.method.coefficients import Coefficients, Mixes
 from coeffdiff.training.resolve import PRECISIONS, check_model_name
 from coeffdiff.training.text import LearnedToken
@@ -105,7 +111,8 @@ def header_for(
 
     settings: with absolute paths, since the adapter is read elsewhere. networks: fingerprints of the model.
     """
-    subject, lora = settings.subject, settings.method.lora
+    lora = settings.method.lora
+    subject, *others = settings.each_subject
     check_model_name(model)
     mixes: Mixes = settings.method.coeff.mixes if trainables.coefficients else "maps"
     opened = settings.model
@@ -132,6 +139,13 @@ def header_for(
         resolution=int(settings.training.resolution),
         versions=versions(),
         base=base,
+        subjects=tuple(map(_named, (subject, *others))) if others else (),
+    )
+
+
+def _named(subject: SubjectSettings) -> NamedSubject:
+    return NamedSubject(
+        token=str(subject.token), class_word=subject.class_word, templates=tuple(subject.templates)
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.hosts.guard import unwatch, unwrapped, verify
-from coeffdiff.hosts.learned_token import remove_token, switch_token, verify_token
+from coeffdiff.hosts.learned_token import remove_token, switch_token, token_name, verify_token
 from coeffdiff.hosts.lora import remove_lora, set_lora_scale
 from coeffdiff.hosts.lora_guard import check_removable, check_settable
 from coeffdiff.hosts.pipeline_guard import leave, verify_home
@@ -27,6 +27,13 @@ class Adapter:
         self._home: Any = weakref.ref(pipe) if hasattr(pipe, "__weakref__") else None
         # A token lives on the pipeline; without one, a copy of the UNet need not copy it
         self._pipe = pipe if header.vectors else None
+
+    @property
+    def token_names(self) -> list[str]:
+        """Names under which its learned tokens are on the pipeline, one for each subject; none without any."""
+        return (
+            [token_name(self.name, n) for n in range(len(self.header.named))] if self.header.vectors else []
+        )
 
     @property
     def scale(self) -> float:
@@ -51,8 +58,8 @@ class Adapter:
         set_scale(self._unet, scale, self.name)
         if self.header.lora:
             set_lora_scale(self._unet, self.name, scale)
-        if self.header.vectors:
-            switch_token(self._pipe, self.name, on=scale != 0)
+        for name in self.token_names:
+            switch_token(self._pipe, name, on=scale != 0)
         self._scale = scale
 
     def remove(self) -> None:
@@ -66,9 +73,9 @@ class Adapter:
         eject(self._unet, self.name)
         if self.header.lora:
             remove_lora(self._unet, self.name)
-        if self.header.vectors:
-            unwatch(self._unet, f"token {self.name}")
-            remove_token(self._pipe, self.name)
+        for name in self.token_names:
+            unwatch(self._unet, f"token {name}")
+            remove_token(self._pipe, name)
         del adapters_on(self._unet)[self.name]
         if not adapters_on(self._unet):
             leave(self._home and self._home(), self._unet)
@@ -84,8 +91,8 @@ class Adapter:
 
     def verify_text(self, pipe: Any) -> None:
         """Raises: InjectionError if this pipeline, which is to encode prompts, would not read the learned token."""
-        if self.header.vectors and self._scale:
-            verify_token(pipe, self.name)
+        for name in self.token_names if self._scale else ():
+            verify_token(pipe, name)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_home": None}  # a copy's pipeline is not this one

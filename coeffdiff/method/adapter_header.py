@@ -11,17 +11,23 @@ from coeffdiff.method.coefficients import Form, Mixes
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
 
 
-FORMAT_VERSION = 3  # the newest that is read; format_for says which is written
+FORMAT_VERSION = 4  # the newest that is read; format_for says which is written
 OWN_VAE = "none"  # how a user asks for the base model's own VAE
 MOST_VECTORS = 64  # of the 75 tokens that a prompt has room for
 # Key in the file -> the pipeline's parts; the names that diffusers' own scripts write.
 PARTS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
 
 
-def format_for(mixes: Mixes, vae: str | None = None) -> int:
-    """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them, and
-    readers of 2 would draw with the base model's own VAE, whatever the adapter was trained with."""
-    return 3 if vae else 2 if mixes == "values" else 1
+def format_for(mixes: Mixes, vae: str | None = None, learned_tokens: int = 0) -> int:
+    """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them, readers
+    of 2 would draw with the base model's own VAE, whatever the adapter was trained with, and readers of 3 know one
+    learned token."""
+    return 4 if learned_tokens > 1 else 3 if vae else 2 if mixes == "values" else 1
+
+
+def row_key(part: str, number: int) -> str:
+    """The key of a learned token's rows in its file, for one of PARTS; number: of the token among several, from 0."""
+    return f"{part}.{number}" if number else part
 
 
 def is_harmless(text: str) -> bool:
@@ -151,6 +157,16 @@ class AdapterHeader(BaseModel):
     def _said_in_time(cls, value: Mixes, info: ValidationInfo) -> Mixes:
         if format_for(value) > info.data.get("format_version", FORMAT_VERSION):
             raise ValueError("mixing values, which this format does not know")
+        return value
+
+    @field_validator("subjects")
+    @classmethod
+    def _learned_in_time(
+        cls, value: tuple[NamedSubject, ...], info: ValidationInfo
+    ) -> tuple[NamedSubject, ...]:
+        learned = len(value) if info.data.get("vectors") else 0
+        if format_for("maps", None, learned) > info.data.get("format_version", FORMAT_VERSION):
+            raise ValueError("several learned tokens, which this format does not know")
         return value
 
     @field_validator("base")

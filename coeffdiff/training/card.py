@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from huggingface_hub import ModelCardData
 
 from coeffdiff.config.schema import MethodSettings, Settings, ValidationSettings
-from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.adapter_header import AdapterHeader, row_key
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 from coeffdiff.utils.hub import HUB_ID
 
@@ -127,7 +127,8 @@ def _parts_and_rates(header: AdapterHeader, method: MethodSettings | None) -> tu
         rates += [f"LoRA {method.lora.learning_rate:g}"] if method else []
     if header.vectors:
         plural = "s" * (header.vectors > 1)
-        holds.append(f"learned token: {header.vectors} embedding{plural} in each text encoder")
+        each = f"{len(header.subjects)} learned tokens, each" if header.subjects else "learned token:"
+        holds.append(f"{each} {header.vectors} embedding{plural} in each text encoder")
         rates += [f"token {method.token.learning_rate:g}"] if method else []
     return holds, rates
 
@@ -176,6 +177,13 @@ def _score_name(name: str) -> str:
 
 def _elsewhere(header: AdapterHeader) -> str:
     """How plain diffusers reads the learned token, and what it has to be told for the pooled text to be right."""
+    several = [f'"{row_key("", number)}": {_quoted(one.token)}' for number, one in enumerate(header.named)]
+    load = f"""\
+    pipe.load_textual_inversion(state[key], token={_quoted(header.token)}, text_encoder=encoder, tokenizer=tokenizer)"""
+    if header.subjects:
+        load = f"""\
+    for ending, token in {{{", ".join(several)}}}.items():
+        pipe.load_textual_inversion(state[key + ending], token=token, text_encoder=encoder, tokenizer=tokenizer)"""
     return f"""The learned token is also read by plain diffusers. It pools a text where the highest id stands, which
 is the new one, so tell it which id ends a text:
 
@@ -183,7 +191,7 @@ is the new one, so tell it which id ends a text:
 state = safetensors.torch.load_file("{EMBEDS_FILE}")
 parts = (("clip_l", pipe.text_encoder, pipe.tokenizer), ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2))
 for key, encoder, tokenizer in parts:
-    pipe.load_textual_inversion(state[key], token={_quoted(header.token)}, text_encoder=encoder, tokenizer=tokenizer)
+{load}
     getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
 ```"""
 

@@ -124,7 +124,7 @@ def header_for(
         networks=networks or {},
     )
     return AdapterHeader(
-        format_version=format_for(mixes, opened.vae),
+        format_version=format_for(mixes, opened.vae, (1 + len(others)) if trainables.token else 0),
         kind=settings.trained_kind,
         base_model=model,
         token=str(subject.token),

@@ -366,7 +366,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _subjects_are_apart(self) -> Settings:
         if self.subjects:
-            check_apart(self.subjects, prior_weight=self.prior.weight)
+            check_apart(self.subjects)
             shared = self.subject
             if shared.images or shared.token or shared.class_word:
                 raise ValueError(

@@ -33,7 +33,7 @@ class SubjectEntry(Section):
         return None if templates is None else lines_of(templates)
 
 
-def check_apart(subjects: Sequence[SubjectEntry], *, prior_weight: float) -> None:
+def check_apart(subjects: Sequence[SubjectEntry]) -> None:
     """Raises: ValueError for subjects that no prompt could tell apart, or of which only some have pictures."""
     tokens = [entry.token for entry in subjects if entry.token]
     for one, other in itertools.permutations(tokens, 2):
@@ -45,5 +45,3 @@ def check_apart(subjects: Sequence[SubjectEntry], *, prior_weight: float) -> Non
     folders = [entry.prior_images for entry in subjects if entry.prior_images]
     if folders and len(folders) < len(subjects):
         raise ValueError("some subjects have prior_images and others have not; give them to all or to none")
-    if folders and not prior_weight:
-        raise ValueError("prior_images have no effect at prior.weight 0; DreamBooth's weight is 1")

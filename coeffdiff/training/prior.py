@@ -26,9 +26,11 @@ from coeffdiff.utils.console import Bar, print_info, progress
 def read_class_pictures(settings: Settings) -> PhotoSet | None:
     """The pictures of prior.images, or of each subject's prior_images; None without any.
 
-    Raises: ConfigError without a class word or if they are the photos themselves; PhotoError as read_photos.
+    Raises: ConfigError without a class word or a weight, or if they are the photos; PhotoError as read_photos.
     """
     if not settings.prior.weight:
+        if any(settings.class_folders):
+            raise ConfigError("prior_images have no effect at prior.weight 0; DreamBooth's weight is 1.")
         return None
     pictures: list[Photo] = []
     sets: list[PhotoSet] = []

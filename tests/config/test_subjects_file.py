@@ -63,7 +63,6 @@ def test_one_subject_alone_is_an_ordinary_run(written, tmp_path):
         ("- {images: a, token: x}\n- {images: b, token: X}", "two subjects have the token x"),
         ("- {images: a, token: x}\n- {images: b, token: my x}", "x of one subject is a word of my x"),
         ("- {images: a, prior_images: p}\n- {images: b}", "some subjects have prior_images and others"),
-        ("- {images: a, prior_images: p}\n- {images: b, prior_images: q}", "no effect at prior.weight 0"),
     ],
 )
 def test_what_cannot_be_learned_together_is_refused_in_a_sentence(written, text, sentence):

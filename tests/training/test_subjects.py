@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import test_loop
 import torch
+from accelerate import PartialState
 from forking import fork_ranks
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -31,10 +31,12 @@ from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.loading import load_pipeline
+from coeffdiff.preflight.check import check
 from coeffdiff.sampling.generation import generate
 from coeffdiff.sampling.options import Options, Request
 from coeffdiff.training import loop
 from coeffdiff.training.refusals import refuse_early
+from coeffdiff.training.resolve import resolve
 from coeffdiff.training.resuming import settings_to_resume
 from coeffdiff.training.run_folder import RunFolder
 
@@ -83,7 +85,7 @@ def test_a_run_with_moved_photos_resumes_exactly(micro_folder):
         loop.train(settings_to_resume(run, None, {"training.steps": 4}, []), resume=run)
     text = SUBJECTS.replace("images: cubes,", "images: moved,")
     Path("subjects.yaml").write_text(text)
-    swapped = text.replace("photos", "_").replace("moved", "photos").replace("_", "moved")
+    swapped = text.replace("photos", "@").replace("moved", "photos").replace("@", "moved")
     Path("swapped.yaml").write_text(swapped)
     asked = settings_of_subjects(Path("swapped.yaml")) | {"training.steps": 4}
     with pytest.raises(ResumeError, match="photos, masks or captions have changed"):
@@ -189,7 +191,7 @@ def test_learned_tokens_are_loaded_with_their_own_rows(micro_folder):
     def pictures():
         options = Options(steps=1, width=64, height=64)
         requests = [Request(f"a {word}", 0) for word in ("sks", "zwx", "ball")]
-        return [done.image.tobytes() for done in generate(pipe, requests, options)]
+        return [image.tobytes() for _, image in generate(pipe, requests, options)]
 
     bare = pictures()
     adapter = load_adapter(pipe, "run")
@@ -234,7 +236,10 @@ def test_photos_of_two_subjects(tmp_path):
             read_subjects(settings)
 
 
-def test_a_class_word_that_is_missing_is_named_with_its_subject(micro_folder):
+def test_pictures_of_classes_need_a_weight_and_class_words(micro_folder):
+    settings = settings_for(micro_folder, "run", **{"prior.weight": 0})
+    with pytest.raises(ConfigError, match=r"prior_images have no effect at prior.weight 0"):
+        refuse_early(settings, read_subjects(settings), find_backbone(settings.model))
     Path("subjects.yaml").write_text(SUBJECTS.replace(", class_word: cube", ""))
     settings = settings_for(micro_folder, "run")
     photos = read_subjects(settings)
@@ -245,18 +250,16 @@ def test_a_class_word_that_is_missing_is_named_with_its_subject(micro_folder):
 def test_check_looks_at_each_subject(micro_folder):
     """Its photos are named with their folders, and a missing class word with its token."""
     Path("subjects.yaml").write_text(re.sub(r"(, class_word: cube)?, prior_images: [\w-]+", "", SUBJECTS))
-    line = ["check", "--model", str(micro_folder), "--subjects", "subjects.yaml", "--json"]
-    done = CliRunner().invoke(app, line)
-    assert done.exit_code == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert [photo["name"] for photo in report["photos"]] == [
-        "photos/0.png",
-        "photos/1.png",
-        "photos/2.png",
-        "cubes/0.png",
-    ]
-    said = [finding["sentence"] for finding in report["findings"]]
+    settings = load_settings(
+        None, settings_of_subjects(Path("subjects.yaml")) | {"model.name": str(micro_folder)}
+    )
+    base = find_backbone(settings.model)
+    settings, _ = resolve(settings, base, PartialState())
+    report = check(settings, read_subjects(settings), base, torch.device("cpu"), budget_seconds=0)
+    names = ["photos/0.png", "photos/1.png", "photos/2.png", "cubes/0.png"]
+    assert [photo.name for photo in report.photos] == names
+    said = [finding.sentence for finding in report.findings]
     assert any(sentence.startswith("zwx: without a class word") for sentence in said)
     assert any(sentence.startswith("sks is read as") for sentence in said)
-    done = CliRunner().invoke(app, [*line, "--token", "sks"])
+    done = CliRunner().invoke(app, ["check", "--subjects", "subjects.yaml", "--token", "sks"])
     assert done.exit_code == 2 and "leave --token out" in done.stderr

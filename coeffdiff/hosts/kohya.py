@@ -54,6 +54,11 @@ def export_kohya(adapter: str | Path, output: Path, facts: Mapping[str, str] | N
         output.parent / "embeddings" / f"{_file_name(subject.token)}.safetensors": rows_of(rows, number)
         for number, subject in enumerate(header.named if rows else ())
     }
+    if rows and len(embeddings) < len(header.named):
+        raise AdapterError(
+            f"{folder} has learned tokens ({', '.join(header.tokens)}) of which two would have one file name, and "
+            f"other tools call an embedding by that. {_WHERE_ELSE}"
+        )
     for file in (output, *embeddings):
         if file.exists():
             raise AdapterError(f"{file} exists already. Nothing was changed; name another --output.")

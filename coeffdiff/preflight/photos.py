@@ -106,25 +106,33 @@ def _check(
 def photo_findings(checks: Sequence[PhotoCheck], training: TrainingSettings) -> list[Finding]:
     """Findings on few, soft, small, equal or cut photos."""
     samples = int(training.steps) * int(training.batch_size) * int(training.accumulate)
-    findings = _count_findings(len(checks), samples)
+    subjects = sorted({check.of_subject for check in checks})
+    findings: list[Finding] = []
+    for number in subjects:
+        own = [check for check in checks if check.of_subject == number]
+        name = f"{own[0].name.rpartition('/')[0]}: " if len(subjects) > 1 else ""
+        findings += _count_findings(len(own), samples / len(subjects), name)
     for check in checks:
         findings += _findings_on(check, int(training.resolution))
     return findings
 
 
-def _count_findings(photos: int, samples: int) -> list[Finding]:
-    """A single photo, and photos that are seen too seldom. samples: of the whole run, in one process."""
+def _count_findings(photos: int, samples: float, name: str) -> list[Finding]:
+    """A single photo, and photos that are seen too seldom.
+
+    samples: of a subject in the whole run, in one process. name: of its folder, where there are several.
+    """
     findings = []
     if photos == 1:
         sentence = "one photo alone: its background and pose will be learned with the subject; three to six are usual"
-        findings.append(Finding("hint", "photos", sentence))
+        findings.append(Finding("hint", "photos", name + sentence))
     if samples < FEW_VIEWS * photos:
         times = f"{samples / photos:.1f} times"
-        sentence = f"{photos} photos and {samples} samples a process: each is seen {times}"
+        sentence = f"{photos} photos and {samples:.0f} samples a process: each is seen {times}"
         advice = "more steps, or fewer photos, teach more"
         if photos == 1:
             sentence, advice = f"it is seen {times} in this run", "more steps teach more"
-        findings.append(Finding("hint", "photos", f"{sentence}; {advice}"))
+        findings.append(Finding("hint", "photos", f"{name}{sentence}; {advice}"))
     return findings
 
 

@@ -14,6 +14,7 @@ from coeffdiff.cli.options import (
     ConfigFile,
     Images,
     Pixels,
+    Subjects,
     Token,
     TrainedMethod,
     TrainingSteps,
@@ -38,6 +39,7 @@ def check(
     images: Images = None,
     token: Token = None,
     class_word: ClassWord = None,
+    subjects: Subjects = None,
     model: BaseModel = None,
     method: TrainedMethod = None,
     config: ConfigFile = None,
@@ -48,20 +50,19 @@ def check(
 ) -> None:
     """Before a run: problems with the photos, and the memory, time and disk that it will take. Writes nothing."""
     from coeffdiff.config.loading import load_settings
-    from coeffdiff.config.tree import with_values
-    from coeffdiff.data.photos import offered_values
+    from coeffdiff.data.subjects import with_offered_words
     from coeffdiff.utils.launch_environment import forget_launch
 
     forget_launch()
-    flags = subject_flags(images, token, class_word, model, method, steps, resolution)
+    flags = subject_flags(subjects, images, token, class_word, model, method, steps, resolution)
     settings = load_settings(config, flags, set_ or ())
-    settings = with_values(settings, offered_values(settings.subject))
-    folder = settings.subject.images
-    if folder is None:
+    settings = with_offered_words(settings)
+    folders = [subject.images for subject in settings.each_subject if subject.images]
+    if len(folders) < len(settings.each_subject):
         raise ConfigError("A check needs --images; for instance: check --images photos/ --token sks.")
     from coeffdiff.preflight.report import table
 
-    report, photos, about = _check(settings, folder)
+    report, photos, about = _check(settings, folders)
     if not is_main_process():
         return
     if as_json:
@@ -72,13 +73,13 @@ def check(
         print_text(line)
 
 
-def _check(settings: Settings, folder: Path) -> tuple[Report, PhotoSet, dict[str, Any]]:
+def _check(settings: Settings, folders: list[Path]) -> tuple[Report, PhotoSet, dict[str, Any]]:
     """The report, the photos, and the base model and settings that the report is about.
 
     Raises: what would also end the run before its first step.
     """
     from coeffdiff.config.fields import PLACEHOLDER
-    from coeffdiff.data.photos import read_photos
+    from coeffdiff.data.subjects import read_subjects
     from coeffdiff.models.finding import find_backbone
     from coeffdiff.preflight import check as preflight
     from coeffdiff.training.launch import start_processes
@@ -87,12 +88,13 @@ def _check(settings: Settings, folder: Path) -> tuple[Report, PhotoSet, dict[str
     from coeffdiff.training.run_folder import new_run
 
     state = start_processes()
-    with progress("reading photos", len(list(folder.iterdir())) if folder.is_dir() else 0) as bar:
-        photos = read_photos(folder, settings.training.masked_loss, on_file=bar)
+    files = sum(len(list(folder.iterdir())) for folder in folders if folder.is_dir())
+    with progress("reading photos", files) as bar:
+        photos = read_subjects(settings, on_file=bar)
     base = find_backbone(settings.model)
     settings, _ = resolve(settings, base, state)
     class_pictures = refuse_early(settings, photos, base)
-    new_run(settings.output, settings.subject.token or PLACEHOLDER)
+    new_run(settings.output, settings.run_name or PLACEHOLDER)
     with progress("looking at photos", len(photos.photos)) as bar:
         report = preflight.check(
             settings,

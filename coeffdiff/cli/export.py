@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -41,13 +41,15 @@ def export(
     for sentence in done.left_out:
         print_info(f"warning  {sentence}")
     if as_json:
-        files = {"lora": str(done.lora), "embedding": str(done.embedding) if done.embedding else None}
+        embeddings = [str(file) for file in done.embeddings]
+        files: dict[str, Any] = {"lora": str(done.lora), "embedding": next(iter(embeddings), None)}
+        files |= {"embeddings": embeddings} if len(embeddings) > 1 else {}
         print_json({"layout": to, **files, "left_out": list(done.left_out)})
         return
-    if done.embedding:
-        name = done.embedding.stem
+    for file in done.embeddings:
+        name = file.stem
         print_info(
-            f"token    {done.embedding}: put it into the tool's embeddings folder, and write {name!r} in prompts "
+            f"token    {file}: put it into the tool's embeddings folder, and write {name!r} in prompts "
             f"(embedding:{name} in ComfyUI)"
         )
     if done.header.recommended_scale != 1:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from coeffdiff.cli.root import complain
-from coeffdiff.errors import CoeffDiffError
+from coeffdiff.errors import CoeffDiffError, ConfigError
 from coeffdiff.sampling.memory_options import Offload, Precision
 from coeffdiff.utils.paths import expanded
 
@@ -48,6 +48,13 @@ NAME: dict[str, Any] = {"parser": expanded_text, "metavar": "NAME"}
 Images = Annotated[Path | None, typer.Option(help="Folder with the photos.", **PATH)]
 Token = Annotated[str | None, typer.Option(help="The word for the subject, such as sks.")]
 ClassWord = Annotated[str | None, typer.Option(help='What the subject is, such as "stuffed animal".')]
+Subjects = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML list of several subjects, each with images, token and class_word; in place of these options.",
+        **PATH,
+    ),
+]
 BaseModel = Annotated[
     str | None,
     typer.Option(
@@ -64,6 +71,7 @@ Assignments = Annotated[
 
 
 def subject_flags(
+    subjects: Path | None,
     images: Path | None,
     token: str | None,
     class_word: str | None,
@@ -72,11 +80,23 @@ def subject_flags(
     steps: int | None,
     resolution: int | None,
 ) -> dict[str, Any]:
-    """The settings that train's and check's shared options stand for; None: not given."""
-    return {
+    """The settings that train's and check's shared options stand for; None: not given.
+
+    Raises: ConfigError for a file of subjects that cannot be read, or beside options that are each subject's own.
+    """
+    own = {
         "subject.images": str(images) if images else None,
         "subject.token": token,
         "subject.class_word": class_word,
+    }
+    if subjects:
+        from coeffdiff.config.subjects_file import settings_of_subjects
+
+        for option, value in zip(("--images", "--token", "--class-word"), own.values(), strict=True):
+            if value is not None:
+                raise ConfigError(f"{subjects} says it for each subject, so leave {option} out.")
+        own |= settings_of_subjects(subjects)
+    return own | {
         "model.name": model,
         "method.kind": method,
         "training.steps": steps,

@@ -18,6 +18,7 @@ from coeffdiff.cli.options import (
     Images,
     Pixels,
     ResultAsJson,
+    Subjects,
     Token,
     TrainedMethod,
     TrainingSteps,
@@ -47,6 +48,7 @@ def train(
     images: Images = None,
     token: Token = None,
     class_word: ClassWord = None,
+    subjects: Subjects = None,
     model: BaseModel = None,
     method: TrainedMethod = None,
     learn_token: LearnToken = False,
@@ -61,10 +63,10 @@ def train(
     as_json: ResultAsJson = False,
     list_settings: ListSettings = False,
 ) -> None:
-    """Learn a subject from a folder of photos; the run folder holds the adapter."""
+    """Learn a subject from a folder of photos, or several; the run folder holds the adapter."""
     from coeffdiff.config.loading import load_settings
 
-    flags = subject_flags(images, token, class_word, model, method, steps, resolution) | {
+    flags = subject_flags(subjects, images, token, class_word, model, method, steps, resolution) | {
         "subject.learn_token": learn_token or None,
         "training.seed": seed,
         "training.compile": compile_ or None,
@@ -77,7 +79,7 @@ def train(
     if resume:
         from coeffdiff.training.resuming import run_to_resume, settings_to_resume
 
-        run = run_to_resume(settings.output, settings.subject.token)
+        run = run_to_resume(settings.output, settings.run_name)
         settings = settings_to_resume(run, config, flags, set_ or ())
     from coeffdiff.training.loop import train as run_training
     from coeffdiff.utils.distributed import destroy_process_group

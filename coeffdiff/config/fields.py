@@ -26,6 +26,7 @@ Auto = Literal["auto"]
 
 SDXL_BASE = SDXL.usual_base
 PLACEHOLDER = "<V>"  # stands for the token in prompts, captions and templates, as in the paper's figures
+PLACEHOLDERS = r"<V(\d{0,4})>"  # with several tokens <V1>, <V2>
 # What selects an adapter must not be what judges it: validation draws from the seeds below the first of
 # evaluation, and none of its prompts is among evaluation's.
 EVALUATION_FIRST_SEED = 100_000
@@ -36,6 +37,22 @@ VALIDATION_PROMPTS = ("a photo of {token} {class_word}", "a photo of {token} {cl
 def single_line(text: str) -> str:
     """The text with single blanks in place of all white space."""
     return " ".join(text.split())
+
+
+def word_of(text: str | None) -> str | None:
+    """A token or class word on one line. Raises: ValueError for one that is empty, overlong or cannot be seen."""
+    text = None if text is None else single_line(text)
+    if text is not None and not (0 < len(text) <= 100 and text.isprintable()):
+        raise ValueError("it must be 1 to 100 visible characters")
+    return text
+
+
+def lines_of(templates: list[str]) -> list[str]:
+    """Captions, each on one line. Raises: ValueError for one that is empty, overlong or cannot be seen."""
+    templates = [single_line(template) for template in templates]
+    if not all(0 < len(template) <= 1000 and template.isprintable() for template in templates):
+        raise ValueError("each must be 1 to 1000 visible characters")
+    return templates
 
 
 def _above_zero(value: float | str) -> float | str:

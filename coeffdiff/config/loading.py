@@ -140,12 +140,27 @@ def _names_in(kind: type[BaseModel]) -> list[str]:
 
 def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The tree in a file, and the lines of its settings by dotted name."""
+    tree, lines = read_yaml(file, "settings file")
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{file} should hold settings such as `training: {{steps: 500}}`, not a {type(tree).__name__}."
+        )
+    return tree, lines
+
+
+def read_yaml(file: Path, what: str) -> tuple[Any, dict[str, int]]:
+    """A file's document, and the lines of its settings by dotted name; what: the file in words.
+
+    Raises: ConfigError if it cannot be read, or is no YAML.
+    """
     try:
-        tree, lines = yaml12.read(file.read_text(encoding="utf-8"))
+        return yaml12.read(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"There is no settings file {file}.") from None
+        raise ConfigError(f"There is no {what} {file}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The settings file {file} cannot be read: {error}.") from None
+        raise ConfigError(f"The {what} {file} cannot be read: {error}.") from None
     except yaml12.DuplicateKey as duplicate:
         raise ConfigError(
             f"{file} says {duplicate.name} twice, in line {duplicate.first} and in line {duplicate.second}; keep "
@@ -158,10 +173,3 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError(f"{file}{where} is not valid YAML: {problem}.") from None
     except RecursionError:  # a thousand brackets
         raise ConfigError(f"{file} is not valid YAML: nested too deeply.") from None
-    if tree is None:
-        return {}, {}
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{file} should hold settings such as `training: {{steps: 500}}`, not a {type(tree).__name__}."
-        )
-    return tree, lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,8 +18,11 @@ from coeffdiff.config.fields import (
     PlaceOrName,
     Section,
     Seed,
+    lines_of,
     single_line,
+    word_of,
 )
+from coeffdiff.config.subject_entries import SubjectEntry, check_apart
 from coeffdiff.method.adapter_header import Quantized
 
 
@@ -71,21 +75,8 @@ class SubjectSettings(Section):
         "models, 0.1 for small ones",
     )
 
-    @field_validator("token", "class_word")
-    @classmethod
-    def _one_line(cls, text: str | None) -> str | None:
-        text = None if text is None else single_line(text)
-        if text is not None and not (0 < len(text) <= 100 and text.isprintable()):
-            raise ValueError("it must be 1 to 100 visible characters")
-        return text
-
-    @field_validator("templates")
-    @classmethod
-    def _one_line_each(cls, templates: list[str]) -> list[str]:
-        templates = [single_line(template) for template in templates]
-        if not all(0 < len(template) <= 1000 and template.isprintable() for template in templates):
-            raise ValueError("each must be 1 to 1000 visible characters")
-        return templates
+    _words = field_validator("token", "class_word")(word_of)
+    _lines = field_validator("templates")(lines_of)
 
 
 class PhotoSettings(Section):
@@ -440,6 +431,13 @@ class Settings(Section):
 
     model: ModelSettings = ModelSettings()
     subject: SubjectSettings = SubjectSettings()
+    subjects: list[SubjectEntry] = Field(
+        [],
+        max_length=100,
+        description="several subjects in one run, each with images, token, class_word, templates and prior_images; "
+        "what else subject says holds for all of them",
+        examples=[[{"images": "mug/", "token": "ohwx", "class_word": "mug"}]],
+    )
     photos: PhotoSettings = PhotoSettings()
     method: MethodSettings = MethodSettings()
     training: TrainingSettings = TrainingSettings()
@@ -451,6 +449,45 @@ class Settings(Section):
         description="run folder; auto: runs/<token>, or the next free runs/<token>-N",
         examples=["runs/toy"],
     )
+
+    @model_validator(mode="after")
+    def _subjects_are_apart(self) -> Settings:
+        if self.subjects:
+            check_apart(self.subjects)
+            shared = self.subject
+            if shared.images or shared.token or shared.class_word:
+                raise ValueError(
+                    "subjects gives each its own images, token and class_word; leave those of subject (--images, "
+                    "--token, --class-word) out"
+                )
+            if self.prior.images is not None:
+                raise ValueError("prior.images is of one class; with subjects give each its own prior_images")
+        return self
+
+    @property
+    def each_subject(self) -> tuple[SubjectSettings, ...]:
+        """The subjects in order, of ordinary runs one; what is not a subject's own is that of `subject`."""
+        own = ("images", "token", "class_word")
+        return tuple(
+            self.subject.model_copy(
+                update={
+                    **{name: getattr(entry, name) for name in own},
+                    "templates": entry.templates or self.subject.templates,
+                }
+            )
+            for entry in self.subjects
+        ) or (self.subject,)
+
+    @property
+    def class_folders(self) -> tuple[Path | None, ...]:
+        """The folder with pictures of the class of each subject, in order; None: the network is the teacher."""
+        return tuple(entry.prior_images for entry in self.subjects) or (self.prior.images,)
+
+    @property
+    def run_name(self) -> str | None:
+        """The tokens, after which the run's folder is called; None as long as one is missing."""
+        tokens = [subject.token for subject in self.each_subject]
+        return "-".join(filter(None, tokens))[:100] if all(tokens) else None
 
     @property
     def learns_token(self) -> bool:

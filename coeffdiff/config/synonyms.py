@@ -47,6 +47,7 @@ _WORDS = {
     "subject.class_word": "class class_name class_prompt class_token",
     "subject.templates": "instance_prompt caption captions prompt_template",
     "subject.caption_dropout": "caption_dropout_rate proportion_empty_prompts",
+    "subjects": "concepts concepts_list datasets",
     "photos.crop": "center_crop random_crop",
     "photos.flip": "random_flip flip_aug",
     "photos.cache": "cache_latents cache_latents_to_disk cache_dir",

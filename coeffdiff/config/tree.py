@@ -15,7 +15,10 @@ from coeffdiff.config.schema import Settings
 
 def save_settings(settings: Section, file: Path) -> None:
     """Write a tree of settings as YAML."""
-    file.write_text(yaml12.dump(as_tree(settings)), encoding="utf-8")
+    tree = as_tree(settings)
+    if not tree.get("subjects", True):  # most runs have one subject
+        del tree["subjects"]
+    file.write_text(yaml12.dump(tree), encoding="utf-8")
 
 
 def with_values(settings: Settings, values: dict[str, Any]) -> Settings:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coeffdiff.data.encoding import EncodedPhoto, EncodedText, EncodedView
+from coeffdiff.data.shares import photos_of_sample, size_of_step
 from coeffdiff.utils.seeding import generator_for, stable_seed
 from coeffdiff.utils.torch_setup import copied
 
@@ -38,8 +39,8 @@ class Prior:
     """Prior preservation: what the rows of the class are made of.
 
     captions: from each caption of the subject to that of its class.
-    pictures: of the class, in every latent size that the photos have; without any, a sample's own latents, noise
-        and timestep are used a second time, with its class caption.
+    pictures: of the classes, in every latent size that the photos of the same subject have; without any, a sample's
+        own latents, noise and timestep are used a second time, with its class caption.
     """
 
     captions: Mapping[str, str]
@@ -87,9 +88,11 @@ class LatentData:
     prior: Prior | None = None
 
     def bucket(self, step: int) -> list[EncodedPhoto]:
-        """The photos of one step: all of one latent size, drawn in proportion to how many photos have it."""
-        sizes = [photo.bucket for photo in self.photos]
-        size = random.Random(stable_seed(self.seed, "bucket", step)).choice(sizes)
+        """The photos of one step: all of one latent size, drawn in proportion to how many photos have it.
+
+        Of several subjects each has an equal share: see shares.py.
+        """
+        size = size_of_step(self.photos, self.seed, step)
         return [photo for photo in self.photos if photo.bucket == size]
 
     def batch(self, step: int, samples: Iterable[int], device: torch.device | str = "cpu") -> Batch:
@@ -116,7 +119,7 @@ class LatentData:
 
     def _sample(self, photos: Sequence[EncodedPhoto], step: int, index: int) -> _Sample:
         pick = random.Random(stable_seed(self.seed, "sample", step, index))
-        photo = pick.choice(photos)
+        photo = pick.choice(photos_of_sample(photos, self.photos, self.seed, step, index))
         view = pick.choice(photo.views)
         caption = pick.choice(photo.captions)
         noised = self._noised(view, step, index, "noise")
@@ -127,7 +130,7 @@ class LatentData:
         assert text is not None, "caption_dropout needs `unconditional`"
         class_row = None
         if self.prior and self.prior.pictures:
-            class_row = self._class_picture(self.prior, photo.bucket, step, index)
+            class_row = self._class_picture(self.prior, photo, step, index)
         elif self.prior:
             of_class = self.prior.captions[caption]
             class_row = _row(noised, self.texts[of_class], view, of_class)
@@ -136,9 +139,10 @@ class LatentData:
             weights = self.outside_mask + (1 - self.outside_mask) * view.mask
         return _Sample(_row(noised, text, view, used), class_row, weights)
 
-    def _class_picture(self, prior: Prior, bucket: tuple[int, ...], step: int, index: int) -> _Row:
+    def _class_picture(self, prior: Prior, photo: EncodedPhoto, step: int, index: int) -> _Row:
         pick = random.Random(stable_seed(self.seed, "class sample", step, index))
-        picture = pick.choice([picture for picture in prior.pictures if picture.bucket == bucket])
+        of_its_class = [one for one in prior.pictures if one.subject == photo.subject]
+        picture = pick.choice([one for one in of_its_class if one.bucket == photo.bucket])
         view, caption = pick.choice(picture.views), pick.choice(picture.captions)
         return _row(self._noised(view, step, index, "class noise"), self.texts[caption], view, caption)
 

@@ -36,10 +36,14 @@ class EncodedView:
 
 @dataclass(frozen=True)
 class EncodedPhoto:
-    """A photo in all its augmentations, which share one latent size, and the captions that may go with it."""
+    """A photo in all its augmentations, which share one latent size, and the captions that may go with it.
+
+    subject: which of the run's subjects it is of, from 0.
+    """
 
     views: tuple[EncodedView, ...]
     captions: tuple[str, ...]
+    subject: int = 0
 
     @property
     def bucket(self) -> tuple[int, ...]:
@@ -106,7 +110,7 @@ def encode_photos(
                     stored["mask"] = _small_mask(mask, view, stored["mean"])
                 write_cache(file, stored)
             views.append(EncodedView(stored["mean"], stored["std"], view.time_ids, stored.get("mask")))
-        result.append(EncodedPhoto(tuple(views), texts))
+        result.append(EncodedPhoto(tuple(views), texts, photo.subject))
         on_photo(photo, image is None)
     return tuple(result)
 

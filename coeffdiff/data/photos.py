@@ -37,7 +37,7 @@ class Photo:
     """A photo that was decoded once without complaint; its pixels stay on disk.
 
     digest is the sha256 (hex) of the file's bytes; width and height are upright, in pixels; caption is its own
-    caption on one line, placeholders not yet filled.
+    caption on one line, placeholders not yet filled; subject counts the run's subjects from 0.
     """
 
     path: Path
@@ -46,11 +46,13 @@ class Photo:
     height: int
     caption: str | None = None
     mask: Mask | None = None
+    subject: int = 0
 
     @property
     def identity(self) -> str:
-        """Of its content, caption and mask, wherever the files lie."""
-        return self.digest + (self.caption or "") + (self.mask.digest if self.mask else "")
+        """Of its content, caption, mask and subject, wherever the files lie."""
+        of_subject = f" subject {self.subject + 1}" if self.subject else ""
+        return self.digest + (self.caption or "") + (self.mask.digest if self.mask else "") + of_subject
 
     def open(self) -> Image.Image:
         """The picture: RGB, 8 bits, sRGB, upright, transparent parts on white, an animation's first frame.

@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from coeffdiff.config.fields import PLACEHOLDER
+from coeffdiff.config.fields import PLACEHOLDER, PLACEHOLDERS
 from coeffdiff.data.captions import printable_name
 from coeffdiff.data.photos import Photo
 from coeffdiff.errors import ConfigError
 
 
-def fill(template: str, token: str, class_word: str | None) -> str:
+def fill(template: str, token: str, class_word: str | None, tokens: Sequence[str] = ()) -> str:
     """A template with {token}, {class_word} and <V> (the token) filled in, on one line without double blanks.
+
+    tokens: of all subjects of a run that has several, which <V1>, <V2> stand for.
 
     Without a class word its blank goes too, so that "a {token} {class_word}, seen" becomes "a sks, seen".
     Braces around anything but a name are ordinary text.
 
-    Raises: ConfigError, naming it, for a {placeholder} that does not exist.
+    Raises: ConfigError, naming it, for a {placeholder} or number that does not exist.
     """
     text, class_word = template, (class_word or "").strip()
     if not class_word:
@@ -26,6 +28,8 @@ def fill(template: str, token: str, class_word: str | None) -> str:
 
     def value(match: re.Match[str]) -> str:
         name = match[1]
+        if match[2]:
+            return numbered_token(match, tokens, template) if tokens else match[0]
         if name is None or name == "token":
             return token
         if name == "class_word":
@@ -36,21 +40,33 @@ def fill(template: str, token: str, class_word: str | None) -> str:
         )
 
     # One pass: braces inside the token or the class word stay what they are.
-    filled = re.sub(rf"\{{([A-Za-z_][\w-]*)\}}|{re.escape(PLACEHOLDER)}", value, text)
+    filled = re.sub(rf"\{{([A-Za-z_][\w-]*)\}}|{PLACEHOLDERS}", value, text)
     return " ".join(filled.split())
 
 
+def numbered_token(match: re.Match[str], tokens: Sequence[str], text: str) -> str:
+    """The token that <V2> stands for. match: of a pattern whose last group is the number.
+
+    Raises: ConfigError for a number beyond the tokens.
+    """
+    number = int(match[match.re.groups])
+    if not 1 <= number <= len(tokens):
+        known = ", ".join(f"<V{n}> is {token}" for n, token in enumerate(tokens, 1))
+        raise ConfigError(f"There is no {match[0]} (in {text[:200]!r}); {known}.")
+    return tokens[number - 1]
+
+
 def captions_for(
-    photo: Photo, templates: Sequence[str], token: str, class_word: str | None
+    photo: Photo, templates: Sequence[str], token: str, class_word: str | None, tokens: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """The captions that may go with a photo: its own if it has one, else every template, filled.
 
     Raises: ConfigError for a {placeholder} that does not exist.
     """
     if photo.caption is None:
-        return tuple(fill(template, token, class_word) for template in templates)
+        return tuple(fill(template, token, class_word, tokens) for template in templates)
     try:
-        return (fill(photo.caption, token, class_word),)
+        return (fill(photo.caption, token, class_word, tokens),)
     except ConfigError as error:
         raise ConfigError(f"The caption of {printable_name(photo.path)}: {error}") from None
 

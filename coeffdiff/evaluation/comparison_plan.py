@@ -37,7 +37,8 @@ INDIFFERENT = (
 )
 # Settings that the comparison makes, for every arm alike
 _OWN = (
-    "model.", "subject.images", "subject.token", "subject.class_word", "training.seed", "validation.", "output",
+    "model.", "subject.images", "subject.token", "subject.class_word", "subjects", "training.seed", "validation.",
+    "output",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from coeffdiff.evaluation.inspection import PROJECTIONS, BlockReport, HeadReport, Inspection, SimplexReport
 from coeffdiff.hosts.hub_address import origin_of
+from coeffdiff.method.adapter_header import AdapterHeader
 
 # Title of a column -> key of a BlockReport's norms, where they differ
 _KEYS = {"off-diagonal": "off_diagonal", "mean |entry|": "mean"}
@@ -64,8 +65,7 @@ def _facts(inspection: Inspection) -> Table:
         "base model": header.base_model,
         "VAE": (header.base and header.base.vae) or "",
         "configs": (header.base and header.base.config) or "",
-        "token": header.token,
-        "class word": header.class_word or "none",
+        **_words(header),
         "trained": f"{header.trained_steps} steps at {header.resolution} px",
         "scale": f"{header.recommended_scale:g} recommended",
         "holds": "\n".join(holds),
@@ -79,6 +79,14 @@ def _facts(inspection: Inspection) -> Table:
         if value:
             table.add_row(Text(name), Text(value, overflow="fold"))
     return table
+
+
+def _words(header: AdapterHeader) -> dict[str, str]:
+    """Token and class word, or a line for each of several subjects."""
+    if header.subjects:
+        lines = [f"<V{number}> {call}" for number, call in enumerate(header.calls, 1)]
+        return {"subjects": "\n".join(lines)}
+    return {"token": header.token, "class word": header.class_word or "none"}
 
 
 def _table(title: str, *columns: str, words: int) -> Table:

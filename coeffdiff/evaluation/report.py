@@ -171,7 +171,7 @@ def _heat_maps(adapter: Path) -> list[bytes]:
     if not inspection.deviations:
         return []
     deviations = {layer: deviation.numpy() for layer, deviation in inspection.deviations.items()}
-    return [_as_jpeg(draw_heat_maps(deviations, f"alpha of {inspection.header.token}"))]
+    return [_as_jpeg(draw_heat_maps(deviations, f"alpha of {' and '.join(inspection.header.tokens)}"))]
 
 
 def _as_jpeg(image: Image.Image) -> bytes:

@@ -20,7 +20,7 @@ from coeffdiff.evaluation.protocol import Asked, Protocol, Subject, asked_for
 from coeffdiff.hosts.hub import resolve_adapter
 from coeffdiff.hosts.hub_address import hub_address, origin_of
 from coeffdiff.method.adapter_file import read_header
-from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.adapter_header import AdapterHeader, NamedSubject
 from coeffdiff.method.adapter_paths import run_of
 from coeffdiff.models import opening
 from coeffdiff.training.run_folder import RunFolder
@@ -28,7 +28,7 @@ from coeffdiff.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Candidate:
-    """An adapter to evaluate, with its photos and prompts."""
+    """An adapter to evaluate, or one subject of several that it has, with its photos and prompts."""
 
     label: str
     adapter: Path
@@ -77,30 +77,58 @@ def find_candidates(
         its_run = run_of(adapter)
         run = RunFolder(its_run) if its_run else None
         label = origin_of(adapter) if Path(label).is_file() or hub_address(label) else label
-        subject, listing = _read_subject(photo_folder(run, images, label), header)
-        chosen = choose_prompts(
-            prompts, base_model=header.base_model, class_word=subject.class_word, listing=listing, limit=limit
-        )
-        found.append(Candidate(label, adapter, scale, header, run, subject, protocol(chosen)))
+        for named, own in zip(header.named, _own_folders(run, header), strict=True):
+            called = label if len(header.named) == 1 else f"{label} ({named.token})"
+            if images is None or len(header.named) == 1:
+                folder = photo_folder(own, images, called)
+            else:
+                folder = _one_of_folders(images, own.name if own else named.token, called)
+            subject, listing = _read_subject(folder, named)
+            chosen = choose_prompts(
+                prompts,
+                base_model=header.base_model,
+                class_word=subject.class_word,
+                listing=listing,
+                limit=limit,
+            )
+            found.append(Candidate(called, adapter, scale, header, run, subject, protocol(chosen)))
     return found
 
 
-def _read_subject(folder: Path, header: AdapterHeader) -> tuple[Subject, Listing | None]:
+def _own_folders(run: RunFolder | None, header: AdapterHeader) -> list[Path | None]:
+    """The folder of photos that a run names for each subject of its adapter; None where it names none."""
+    folders = {subject.token: subject.images for subject in run.settings().each_subject} if run else {}
+    if len(header.named) == 1 and len(folders) == 1:
+        return list(folders.values())
+    return [folders.get(named.token) for named in header.named]
+
+
+def _read_subject(folder: Path, named: NamedSubject) -> tuple[Subject, Listing | None]:
     """Photos, masks and words of an adapter's subject, and the data set's listing, if it has one."""
     photos = read_photos(folder).photos
     listing = read_listing(folder)
-    class_word = header.class_word or (listing.classes.get(folder.name) if listing else None)
+    class_word = named.class_word or (listing.classes.get(folder.name) if listing else None)
     masks = [photo.open_mask() for photo in photos]
-    return Subject(folder.name, photos, masks, header.token, class_word), listing
+    return Subject(folder.name, photos, masks, named.token, class_word), listing
 
 
-def photo_folder(run: RunFolder | None, images: Path | None, label: str) -> Path:
+def _one_of_folders(images: Path, name: str, label: str) -> Path:
+    """The folder of one of several subjects in `images`. Raises: ConfigError if it is not there."""
+    if not (images / name).is_dir():
+        raise ConfigError(
+            f"{label} is one of several subjects, so --images has to hold a folder for each, and {images} holds no "
+            f"{name}."
+        )
+    return images / name
+
+
+def photo_folder(own: Path | None, images: Path | None, label: str) -> Path:
     """The run's own photos; or `images`: a folder of photos, or a data set in DreamBooth's layout with a folder of the
     same name as the run's.
 
+    own: the folder that the run names, if there is a run.
     Raises: ConfigError if the data set has no such folder, or no folder is known; PhotoError if it is gone.
     """
-    own = run.settings().subject.images if run else None
     if images is None:
         if own is None:
             raise ConfigError(

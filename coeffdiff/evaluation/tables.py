@@ -86,9 +86,10 @@ def _means(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str,
 
 
 def _steps_of_one(results: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """The runs by step, if all are steps of one run (RUN@100, RUN@200), else nothing."""
+    """Scores by step, of several subjects their means, if all are steps of one run (RUN@100, RUN@200), else nothing."""
     named = [
-        re.fullmatch(r"(?P<run>.+)@(?P<step>\d+)(?P<scale>:[^:]*)?", run["run"]) for run in results["runs"]
+        re.fullmatch(r"(?P<run>.+)@(?P<step>\d+)(?P<scale>:[^:]*)?", _but_subject(run["run"]))
+        for run in results["runs"]
     ]
     if (
         len(named) < 2
@@ -96,4 +97,14 @@ def _steps_of_one(results: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
         or not named[0]
     ):
         return {}
-    return {int(name["step"]): run for name, run in zip(named, results["runs"], strict=True) if name}
+    runs: dict[int, list[Mapping[str, Any]]] = {}
+    for name, run in zip(named, results["runs"], strict=True):
+        if name:
+            runs.setdefault(int(name["step"]), []).append(run)
+    scores = {step: {score for run in of for score in run["scores"]} for step, of in runs.items()}
+    return {step: {"scores": _means(of, sorted(scores[step]))} for step, of in runs.items()}
+
+
+def _but_subject(label: str) -> str:
+    """A run's label without the token that tells one of its several subjects."""
+    return re.sub(r" \(.*?\)(?=$|:)", "", label)

@@ -10,7 +10,7 @@ from typing import Any
 
 from coeffdiff.errors import AdapterError, InjectionError
 from coeffdiff.hosts.guard import unwatch, unwrapped, verify
-from coeffdiff.hosts.learned_token import remove_token, switch_token, verify_token
+from coeffdiff.hosts.learned_token import remove_token, switch_token, token_name, verify_token
 from coeffdiff.hosts.lora import remove_lora, set_lora_scale
 from coeffdiff.hosts.lora_guard import check_removable, check_settable
 from coeffdiff.hosts.pipeline_guard import leave, verify_home
@@ -40,6 +40,13 @@ class Adapter:
         self._pipe = pipe if header.vectors else None
 
     @property
+    def token_names(self) -> list[str]:
+        """Names under which its learned tokens are on the pipeline, one for each subject; none without any."""
+        return (
+            [token_name(self.name, n) for n in range(len(self.header.named))] if self.header.vectors else []
+        )
+
+    @property
     def scale(self) -> float:
         """As set_scale set it. Raises: InjectionError if something else has changed a part of the adapter since."""
         if self._present():
@@ -66,8 +73,8 @@ class Adapter:
             set_scale(network, scale, self.name)
             if self.header.lora:
                 set_lora_scale(network, self.name, scale)
-        if self.header.vectors:
-            switch_token(self._pipe, self.name, on=scale != 0)
+        for name in self.token_names:
+            switch_token(self._pipe, name, on=scale != 0)
         self._scale = scale
 
     def remove(self) -> None:
@@ -84,9 +91,10 @@ class Adapter:
         eject(self._unet, self.name)
         if self.header.lora:
             remove_lora(self._unet, self.name)
-        if self.header.vectors:
-            unwatch(self._unet, f"token {self.name}")
-            remove_token(self._pipe, self.name)
+        for name in self.token_names:
+            unwatch(self._unet, f"token {name}")
+            remove_token(self._pipe, name)
+        if self.token_names:
             for encoder in encoders_on(self._pipe).values():  # another adapter may still be on it
                 settle_saving(encoder)
         del adapters_on(self._unet)[self.name]
@@ -104,9 +112,9 @@ class Adapter:
 
     def verify_text(self, pipe: Any) -> None:
         """Raises: InjectionError if this pipeline, which is to encode prompts, would not read with this adapter: the
-        learned token, and the text encoders that it is on."""
-        if self.header.vectors and self._scale:
-            verify_token(pipe, self.name)
+        learned tokens, and the text encoders that it is on."""
+        for name in self.token_names if self._scale else ():
+            verify_token(pipe, name)
         if swapped := swapped_encoder(pipe, self._encoders):
             raise InjectionError(
                 f"{self.path} is on the text encoders too, and the {swapped} of this pipeline is not the one that it "

@@ -33,6 +33,7 @@ from coeffdiff.method.adapter_file import (
     read_coefficients,
     read_lora,
     read_rows,
+    rows_of,
     save_rows,
 )
 from coeffdiff.method.adapter_header import AdapterHeader
@@ -115,9 +116,10 @@ def load_adapter(
         if encoders:
             put_on(encoders, name, header, alphas, lora, folder)
             watch(unet, f"encoders {name}", EncodersPart(pipe, encoders, str(folder)))
-        if rows:
-            add_token(pipe, header.token, rows, name, origin=str(folder / EMBEDS_FILE))
-            watch(unet, f"token {name}", TokenPart(pipe, name, str(folder)))
+        for number, token_name in enumerate(adapter.token_names):
+            word, token_rows = header.named[number].token, rows_of(rows, number)
+            add_token(pipe, word, token_rows, token_name, origin=str(folder / EMBEDS_FILE))
+            watch(unet, f"token {token_name}", TokenPart(pipe, token_name, str(folder)))
         others[name] = adapter
         enter(pipe)
         adapter.set_scale(header.recommended_scale if scale is None else scale)
@@ -127,8 +129,9 @@ def load_adapter(
         unwatch(unet, f"encoders {name}")
         eject(unet, name)
         remove_lora(unet, name)
-        unwatch(unet, f"token {name}")
-        remove_token(pipe, name)
+        for token_name in adapter.token_names:
+            unwatch(unet, f"token {token_name}")
+            remove_token(pipe, token_name)
         others.pop(name, None)
         if not others:
             leave(pipe, unet)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.method.adapter_file import pack_rows, read_header, read_lora, read_rows
+from coeffdiff.method.adapter_file import pack_rows, read_header, read_lora, read_rows, rows_of
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 from coeffdiff.method.families import SDXL
@@ -30,11 +30,11 @@ from coeffdiff.utils.output_folder import refuse_unwritable, write_errors
 
 @dataclass(frozen=True)
 class Exported:
-    """What export_kohya wrote. embedding: where there is a learned token. left_out: what no file could carry."""
+    """What export_kohya wrote. embeddings: of learned tokens. left_out: what no file could carry."""
 
     header: AdapterHeader
     lora: Path
-    embedding: Path | None
+    embeddings: tuple[Path, ...]
     left_out: tuple[str, ...]
 
 
@@ -50,17 +50,25 @@ def export_kohya(adapter: str | Path, output: Path, facts: Mapping[str, str] | N
     refuse_kohya(header, folder)
     tensors = kohya_tensors(read_lora(folder, header), header, str(folder / LORA_FILE))
     rows = read_rows(folder, header)
-    embedding = output.parent / "embeddings" / f"{_file_name(header.token)}.safetensors" if rows else None
-    for file in filter(None, (output, embedding)):
+    embeddings = {
+        output.parent / "embeddings" / f"{_file_name(subject.token)}.safetensors": rows_of(rows, number)
+        for number, subject in enumerate(header.named if rows else ())
+    }
+    if rows and len(embeddings) < len(header.named):
+        raise AdapterError(
+            f"{folder} has learned tokens ({', '.join(header.tokens)}) of which two would have one file name, and "
+            f"other tools call an embedding by that. {_where_else(header)}"
+        )
+    for file in (output, *embeddings):
         if file.exists():
             raise AdapterError(f"{file} exists already. Nothing was changed; name another --output.")
     refuse_unwritable(output.parent)
     metadata = {**(facts or {}), **kohya_metadata(header, output.stem), "format": "pt"}
     with write_errors(str(output)):
-        if embedding:
-            _write(embedding, pack_rows(rows))
+        for embedding, own in embeddings.items():
+            _write(embedding, pack_rows(own))
         _write(output, save(tensors, metadata=metadata))
-    return Exported(header, output, embedding, left_out(header))
+    return Exported(header, output, tuple(embeddings), left_out(header))
 
 
 def refuse_kohya(header: AdapterHeader, folder: Path) -> None:
@@ -73,7 +81,7 @@ def refuse_kohya(header: AdapterHeader, folder: Path) -> None:
         )
         raise AdapterError(
             f"{folder} has no LoRA ({header.kind}): it holds {held}. A kohya file can hold LoRA alone."
-            f"{hint if header.vectors else ''} {_where_else(header)}"
+            f"{hint if header.vectors and not header.subjects else ''} {_where_else(header)}"
         )
     if header.lora.dora:
         raise AdapterError(
@@ -117,7 +125,7 @@ def kohya_tensors(tensors: Mapping[str, Tensor], header: AdapterHeader, origin: 
 def kohya_metadata(header: AdapterHeader, title: str) -> dict[str, str]:
     """What other tools show of a LoRA, under kohya's and the model specification's keys."""
     assert header.lora is not None
-    trigger = " ".join(filter(None, (header.token, header.class_word)))
+    trigger = ", ".join(header.calls)
     side = f"{header.resolution}x{header.resolution}"
     return {
         **header.base_family.kohya,

@@ -138,6 +138,11 @@ def add_token(
     return parameters
 
 
+def token_name(adapter: str, number: int) -> str:
+    """The name of one of an adapter's learned tokens, counted from 0."""
+    return f"{adapter}_{number}" if number else adapter
+
+
 def remove_token(pipe: Any, name: str = "default") -> None:
     """Take one learned token off; after the last one encoders and tokenizers are as they were."""
     for embedding in _extended(pipe):

@@ -140,6 +140,7 @@ def _merged_header(
             "resolution": max(header.resolution for header in headers),
             "recommended_scale": 1.0,
             "merged": tuple(merged),
+            "subjects": (),  # merged names them
         }
     )
 
@@ -199,17 +200,18 @@ def _sizes(
 
 
 def _merged_parts(header: AdapterHeader, scale: float) -> tuple[MergedPart, ...]:
-    """This adapter's entry in the header's `merged`; a merged adapter has one for each of its own parts."""
+    """This adapter's entries in the header's `merged`: one for each of its subjects, or of its own parts."""
     if header.merged:
         return tuple(part.model_copy(update={"scale": scale * part.scale}) for part in header.merged)
-    return (
+    return tuple(
         MergedPart(
-            token=header.token,
-            class_word=header.class_word,
+            token=subject.token,
+            class_word=subject.class_word,
             kind=header.kind,
             trained_steps=header.trained_steps,
             scale=scale,
-        ),
+        )
+        for subject in header.named
     )
 
 

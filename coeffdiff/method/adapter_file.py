@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError
-from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, is_harmless
+from coeffdiff.method.adapter_header import FORMAT_VERSION, PARTS, AdapterHeader, is_harmless, row_key
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, HEADER_KEY, LORA_FILE
 from coeffdiff.method.attached_header import ATTACHED, ATTACHED_VERSION, AttachedHeader
 from coeffdiff.method.coefficients import Coefficients
@@ -36,8 +36,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = {
     COEFF_FILE: 64 * 2**20,
     LORA_FILE: 8 * 2**30,
-    EMBEDS_FILE: 16 * 2**20,
-}  # bytes; SDXL needs 0.2 MB, at most 6 GB (rank 1024) and 8 KB a vector
+    EMBEDS_FILE: 64 * 2**20,
+}  # bytes; SDXL needs 0.2 MB, at most 6 GB (rank 1024) and 8 KB a vector, of which 100 tokens have 64 at most
 
 
 _LARGEST_HEADER = (
@@ -183,7 +183,10 @@ def read_lora(
 
 
 def read_rows(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
-    """The learned token's rows that the header promises, or none. Raises: AdapterError if they are anything else."""
+    """The rows of the learned token that the header promises, or none; of several by row_key.
+
+    Raises: AdapterError if they are anything else.
+    """
     file = folder / EMBEDS_FILE
     if not header.vectors:
         if file.exists():
@@ -194,13 +197,12 @@ def read_rows(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:
     if not file.is_file():
         raise AdapterError(f"{folder} is incomplete: {EMBEDS_FILE} is missing.")
     _, shapes, values = _read_safetensors(file, tensors=True)
-    keys = header.base_family.keys
+    keys = [row_key(part, number) for number in range(len(header.named)) for part in header.base_family.keys]
     if shapes.keys() != set(keys) or any(len(s) != 2 or s[0] != header.vectors for s in shapes.values()):
         found = ", ".join(f"{key} {shape}" for key, shape in sorted(shapes.items())[:3])
         raise AdapterError(
-            f"{file} does not hold {header.vectors} vectors {'each ' * (len(keys) > 1)}for {' and '.join(keys)}, as "
-            "its adapter says, but "
-            f"{found or 'nothing'}."
+            f"{file} does not hold {header.vectors} vectors {'each ' * (len(keys) > 1)}for {' and '.join(keys[:4])}, "
+            f"as its adapter says, but {found or 'nothing'}."
         )
     for key, tensor in values.items():
         if tensor.dtype not in _FLOATS or not tensor.isfinite().all():
@@ -244,6 +246,11 @@ def _read_safetensors(
         raise AdapterError(
             f"{file} cannot be read; it is damaged or not a safetensors file ({reason})."
         ) from None
+
+
+def rows_of(rows: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Of the rows of several learned tokens those of one, {"clip_l": [N, D], "clip_g": [N, D]}."""
+    return {part: rows[row_key(part, number)] for part in PARTS if row_key(part, number) in rows}
 
 
 def save_rows(folder: Path, rows: Mapping[str, Tensor]) -> None:

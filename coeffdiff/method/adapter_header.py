@@ -23,12 +23,24 @@ PARTS = {encoder.key: (encoder.network, encoder.tokenizer) for encoder in SDXL.e
 
 
 def format_for(
-    mixes: Mixes, vae: str | None = None, family: FamilyName = "sdxl", *, text_encoders: bool = False
+    mixes: Mixes,
+    vae: str | None = None,
+    family: FamilyName = "sdxl",
+    *,
+    text_encoders: bool = False,
+    learned_tokens: int = 0,
 ) -> int:
     """The oldest format that says enough: readers of 1, which knew maps alone, must not take values for them, readers
     of 2 would draw with the base model's own VAE, whatever the adapter was trained with, and readers of 3 take every
-    adapter for SDXL's, and would look for the text encoders' layers in the UNet."""
-    return 4 if text_encoders or family != "sdxl" else 3 if vae else 2 if mixes == "values" else 1
+    adapter for SDXL's, would look for the text encoders' layers in the UNet, and know one learned token."""
+    if text_encoders or family != "sdxl" or learned_tokens > 1:
+        return 4
+    return 3 if vae else 2 if mixes == "values" else 1
+
+
+def row_key(part: str, number: int) -> str:
+    """The key of a learned token's rows in its file, for one of PARTS; number: of the token among several, from 0."""
+    return f"{part}.{number}" if number else part
 
 
 def is_harmless(text: str) -> bool:
@@ -100,6 +112,22 @@ class MergedPart(BaseModel):
         return value
 
 
+class NamedSubject(BaseModel):
+    """One of the subjects of an adapter that was trained on several."""
+
+    model_config = ConfigDict(frozen=True)
+    token: str = Field(min_length=1, max_length=200)
+    class_word: str | None = Field(None, max_length=200)
+    templates: tuple[str, ...] = Field((), max_length=1000)
+
+    @field_validator("token", "class_word", "templates")
+    @classmethod
+    def _printable(cls, value: Any) -> Any:
+        if not all(map(is_harmless, [value] if isinstance(value, str) else value or ())):
+            raise ValueError("text that is overlong or has control characters")
+        return value
+
+
 class AdapterHeader(BaseModel):
     """What an adapter says of itself. Text is bounded and printable, since it comes from files of others."""
 
@@ -124,6 +152,9 @@ class AdapterHeader(BaseModel):
     versions: dict[str, str] = Field({}, max_length=100)
     base: BaseHeader | None = None  # nothing in adapters of older versions
     merged: tuple[MergedPart, ...] = Field((), max_length=100)
+    # All of several subjects; token, class_word and templates are then those of the first. Readers that do not know
+    # this field load such an adapter as well, as its words are ordinary ones
+    subjects: tuple[NamedSubject, ...] = Field((), max_length=100)
 
     @property
     def base_family(self) -> Family:
@@ -142,8 +173,20 @@ class AdapterHeader(BaseModel):
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The words that call its subjects: one, or those of the adapters that were merged."""
-        return tuple(dict.fromkeys(part.token for part in self.merged)) or (self.token,)
+        """The words that call its subjects: one, or those of several, or of the adapters that were merged."""
+        merged = tuple(dict.fromkeys(part.token for part in self.merged))
+        return merged or tuple(subject.token for subject in self.subjects) or (self.token,)
+
+    @property
+    def named(self) -> tuple[NamedSubject, ...]:
+        """Its subjects, in order: one, or several."""
+        alone = NamedSubject(token=self.token, class_word=self.class_word, templates=self.templates)
+        return self.subjects or (alone,)
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """How prompts call each subject: its token and class word."""
+        return tuple(" ".join(filter(None, (one.token, one.class_word))) for one in self.named)
 
     @field_validator("family")
     @classmethod
@@ -163,6 +206,16 @@ class AdapterHeader(BaseModel):
     def _said_in_time(cls, value: Mixes, info: ValidationInfo) -> Mixes:
         if format_for(value) > info.data.get("format_version", FORMAT_VERSION):
             raise ValueError("mixing values, which this format does not know")
+        return value
+
+    @field_validator("subjects")
+    @classmethod
+    def _learned_in_time(
+        cls, value: tuple[NamedSubject, ...], info: ValidationInfo
+    ) -> tuple[NamedSubject, ...]:
+        learned = len(value) if info.data.get("vectors") else 0
+        if format_for("maps", learned_tokens=learned) > info.data.get("format_version", FORMAT_VERSION):
+            raise ValueError("several learned tokens, which this format does not know")
         return value
 
     @field_validator("base")

@@ -46,7 +46,7 @@ def check(
     resolution, cache = int(settings.training.resolution), cache_folder(settings.photos.cache)
     checks = check_photos(
         photos.photos,
-        settings.subject,
+        settings.each_subject,
         resolution=resolution,
         step=bucket_step(base, resolution),
         crop=settings.photos.crop,
@@ -103,7 +103,7 @@ def _findings_on_settings(
     return [
         *text_findings(
             checks,
-            settings.subject,
+            settings.each_subject,
             base,
             token_vectors=method.token.vectors if learns_token else 0,
             prior_weight=settings.prior.weight,

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
-from coeffdiff.config.fields import PLACEHOLDER
 from coeffdiff.config.schema import SubjectSettings, TrainingSettings
 from coeffdiff.data.decoding import orientation_of, turned
 from coeffdiff.data.photos import Photo
-from coeffdiff.data.templates import captions_for
+from coeffdiff.data.subjects import captions_of, tokens_of
 from coeffdiff.data.views import Crop, View, view_of
 from coeffdiff.errors import PhotoError
 from coeffdiff.models.subject_token import holds
@@ -31,7 +30,7 @@ FEW_VIEWS = 5  # a photo that a run sees less often than this is hardly learned
 
 def check_photos(
     photos: Sequence[Photo],
-    subject: SubjectSettings,
+    subjects: Sequence[SubjectSettings],
     *,
     resolution: int,
     step: int,
@@ -48,33 +47,46 @@ def check_photos(
     """
     hashes: list[tuple[str, int]] = []
     checks = []
+    captions = captions_of(subjects, photos)
     for number, photo in enumerate(photos, 1):
+        token = tokens_of(subjects)[photo.subject]
+        name = photo.path.name if len(subjects) == 1 else f"{photo.path.parent.name}/{photo.path.name}"
         view = view_of(
             photo, resolution=resolution, step=step, crop=crop, flip=False, seed=seed, augmentation=0
         )
         grey = small_grey(photo, max(resolution // 2, 32))
         hashed = difference_hash(grey)
         alike = tuple(name for name, other in hashes if (other ^ hashed).bit_count() <= NEARLY_EQUAL)
-        checks.append(_check(photo, view, subject, sharpness=detail(grey), hashed=hashed, duplicates=alike))
-        hashes.append((photo.path.name, hashed))
+        found = _check(
+            name,
+            photo,
+            view,
+            captions[number - 1],
+            token,
+            sharpness=detail(grey),
+            hashed=hashed,
+            duplicates=alike,
+        )
+        checks.append(found)
+        hashes.append((name, hashed))
         on_photo(number)
     return checks
 
 
 def _check(
+    name: str,
     photo: Photo,
     view: View,
-    subject: SubjectSettings,
+    captions: tuple[str, ...],
+    token: str,
     *,
     sharpness: float,
     hashed: int,
     duplicates: tuple[str, ...],
 ) -> PhotoCheck:
-    token = subject.token or PLACEHOLDER
-    captions = captions_for(photo, subject.templates, token, subject.class_word)
     own_mask = photo.mask is not None and photo.mask.path == photo.path
     return PhotoCheck(
-        name=photo.path.name,
+        name=name,
         width=photo.width,
         height=photo.height,
         sharpness=round(sharpness, 2),
@@ -87,31 +99,40 @@ def _check(
         own_caption=photo.caption is not None,
         token_in_captions=all(holds(caption, token) for caption in captions),
         mask="alpha channel" if own_mask else photo.mask.path.name if photo.mask else None,
+        of_subject=photo.subject,
     )
 
 
 def photo_findings(checks: Sequence[PhotoCheck], training: TrainingSettings) -> list[Finding]:
     """Findings on few, soft, small, equal or cut photos."""
     samples = int(training.steps) * int(training.batch_size) * int(training.accumulate)
-    findings = _count_findings(len(checks), samples)
+    subjects = sorted({check.of_subject for check in checks})
+    findings: list[Finding] = []
+    for number in subjects:
+        own = [check for check in checks if check.of_subject == number]
+        name = f"{own[0].name.rpartition('/')[0]}: " if len(subjects) > 1 else ""
+        findings += _count_findings(len(own), samples / len(subjects), name)
     for check in checks:
         findings += _findings_on(check, int(training.resolution))
     return findings
 
 
-def _count_findings(photos: int, samples: int) -> list[Finding]:
-    """A single photo, and photos that are seen too seldom. samples: of the whole run, in one process."""
+def _count_findings(photos: int, samples: float, name: str) -> list[Finding]:
+    """A single photo, and photos that are seen too seldom.
+
+    samples: of a subject in the whole run, in one process. name: of its folder, where there are several.
+    """
     findings = []
     if photos == 1:
         sentence = "one photo alone: its background and pose will be learned with the subject; three to six are usual"
-        findings.append(Finding("hint", "photos", sentence))
+        findings.append(Finding("hint", "photos", name + sentence))
     if samples < FEW_VIEWS * photos:
         times = f"{samples / photos:.1f} times"
-        sentence = f"{photos} photos and {samples} samples a process: each is seen {times}"
+        sentence = f"{photos} photos and {samples:.0f} samples a process: each is seen {times}"
         advice = "more steps, or fewer photos, teach more"
         if photos == 1:
             sentence, advice = f"it is seen {times} in this run", "more steps teach more"
-        findings.append(Finding("hint", "photos", f"{sentence}; {advice}"))
+        findings.append(Finding("hint", "photos", f"{name}{sentence}; {advice}"))
     return findings
 
 

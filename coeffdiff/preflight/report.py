@@ -50,6 +50,7 @@ class PhotoCheck:
     own_caption: bool
     token_in_captions: bool
     mask: str | None
+    of_subject: int = 0  # which of the run's subjects it shows, from 0
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ import torch
 
 from coeffdiff.config.schema import MethodSettings, Settings, TrainingSettings, ValidationSettings
 from coeffdiff.data.photos import Photo
-from coeffdiff.data.templates import captions_for
+from coeffdiff.data.subjects import captions_of, prompts_of
 from coeffdiff.data.views import Crop, view_of
 from coeffdiff.models.architecture import bucket_step, vae_factor
 from coeffdiff.preflight.dry_run import Learned
 from coeffdiff.preflight.text_dry_run import TextLearned
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_ANY_TOKEN = "token"  # what the token is changes no number of captions
 
 
 @dataclass(frozen=True)
@@ -87,15 +86,15 @@ def workload_of(settings: Settings, base: Any, photos: Sequence[Photo]) -> Workl
     dtype = _DTYPES[training.precision]
     sizes = buckets(photos, resolution, bucket_step(base, resolution), settings.photos.crop)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
-    captions = {
-        text for photo in photos for text in captions_for(photo, settings.subject.templates, _ANY_TOKEN, None)
-    }
+    subjects = settings.each_subject
+    captions = {text for texts in captions_of(subjects, photos) for text in texts}
+    prompts = prompts_of(subjects, validation.prompts)
     return Workload(
         dtype=dtype,
         narrow=None if training.precision == "no" else dtype,
         learned=replace(learned_parts(settings.method), quantize=settings.model.quantize),
         text_learned=text_parts(settings.method),
-        token_vectors=settings.method.token.vectors if settings.learns_token else 0,
+        token_vectors=settings.method.token.vectors * len(subjects) if settings.learns_token else 0,
         optimizer=training.optimizer,
         optimizer_args=training.optimizer_args,
         averaged=training.ema is not None,
@@ -104,18 +103,18 @@ def workload_of(settings: Settings, base: Any, photos: Sequence[Photo]) -> Workl
         accumulate=int(training.accumulate),
         batch=batch,
         rows=2 * batch if prior.weight else batch,
-        teaches=bool(prior.weight) and prior.images is None,
+        teaches=bool(prior.weight) and settings.class_folders[0] is None,
         resolution=resolution,
         sizes=tuple(sizes),
         augmentations=int(settings.photos.augmentations),
         latent_rows=height // factor,
         latent_columns=width // factor,
         latent_side=resolution // factor,
-        texts=len(captions) + 2 * len(validation.prompts),
+        texts=len(captions) + 2 * len(prompts),
         wants_pictures=bool(validation.prompts),
         picture_batch=2 if validation.guidance > 1 else 1,
         picture_steps=validation.steps,
-        pictures=count_pictures(validation, int(training.steps)),
+        pictures=count_pictures(validation, int(training.steps), len(prompts)),
         checkpoints=count_checkpoints(training),
         adapters=count_adapters(training),
     )
@@ -150,10 +149,10 @@ def buckets(photos: Sequence[Photo], resolution: int, step: int, crop: Crop) -> 
     return [view_of(photo, **where, flip=False, seed=0, augmentation=0).size for photo in photos]
 
 
-def count_pictures(validation: ValidationSettings, steps: int) -> int:
-    """How many validation pictures a run of `steps` makes: every so many of them, and at the end."""
+def count_pictures(validation: ValidationSettings, steps: int, prompts: int) -> int:
+    """How many validation pictures of so many prompts a run of `steps` makes: every so many steps, and at the end."""
     times = 1 + ((steps - 1) // validation.every if validation.every else 0)
-    return times * len(validation.prompts) * len(validation.seeds)
+    return times * prompts * len(validation.seeds)
 
 
 def count_checkpoints(training: TrainingSettings) -> int:

@@ -116,7 +116,8 @@ def _checked_outline(session: Session, options: Options, scheduler: str | None) 
     session.refuse_offload()
     outline = session.outline()
     headers = [adapter.header for adapter in session.adapters]
-    announce_tokens(outline, {header.token: header.vectors for header in headers if header.vectors})
+    learned = [header for header in headers if header.vectors]
+    announce_tokens(outline, {token: header.vectors for header in learned for token in header.tokens})
     if scheduler:
         set_scheduler(outline, scheduler)
     check_options(outline, options)

@@ -149,9 +149,10 @@ def _grid(
         for prompt, seed in rows
     ]
     first, *others = loaded_adapters(pipe)
-    beside = "".join(f", with {other.header.token} at {other.scale:g}" for other in others)
+    beside = "".join(f", with {' and '.join(other.header.tokens)} at {other.scale:g}" for other in others)
     heads = ["as loaded" if scale is None else f"scale {scale:g}" for scale in columns]
-    return labelled_grid(labelled, heads, title=f"{first.header.token} at several scales{beside}", cell=cell)
+    title = f"{' and '.join(first.header.tokens)} at several scales{beside}"
+    return labelled_grid(labelled, heads, title=title, cell=cell)
 
 
 def recipe(
@@ -180,7 +181,7 @@ def recipe(
                 "path": origin_of(adapter.path),
                 "scale": adapter.scale if number or request.scale is None else request.scale,
                 "kind": adapter.header.kind,
-                "token": adapter.header.token,
+                "token": " and ".join(adapter.header.tokens),
                 "trained_steps": adapter.header.trained_steps,
             }
             for number, adapter in enumerate(loaded_adapters(pipe))

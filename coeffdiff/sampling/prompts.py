@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coeffdiff.config.fields import PLACEHOLDER
+from coeffdiff.config.fields import PLACEHOLDERS
+from coeffdiff.data.templates import numbered_token
 from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.diffusers import loaded_adapters
 from coeffdiff.method.adapter_header import AdapterHeader
@@ -24,18 +25,26 @@ from coeffdiff.utils.text import has_surrogates
 
 
 def fill_prompt(prompt: str, tokens: Sequence[str]) -> str:
-    """The prompt with the adapters' one token in place of <V>. Raises: ConfigError for no token or several."""
+    """The prompt with the adapters' one token in place of <V>, or their first in place of <V1>, and so on.
+
+    Raises: ConfigError for no token, for a bare <V> among several, and for a number beyond them.
+    """
     if has_surrogates(prompt):
         raise ConfigError(f"The prompt {ascii(prompt)[:80]} is not valid text; it must be UTF-8.")
-    if PLACEHOLDER not in prompt:
-        return prompt
     tokens = list(dict.fromkeys(tokens))  # check_apart refuses two adapters of one token
-    if len(tokens) != 1:
-        why = f"may mean {' or '.join(tokens)}" if tokens else "has no meaning without an adapter"
-        raise ConfigError(
-            f"{PLACEHOLDER} in the prompt {shortened(prompt)} {why}; write the word itself instead."
-        )
-    return prompt.replace(PLACEHOLDER, tokens[0])
+
+    def word(match: re.Match[str]) -> str:
+        if match[1] and tokens:
+            return numbered_token(match, tokens, prompt)
+        if len(tokens) == 1:
+            return tokens[0]
+        why = "has no meaning without an adapter; write the word itself instead."
+        if tokens:
+            numbers = " or ".join(f"<V{number}>" for number in range(1, len(tokens) + 1))
+            why = f"may mean {' or '.join(tokens)}; write {numbers}, or the word itself instead."
+        raise ConfigError(f"{match[0]} in the prompt {shortened(prompt)} {why}")
+
+    return re.sub(PLACEHOLDERS, word, prompt)
 
 
 def warnings_for(
@@ -52,10 +61,9 @@ def warnings_for(
     for prompt in dict.fromkeys(prompts):
         for path, header in adapters:
             if not any(holds(prompt, token) for token in header.tokens):
-                subject = " ".join(filter(None, (header.token, header.class_word)))
                 lines.append(
                     f"The prompt {shortened(prompt)} lacks {' or '.join(header.tokens)}, the token of {path}; "
-                    f'write for instance "a photo of {subject}".'
+                    f'write for instance "a photo of {header.calls[0]}".'
                 )
         lines += length_warnings(prompt, pipe)
     if options and options.negative_prompt:

@@ -44,7 +44,7 @@ def write_steps(
     token = ""
     for number, (step, path) in enumerate(kept.items()):
         adapter = load_adapter(pipe, path, scale)
-        token = adapter.header.token
+        token = " and ".join(adapter.header.tokens)
         prepare()
 
         def report(done: float, before: int = number * len(requests)) -> None:

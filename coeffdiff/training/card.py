@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from huggingface_hub import ModelCardData
 
 from coeffdiff.config.schema import MethodSettings, Settings, ValidationSettings
-from coeffdiff.method.adapter_header import AdapterHeader
+from coeffdiff.method.adapter_header import AdapterHeader, row_key
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 from coeffdiff.method.networks import UNET, network_of
 from coeffdiff.utils.hub import HUB_ID
@@ -57,7 +57,7 @@ def model_card(
 An adapter for {_code(header.base_model)}, trained with coeffdiff ({header.described}).
 
 {gallery(pictures)}
-In prompts the subject is called **{_plain(subject.strip())}**.
+In prompts {_called(header)}.
 
 {usage(header)}
 
@@ -81,8 +81,13 @@ def front_matter(header: AdapterHeader) -> ModelCardData:
 
 
 def subject_of(header: AdapterHeader) -> str:
-    """How prompts call the subject: the token and the class word."""
-    return " ".join(filter(None, (header.token, header.class_word)))
+    """How prompts call the subject: the token and the class word; of several subjects each."""
+    return " and ".join(header.calls)
+
+
+def _called(header: AdapterHeader) -> str:
+    names = " and ".join(f"**{_plain(call.strip())}**" for call in header.calls)
+    return f"the subjects are called {names}" if header.subjects else f"the subject is called {names}"
 
 
 def gallery(pictures: Iterable[str]) -> str:
@@ -132,7 +137,8 @@ def _parts_and_rates(header: AdapterHeader, method: MethodSettings | None) -> tu
     if header.vectors:
         plural = "s" * (header.vectors > 1)
         where = "each text encoder" if len(header.base_family.encoders) > 1 else "the text encoder"
-        holds.append(f"learned token: {header.vectors} embedding{plural} in {where}")
+        each = f"{len(header.subjects)} learned tokens, each" if header.subjects else "learned token:"
+        holds.append(f"{each} {header.vectors} embedding{plural} in {where}")
         rates += [f"token {method.token.learning_rate:g}"] if method else []
     return holds, rates
 
@@ -170,19 +176,39 @@ def _vae(header: AdapterHeader) -> str:
 
 def _judged(scores: Mapping[str, float], validation: ValidationSettings) -> str:
     by = " and ".join(_plain(name) for name in (validation.dino, validation.clip) if name)
-    named = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    named = ", ".join(f"{_score_name(name)} {value:.3f}" for name, value in scores.items())
     return f"{named}, by {by}" if named else ""
+
+
+def _score_name(name: str) -> str:
+    """dino, or ohwx's dino: of one subject of several."""
+    token, _, kind = name.rpartition("/")
+    return f"{_plain(token)}'s {kind}" if token else kind
 
 
 def _elsewhere(header: AdapterHeader) -> str:
     """How plain diffusers reads the learned token, and what it has to be told for the pooled text to be right."""
+    named = [(row_key("", number), _quoted(one.token)) for number, one in enumerate(header.named)]
     if not header.base_family.pools:
-        return f"""The learned token is also read by plain diffusers:
-
-```python
-state = safetensors.torch.load_file("{EMBEDS_FILE}")
-pipe.load_textual_inversion(state["{header.base_family.keys[0]}"], token={_quoted(header.token)})
-```"""
+        key = header.base_family.keys[0]
+        lines = [
+            f'pipe.load_textual_inversion(state["{key}{ending}"], token={token})' for ending, token in named
+        ]
+        return "\n".join(
+            [
+                "The learned token is also read by plain diffusers:\n\n```python",
+                f'state = safetensors.torch.load_file("{EMBEDS_FILE}")',
+                *lines,
+                "```",
+            ]
+        )
+    several = [f'"{ending}": {token}' for ending, token in named]
+    load = f"""\
+    pipe.load_textual_inversion(state[key], token={_quoted(header.token)}, text_encoder=encoder, tokenizer=tokenizer)"""
+    if header.subjects:
+        load = f"""\
+    for ending, token in {{{", ".join(several)}}}.items():
+        pipe.load_textual_inversion(state[key + ending], token=token, text_encoder=encoder, tokenizer=tokenizer)"""
     return f"""The learned token is also read by plain diffusers. It pools a text where the highest id stands, which
 is the new one, so tell it which id ends a text:
 
@@ -190,7 +216,7 @@ is the new one, so tell it which id ends a text:
 state = safetensors.torch.load_file("{EMBEDS_FILE}")
 parts = (("clip_l", pipe.text_encoder, pipe.tokenizer), ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2))
 for key, encoder, tokenizer in parts:
-    pipe.load_textual_inversion(state[key], token={_quoted(header.token)}, text_encoder=encoder, tokenizer=tokenizer)
+{load}
     getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
 ```"""
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from coeffdiff.config.nested import as_tree, flattened
 from coeffdiff.config.schema import Settings
@@ -33,7 +34,8 @@ _ALSO_PATHS = ("photos.cache", "validation.dino", "validation.clip", "output")
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """The same, so that it can be read in another working directory; names of the hub and "auto" stay."""
-    flat, found = flattened(as_tree(settings)), {}
+    flat = flattened(as_tree(settings))
+    found: dict[str, Any] = {}
     for name in (*_PLACES, *_ALSO_PATHS):
         value = flat[name]
         is_path = name.endswith(".images") or name in ("photos.cache", "output")
@@ -42,14 +44,26 @@ def with_absolute_paths(settings: Settings) -> Settings:
         path = Path(value).expanduser()
         if is_path or path.exists():
             found[name] = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links that may be turned)
+    if settings.subjects:
+        found["subjects"] = [_absolute(entry) for entry in flat["subjects"]]
     return with_values(settings, found)
+
+
+def _absolute(entry: dict[str, Any]) -> dict[str, Any]:
+    """One of several subjects, with its folders as absolute paths."""
+    folders = {name: entry[name] for name in ("images", "prior_images") if entry[name] is not None}
+    return entry | {name: os.path.abspath(Path(folder).expanduser()) for name, folder in folders.items()}  # noqa: PTH100
 
 
 def check_places(run: RunFolder, settings: Settings) -> None:
     """Raises: ResumeError where a folder of the run's has gone, with the option that names where it is now."""
     flat = flattened(as_tree(settings))
-    for name, (what, option) in _PLACES.items():
-        value = flat[name]
+    places = [(name, flat[name], *said) for name, said in _PLACES.items()]
+    for subject in flat["subjects"]:
+        for name, what in (("images", "the photos"), ("prior_images", "the pictures of the class")):
+            said = (f"{what} of {subject['token']}", "--subjects FILE")
+            places.append((f"subjects.{name}.images", subject[name], *said))
+    for name, value, what, option in places:
         sure = value is not None and (name.endswith(".images") or Path(value).is_absolute())
         if sure and not Path(value).expanduser().exists():
             here = "" if Path(value).is_absolute() else f" (looked in {Path.cwd()})"
@@ -95,7 +109,7 @@ def _other_photos(run: RunFolder, known: Sequence[str], found: Sequence[Photo]) 
     return ResumeError(
         f"The photos, masks or captions have changed since {run.path} began "
         f"({'; '.join(what) or f'there were {len(known)} and now there are {len(found)}'}). Put them back, name "
-        "where they are now with --images, or start a new run."
+        "where they are now with --images (--subjects, of several), or start a new run."
     )
 
 

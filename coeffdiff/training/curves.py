@@ -28,6 +28,8 @@ SCORES = {
 def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
     """Draw a run's log; a panel for each of loss, alpha and scores that it has anything to say of.
 
+    Of several subjects the scores are means, and a panel below shows each one's own.
+
     kept: the step whose adapter is the best so far, marked by a dotted line.
     Raises: OSError if the file cannot be written.
     """
@@ -38,7 +40,9 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
     alphas = _series(lines, "alpha")
     scores = {name: [(s, of[name]) for s, of in _scored(lines) if name in of] for name in SCORES}
     scores = {name: points for name, points in scores.items() if points}
-    panels = [name for name, there in (("loss", losses), ("alpha", alphas), ("scores", scores)) if there]
+    subjects = _of_subjects(lines)
+    drawn = (("loss", losses), ("alpha", alphas), ("scores", scores), ("subjects", subjects))
+    panels = [name for name, there in drawn if there]
     if not panels:
         return
     figure = new_figure(
@@ -73,6 +77,11 @@ def draw_curves(log: Path, file: Path, kept: int | None = None) -> None:
         figure.legend(
             loc="outside lower center", ncols=len(scores) if len(scores) < 5 else 3, frameon=False, fontsize=8
         )
+    for token, points in subjects.items():
+        axes["subjects"].plot(*zip(*points, strict=True), label=token, marker="o", markersize=4)
+    if subjects:
+        _titled(axes["subjects"], "each subject", "its own score (geometric mean)")
+        axes["subjects"].legend(frameon=False, fontsize=8)
     bottom = axes[panels[-1]]
     bottom.set_xlabel("step", fontsize=9, color=INK)
     bottom.set_xlim(0, max(line["step"] for line in lines) * 1.02)
@@ -107,6 +116,16 @@ def _series(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]
 def _scored(lines: Sequence[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     found = [(line["step"], line.get("scores")) for line in lines]
     return [(step, scores) for step, scores in found if isinstance(scores, dict)]
+
+
+def _of_subjects(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """The score of each of several subjects over the steps, by token."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for step, scores in _scored(lines):
+        for name, value in scores.items():
+            if name.endswith("/score") and isinstance(value, int | float):
+                found.setdefault(name.removesuffix("/score"), []).append((step, value))
+    return found
 
 
 def _titled(axes: Any, title: str, note: str) -> None:

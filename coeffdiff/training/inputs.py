@@ -16,7 +16,7 @@ from coeffdiff.data.encoding import (
     encode_unconditional,
     latent_scaling,
 )
-from coeffdiff.data.templates import captions_for, fill
+from coeffdiff.data.subjects import captions_of, prompts_of
 from coeffdiff.method.families import text_encoders_of
 from coeffdiff.models.architecture import bucket_step
 from coeffdiff.models.loading import load_pipeline
@@ -54,13 +54,11 @@ class Inputs:
 def encode(plan: Plan) -> Inputs:
     """Photos and texts through the parts of the model that do not train."""
     settings, state = plan.settings, plan.state
-    token, word = str(settings.subject.token), settings.subject.class_word
-    captions = [captions_for(photo, settings.subject.templates, token, word) for photo in plan.photos.photos]
-    of_class, of_pictures = class_captions(
-        settings.subject, settings.prior.weight, captions, plan.class_pictures
-    )
+    subjects = settings.each_subject
+    captions = captions_of(subjects, plan.photos.photos)
+    of_class, of_pictures = class_captions(subjects, settings.prior.weight, captions, plan.class_pictures)
     trained = [text for texts in (*captions, of_class.values(), *of_pictures) for text in texts]
-    prompts = [fill(prompt, token, word) for prompt in settings.validation.prompts]
+    prompts = prompts_of(subjects, settings.validation.prompts)
     pipe = load_pipeline(plan.base, dtype=plan.dtype, parts={"text", "vae"})
     for encoder in text_encoders_of(pipe):
         encoder.to(state.device)

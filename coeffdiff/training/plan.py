@@ -14,8 +14,8 @@ from accelerate import PartialState
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.data.batches import share_of
-from coeffdiff.data.photos import NO_PHOTOS, PhotoSet, offered_values, read_photos
-from coeffdiff.errors import ConfigError
+from coeffdiff.data.photos import NO_PHOTOS, PhotoSet
+from coeffdiff.data.subjects import read_subjects, refuse_incomplete, with_offered_words
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.fingerprints import fingerprints
 from coeffdiff.models.source import Backbone
@@ -91,20 +91,18 @@ def make_plan(
     until_the_end: takes what lasts as long as the run, such as the lock of a run that is resumed.
     Raises: CoeffDiffError in one sentence for whatever keeps the run from beginning.
     """
-    settings = with_values(settings, offered_values(settings.subject))
-    if settings.subject.images is None or settings.subject.token is None:
-        missing = "--images" if settings.subject.images is None else "--token"
-        raise ConfigError(f"Training needs {missing}; for instance: train --images photos/ --token sks.")
+    settings = with_offered_words(settings)
+    refuse_incomplete(settings)
     state = start_processes()
     if resume:
         check_places(resume, settings)
-    photos = read_photos(settings.subject.images, settings.training.masked_loss)
+    photos = read_subjects(settings)
     base = find_backbone(settings.model)
     settings, chosen = resolve(settings, base, state)
     class_pictures = refuse_early(settings, photos, base)
     options_left = functools.partial(training_switches, settings, state.device.type, resumed=bool(resume))
     until_the_end.enter_context(oom_hints(options_left))
-    run = resume or on_main(state, lambda: new_run(settings.output, str(settings.subject.token)))
+    run = resume or on_main(state, lambda: new_run(settings.output, str(settings.run_name)))
     on_main(state, lambda: refuse_unwritable(run.path, "The run folder"))
     settings = with_values(settings, {"output": str(run.path)})
     if resume and state.is_main_process:

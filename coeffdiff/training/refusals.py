@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from coeffdiff.config.fields import PLACEHOLDER
 from coeffdiff.config.schema import Settings
 from coeffdiff.data.class_captions import class_captions
 from coeffdiff.data.photos import PhotoSet
-from coeffdiff.data.templates import captions_for, fill
+from coeffdiff.data.subjects import captions_of, prompts_of, tokens_of
 from coeffdiff.errors import ConfigError
 from coeffdiff.models.headers import refuse_unfit
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.noise_schedule import check_schedule
 from coeffdiff.models.subject_token import holds
+from coeffdiff.training.judge import texts_of
 from coeffdiff.training.prior import read_class_pictures
 from coeffdiff.training.resolve import DTYPES, check_model_name
 from coeffdiff.training.trackers import check_watching
@@ -39,13 +39,15 @@ def refuse_early(settings: Settings, photos: PhotoSet, base: Any) -> PhotoSet | 
 
 
 def _check_texts(settings: Settings, photos: PhotoSet, class_pictures: PhotoSet | None) -> None:
-    subject = settings.subject
-    token, word = subject.token or PLACEHOLDER, subject.class_word
-    captions = [captions_for(photo, subject.templates, token, word) for photo in photos.photos]
-    class_captions(subject, settings.prior.weight, captions, class_pictures)
-    for prompt in settings.validation.prompts:
-        fill(prompt, token, word)
-    if subject.token and settings.learns_token:
+    subjects = settings.each_subject
+    captions = captions_of(subjects, photos.photos)
+    class_captions(subjects, settings.prior.weight, captions, class_pictures)
+    prompts_of(subjects, settings.validation.prompts)
+    scored = settings.validation.prompts and (settings.validation.dino or settings.validation.clip)
+    if scored and settings.run_name:
+        for token in tokens_of(subjects):
+            texts_of(settings, token)
+    for token in [subject.token for subject in subjects if subject.token and settings.learns_token]:
         check_token_is_said(captions, token)
 
 

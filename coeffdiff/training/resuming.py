@@ -42,7 +42,7 @@ _FREE = (
 
 
 # Where something lies, which is known by its content: continuing.py compares that
-_PLACES = ("subject.images", "prior.images", "model.name", "model.vae", "model.config")
+_PLACES = ("subject.images", "subjects", "prior.images", "model.name", "model.vae", "model.config")
 
 
 def settings_to_resume(
@@ -82,9 +82,19 @@ def _idle(settings: Settings) -> tuple[str, ...]:
     )
 
 
+def _but_for_places(subjects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Subjects without the folders that they name; another kind of prior preservation stays another."""
+    return [
+        subject | {"images": None, "prior_images": subject["prior_images"] is not None}
+        for subject in subjects
+    ]
+
+
 def _known_by_content(run: RunFolder, name: str, pair: tuple[Any, Any]) -> bool:
     """Whether another place for something is no other setting, since a checkpoint says what has to be there."""
     old, new = pair
+    if name == "subjects":
+        return _but_for_places(old) == _but_for_places(new)
     if name == "prior.images" and (old is None or new is None):  # another kind of prior preservation
         return False
     if not name.startswith("model.") or not run.checkpoints():  # nothing has been learned of the model yet

@@ -138,7 +138,7 @@ class RunOutputs:
             "path": str(plan.run.adapter),
             "scale": 1.0,
             "kind": self.header.kind,
-            "token": self.header.token,
+            "token": " and ".join(self.header.tokens),
             "trained_steps": step,
         }
         details = recipe(plan.base) | {"adapters": [adapter]}

@@ -17,13 +17,16 @@ TIMING_SECONDS = 0.3  # for how long operations are timed before a run; `coeffdi
 def print_run_summary(plan: Plan) -> None:
     """Everything that was found and decided, before anything slow begins."""
     settings, photos, state = plan.settings, plan.photos, plan.state
-    subject, training = settings.subject, settings.training
+    training = settings.training
     quantized = f", {plan.base.quantize}" if plan.base.quantize else ""
     print_info(f"model    {plan.base.name}{quantized}")
-    print_info(
-        f"photos   {len(photos.photos)} in {subject.images}"
-        + (f", {len(photos.skipped)} left out" if photos.skipped else "")
-    )
+    left_out = f", {len(photos.skipped)} left out" if photos.skipped else ""
+    if settings.subjects:
+        print_info(f"subjects {len(settings.subjects)} with equal shares of the samples{left_out}")
+    for number, subject in enumerate(settings.each_subject):
+        count = sum(photo.subject == number for photo in photos.photos)
+        of_which = f" of {subject.token}" if settings.subjects else left_out
+        print_info(f"photos   {count} in {subject.images}{of_which}")
     for skipped in photos.skipped:
         print_info(f"         left out {skipped.path.name}: {skipped.reason}")
     for note in photos.notes:

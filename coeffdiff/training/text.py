@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from coeffdiff.config.schema import Settings
 from coeffdiff.data.batches import Batch
 from coeffdiff.errors import AdapterError, ConfigError
-from coeffdiff.hosts.learned_token import add_token
+from coeffdiff.hosts.learned_token import add_token, token_name
 from coeffdiff.hosts.token_rows import initial_rows, pull_norms
+from coeffdiff.method.adapter_header import row_key
 from coeffdiff.models.pipelines import text_embeddings
 from coeffdiff.models.subject_token import holds
 from coeffdiff.sampling.options import Encoded
@@ -25,18 +26,24 @@ from coeffdiff.utils.torch_setup import copied
 class LearnedToken:
     """A token whose embeddings train: float32 rows in each text encoder, of which nothing else changes.
 
-    rows: {"clip_l": [N, D], "clip_g": [N, D]} or those of the encoders that there are, the parameters.
+    rows: {"clip_l": [N, D], "clip_g": [N, D]} or those of the encoders that there are, the parameters; of several
+        subjects each one's, by row_key.
     """
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         """pipe: with tokenizers and text encoders, on the training device. Raises: ConfigError for an unfit token."""
-        subject, token = settings.subject, settings.method.token
-        self._pipe, self._settings, self.word = pipe, settings, str(subject.token)
-        first = initial_rows(pipe, token.init or subject.class_word or self.word, token.vectors)
-        try:
-            self.rows: dict[str, nn.Parameter] = add_token(pipe, self.word, first, origin="subject.token")
-        except AdapterError as error:
-            raise ConfigError(str(error)) from None
+        self._pipe, self._settings = pipe, settings
+        self.words = [str(subject.token) for subject in settings.each_subject]
+        self.rows: dict[str, nn.Parameter] = {}
+        token = settings.method.token
+        for number, (word, subject) in enumerate(zip(self.words, settings.each_subject, strict=True)):
+            first = initial_rows(pipe, token.init or subject.class_word or word, token.vectors)
+            name = token_name("default", number)
+            try:
+                own = add_token(pipe, word, first, name, origin="subject.token")
+            except AdapterError as error:
+                raise ConfigError(str(error)) from None
+            self.rows |= {row_key(part, number): rows for part, rows in own.items()}
         self._first = {key: rows.detach().clone() for key, rows in self.rows.items()}
         for rows in self.rows.values():
             rows.requires_grad_(True)
@@ -50,7 +57,8 @@ class LearnedToken:
         device = batch.embeds.device
         with quiet_libraries():  # what is cut off was said before the run
             embeds, _, pooled, _ = text_embeddings(self._pipe, list(batch.captions), device, guided=False)
-        live = copied(torch.tensor([holds(caption, self.word) for caption in batch.captions]), device)
+        named = [any(holds(caption, word) for word in self.words) for caption in batch.captions]
+        live = copied(torch.tensor(named), device)
         return (
             torch.where(live[:, None, None], embeds.float(), batch.embeds),
             torch.where(live[:, None], pooled.float(), batch.pooled),

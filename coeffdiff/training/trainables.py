@@ -14,12 +14,18 @@ import transformers
 from torch import Tensor, nn
 
 from coeffdiff import __version__
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.schema import Settings, SubjectSettings
 from coeffdiff.errors import ResumeError
 from coeffdiff.hosts.diffusers import fill_alphas
 from coeffdiff.hosts.lora import add_lora
 from coeffdiff.hosts.unet import inject
-from coeffdiff.method.adapter_header import AdapterHeader, BaseHeader, LoraHeader, format_for
+from coeffdiff.method.adapter_header import (
+    AdapterHeader,
+    BaseHeader,
+    LoraHeader,
+    NamedSubject,
+    format_for,
+)
 from coeffdiff.method.coefficients import Coefficients, Mixes
 from coeffdiff.method.families import FamilyName
 from coeffdiff.method.networks import encoders_in
@@ -160,7 +166,8 @@ def header_for(
     settings: with absolute paths, since the adapter is read elsewhere. networks: fingerprints of the model; family: its
     family.
     """
-    subject, lora = settings.subject, settings.method.lora
+    lora = settings.method.lora
+    subject, *others = settings.each_subject
     check_model_name(model)
     mixes: Mixes = settings.method.coeff.mixes if trainables.coefficients else "maps"
     opened = settings.model
@@ -174,7 +181,11 @@ def header_for(
     )
     return AdapterHeader(
         format_version=format_for(
-            mixes, opened.vae, family, text_encoders=bool(settings.method.on_text_encoders)
+            mixes,
+            opened.vae,
+            family,
+            text_encoders=bool(settings.method.on_text_encoders),
+            learned_tokens=(1 + len(others)) if trainables.token else 0,
         ),
         kind=settings.trained_kind,
         family=family,
@@ -198,6 +209,13 @@ def header_for(
         resolution=int(settings.training.resolution),
         versions=versions(packages_for(opened.quantize)),
         base=base,
+        subjects=tuple(map(_named, (subject, *others))) if others else (),
+    )
+
+
+def _named(subject: SubjectSettings) -> NamedSubject:
+    return NamedSubject(
+        token=str(subject.token), class_word=subject.class_word, templates=tuple(subject.templates)
     )
 
 

@@ -86,7 +86,8 @@ class Watch:
         self.scores = self._judge.scores(pictures)
         log.amend(step, {"scores": self.scores})
         self._accelerator.log({f"scores/{name}": value for name, value in self.scores.items()}, step=step)
-        print_info(f"scores   step {step}: {_listed(self.scores)}")
+        for line in _listed(self.scores):
+            print_info(f"scores   step {step}: {line}")
         # The earlier one of equals: fewer steps, nearer to the base model.
         if self._settings.validation.keep == "best" and (
             self.best is None or self.scores["score"] > self.best.scores["score"]
@@ -174,5 +175,11 @@ class Watch:
         self._accelerator.trackers = []
 
 
-def _listed(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+def _listed(scores: Mapping[str, float]) -> list[str]:
+    """A line of scores; of several subjects one for each, and one of their means."""
+    lines: dict[str, list[str]] = {}
+    for name, value in scores.items():
+        token, _, kind = name.rpartition("/")
+        lines.setdefault(token, []).append(f"{kind} {value:.3f}")
+    mean = "mean of all: " if len(lines) > 1 else ""
+    return [(f"{token}: " if token else mean) + ", ".join(parts) for token, parts in lines.items()]

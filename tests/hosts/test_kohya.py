@@ -58,7 +58,7 @@ def test_a_kohya_file_is_the_lora_in_diffusers(written, micro_pipeline, unet_cal
     """load_lora_weights, which converts kohya's names itself, gives the pictures of our own LoRA to 1e-5."""
     folder = written("lora")
     done = export_kohya(folder, tmp_path / "out" / "mine.safetensors")
-    assert done.embedding is None and done.left_out == ()
+    assert done.embeddings == () and done.left_out == ()
     bare = unet_call(micro_pipeline.unet)
     adapter = load_adapter(micro_pipeline, folder)
     ours = unet_call(micro_pipeline.unet)
@@ -91,8 +91,8 @@ def test_what_it_cannot_carry_is_listed_and_the_token_is_an_embedding(written, t
     done = export_kohya(folder, tmp_path / "my.safetensors")
     [sentence] = done.left_out
     assert re.match(r"alpha of \d+ layers is left out", sentence)
-    assert done.embedding == tmp_path / "embeddings" / "my_dog.safetensors"
-    rows = load_file(done.embedding)
+    assert done.embeddings == (tmp_path / "embeddings" / "my_dog.safetensors",)
+    rows = load_file(done.embeddings[0])
     assert sorted(rows) == ["clip_g", "clip_l"] and all(
         torch.equal(r, torch.ones_like(r)) for r in rows.values()
     )

@@ -332,7 +332,7 @@ def test_disk_by_hand(pocket):
     found = predict(pocket, photos=(PHOTO, PHOTO), **values)
     assert found.disk["checkpoints"] == 3 * (12 + 4) * 1016
     assert found.disk["cache"] == 2 * (2 * 4 * 4 * 16 * 16 + 500)
-    assert count_pictures(resolved(pocket, **values).validation, 300) == 2 * 2 * 3
+    assert count_pictures(resolved(pocket, **values).validation, 300, 2) == 2 * 2 * 3
 
 
 def test_the_measured_constants_explain_what_was_measured(pocket):

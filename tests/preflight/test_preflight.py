@@ -94,11 +94,11 @@ def look(photos: Path, pocket, **values):
 def look_at(settings, photos, pocket):
     resolution = settings.training.resolution
     where = {"resolution": resolution, "step": bucket_step(pocket, resolution), "crop": settings.photos.crop}
-    return check_photos(photos, settings.subject, **where, seed=0)
+    return check_photos(photos, settings.each_subject, **where, seed=0)
 
 
 def findings_on_texts(settings, looked, pocket):
-    return text_findings(looked, settings.subject, pocket, prompts=settings.validation.prompts)
+    return text_findings(looked, settings.each_subject, pocket, prompts=settings.validation.prompts)
 
 
 def about(looked, settings, name: str) -> list[str]:

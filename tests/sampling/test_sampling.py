@@ -216,8 +216,11 @@ def test_the_placeholder_becomes_the_one_adapters_token():
     assert fill_prompt("a {token} < V >", []) == "a {token} < V >"
     with pytest.raises(ConfigError, match=r"<V> in the prompt \"a <V>\" has no meaning without an adapter"):
         fill_prompt("a <V>", [])
-    with pytest.raises(ConfigError, match="may mean sks or ohwx"):
+    with pytest.raises(ConfigError, match="may mean sks or ohwx; write <V1> or <V2>, or the word itself"):
         fill_prompt("a <V>", ["sks", "ohwx"])
+    assert fill_prompt("<V1> beside <V2>", ["sks", "ohwx"]) == "sks beside ohwx"
+    with pytest.raises(ConfigError, match=r"There is no <V3> .*<V1> is sks, <V2> is ohwx"):
+        fill_prompt("<V3>", ["sks", "ohwx"])
     assert fill_prompt("a <V>", ["sks", "sks"]) == "a sks"  # loading both says why not
 
 

@@ -191,7 +191,7 @@ def test_class_captions_come_from_the_photos_or_from_the_pictures(tmp_path):
     """Each caption of a photo has one of its class; each picture its own text, or the templates without the token."""
     captions = [("a photo of sks dog", "sks dog"), ("sks asleep",)]
     settings = subject_with(tmp_path, **{"subject.templates": ["a photo of {token} {class_word}"]})
-    of_class, of_pictures = class_captions(settings.subject, settings.prior.weight, captions, None)
+    of_class, of_pictures = class_captions(settings.each_subject, settings.prior.weight, captions, None)
     assert of_class == {"a photo of sks dog": "a photo of dog", "sks dog": "dog", "sks asleep": "dog asleep"}
     assert of_pictures == []
     (tmp_path / "class").mkdir()
@@ -200,11 +200,11 @@ def test_class_captions_come_from_the_photos_or_from_the_pictures(tmp_path):
     (tmp_path / "class/b.txt").write_text("{class_word} on a sofa")
     settings = subject_with(tmp_path, **{"prior.images": tmp_path / "class"})
     pictures = read_class_pictures(settings)
-    assert class_captions(settings.subject, settings.prior.weight, captions, pictures) == (
+    assert class_captions(settings.each_subject, settings.prior.weight, captions, pictures) == (
         {},
         [("a photo of dog",), ("dog on a sofa",)],
     )
-    assert class_captions(settings.subject, 0.0, captions, None) == ({}, [])
+    assert class_captions(settings.each_subject, 0.0, captions, None) == ({}, [])
 
 
 def test_what_prior_preservation_needs_is_said(tmp_path):

@@ -16,7 +16,7 @@ from coeffdiff.hosts.comfyui.encoders import Encoders
 from coeffdiff.hosts.comfyui.layers import Layers, Slot
 from coeffdiff.hosts.comfyui.lora import add_lora
 from coeffdiff.hosts.comfyui.token import add_token
-from coeffdiff.method.adapter_file import read_coefficients, read_lora, read_rows
+from coeffdiff.method.adapter_file import read_coefficients, read_lora, read_rows, rows_of
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE, find_adapter
 from coeffdiff.method.coefficients import deviation_of
@@ -63,9 +63,9 @@ def apply_adapter(
             clip = clip.clone()
             added += add_lora(clip.patcher, encoders, of_text, header.lora, scale, origin)
         applied.append(f"{'DoRA' if header.lora.dora else 'LoRA'} in {added} weights x {scale:g}")
-    if rows:
-        clip = add_token(clip, header.token, rows, str(folder / EMBEDS_FILE))
-        applied.append(f"the learned token {header.token!r} ({header.vectors} vectors)")
+    for number, subject in enumerate(header.named if rows else ()):
+        clip = add_token(clip, subject.token, rows_of(rows, number), str(folder / EMBEDS_FILE))
+        applied.append(f"the learned token {subject.token!r} ({header.vectors} vectors)")
     logging.info(f"coeffdiff: {folder}: {', '.join(applied) or 'nothing, at these strengths'}.")
     _advise(header)
     return changed, clip

@@ -43,7 +43,7 @@ def test_the_embedding_file_is_the_learned_token(small, texts, make_rows, tmp_pa
     path = make_adapter(tmp_path / "a", small.unet, kind="coeff+lora+token", rows=make_rows(2, seed=1))
     done = export_kohya(path, tmp_path / "mine.safetensors")
     for part in (clip.tokenizer.clip_l, clip.tokenizer.clip_g):
-        monkeypatch.setattr(part, "embedding_directory", [str(done.embedding.parent)])
+        monkeypatch.setattr(part, "embedding_directory", [str(done.embeddings[0].parent)])
     with torch.inference_mode():
         tokens = clip.tokenize("a photo of embedding:ohwx in the snow")
         made, made_pooled = clip.encode_from_tokens(tokens, return_pooled=True)

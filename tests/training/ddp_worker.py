@@ -16,6 +16,8 @@ from coeffdiff.training import run_summary
 def keep_first_gradients(file: str) -> None:
     def before_step(optimizer: Optimizer, *_: object) -> None:
         learned = [p for group in optimizer.param_groups for p in group["params"]]
+        if len(learned) == 1:  # optimizers are tried on one tensor before a run
+            return
         gradients = [p.grad.clone() for p in learned if p.grad is not None]
         if os.environ.get("RANK", "0") == "0" and not os.path.exists(file):  # noqa: PTH110
             torch.save(dict(enumerate(gradients)), file)

@@ -18,6 +18,7 @@ from coeffdiff.models.scaled_fp8 import is_beside, is_scaled
 from coeffdiff.models.scaled_fp8 import read as read_scaled
 from coeffdiff.models.source import FILE_PREFIXES, INDEX, NETWORKS, TOKENIZERS, Backbone, Part, Source
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.heap import freed_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def load_pipeline(
     for source, together in needed.items():
         fetch_file(source, together)
 
-    with quiet_libraries():
+    with quiet_libraries(), freed_at_once() if backbone.quantize else contextlib.nullcontext():
         import diffusers
 
         networks: dict[str, Any] = dict.fromkeys(NETWORKS)

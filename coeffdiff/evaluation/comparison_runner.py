@@ -43,6 +43,7 @@ from coeffdiff.metrics.encoders import encoders_for
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.fingerprints import network_fingerprint
 from coeffdiff.models.loading import load_pipeline
+from coeffdiff.models.quantizing import check_quantizing
 from coeffdiff.sampling.device import choose_device, prepare_device
 from coeffdiff.sampling.options import Options, check_options
 from coeffdiff.training.launch import start_processes
@@ -65,6 +66,7 @@ class ComparisonRunner:
         self.state = start_processes()
         self.device, self.dtype = choose_device(device=self.state.device)
         self.base = find_backbone(plan.model)
+        check_quantizing(plan.model.quantize, self.device.type)
         self.encoders = encoders_for(self.base.name, plan.dino, plan.clip, self.device)
         self.pipe = load_pipeline(self.base, dtype=self.dtype)
         check_options(self.pipe, self._options())
@@ -73,6 +75,7 @@ class ComparisonRunner:
         networks = (self.pipe.unet, self.pipe.vae, *text_encoders_of(self.pipe))
         judges = (one.network for one in (self.encoders.dino, self.encoders.clip) if one)
         self.model_hashes = [network_fingerprint(network) for network in networks]
+        self.model_hashes += [plan.model.quantize] if plan.model.quantize else []
         self.judge_hashes = [network_fingerprint(network) for network in judges]
 
     def jobs(self) -> list[Job]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from coeffdiff.method.families import SDXL
+
 V = TypeVar("V")
 
 UNET = "unet"
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # of SDXL, in the order of its pipeline
+TEXT_ENCODERS = SDXL.text_networks  # of all families, in the order of a pipeline
 
 
 def network_of(name: str) -> str:

@@ -93,7 +93,8 @@ def network_fingerprint(network: Any) -> str:
     (that of transformers' grows with its version)."""
     digest = hashlib.blake2b(digest_size=16)
     config = network.config if isinstance(network.config, dict) else {}
-    digest.update(repr(sorted((k, v) for k, v in config.items() if not k.startswith("_"))).encode())
+    known = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
+    digest.update(repr(sorted(known.items())).encode())
     hash_tensors(digest, network.state_dict().items())
     return digest.hexdigest()
 

@@ -19,6 +19,7 @@ from coeffdiff.models.scaled_fp8 import is_beside, is_scaled
 from coeffdiff.models.scaled_fp8 import read as read_scaled
 from coeffdiff.models.source import INDEX, UNET, Backbone, Part, Source
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.heap import freed_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ def load_pipeline(backbone: Backbone, *, dtype: torch.dtype, parts: Collection[P
     for source, together in needed.items():
         fetch_file(source, together)
 
-    with quiet_libraries():
+    with quiet_libraries(), freed_at_once() if backbone.quantize else contextlib.nullcontext():
         networks: dict[str, Any] = dict.fromkeys(backbone.networks)
         for name, (variant, files) in chosen.items():
             networks[name] = _settled(

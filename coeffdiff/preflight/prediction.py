@@ -82,7 +82,7 @@ def predict(
 def _memory(ledgers: RunLedgers, process_bytes: int, *, on_gpu: bool) -> tuple[dict[str, int], int]:
     """Prediction.phases and ram_bytes."""
     text, vae = ledgers.text_bytes, ledgers.weights["vae"]
-    text_as_read = ledgers.weights["text_encoder"] + ledgers.weights["text_encoder_2"]
+    text_as_read = sum(ledgers.weights.values()) - vae - ledgers.weights["unet"]
 
     def most(resident: int, ledger: Ledger | None = None, own: int = 0) -> int:
         """Resident weights and, on top of those that a ledger counted itself (own), what passed through them."""

@@ -14,6 +14,10 @@ from torch import Tensor
 def hash_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
     """Feed names, dtypes, shapes and numbers to a digest of hashlib, in order; on any device, bit for bit."""
     for name, tensor in named:
+        if hasattr(tensor, "__tensor_flatten__"):  # torchao's: what it is made of
+            parts, _ = tensor.__tensor_flatten__()
+            hash_tensors(digest, ((f"{name}.{part}", getattr(tensor, part)) for part in parts))
+            continue
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 

@@ -20,6 +20,7 @@ from coeffdiff.hosts.lora_guard import check_fusing
 from coeffdiff.hosts.quantized import EightBitLinear, is_quantized, quantized_layers
 from coeffdiff.hosts.unet import eject, inject
 from coeffdiff.models.finding import find_backbone
+from coeffdiff.models.fingerprints import network_fingerprint
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.quantizing import check_quantizing, quantize, refuse_dora
 from coeffdiff.pocket.model import save_random
@@ -187,6 +188,12 @@ def test_several_processes_do_not_send_quantized_weights(loaded, tmp_path):
         assert len([p for p in model.parameters() if p.requires_grad]) == len(layers)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_fingerprints_in_memory_tell_kinds_apart(loaded):
+    found = {network_fingerprint(unet) for unet in loaded.values()}
+    assert len(found) == 3
+    assert network_fingerprint(copy.deepcopy(loaded["fp8"])) in found
 
 
 def test_devices_and_packages_that_are_missing_meet_a_sentence(monkeypatch):

@@ -101,8 +101,11 @@ def heads_by_layer(model: nn.Module) -> dict[str, int]:
 def _refuse_second(model: nn.Module) -> None:
     """Raises: InjectionError if a layer has alpha that is not this model's, as after attach(model.encoder)."""
     for name, module in model.named_modules():
-        processor = type(getattr(module, "processor", None))
-        if SLOT in vars(module) or processor.__module__.startswith("coeffdiff."):
+        own = any(
+            kind.__module__.startswith("coeffdiff.") and "Att" in kind.__name__
+            for kind in (type(module), type(getattr(module, "processor", None)))
+        )
+        if SLOT in vars(module) or own:
             raise InjectionError(
                 f"{name or type(module).__name__} already has alpha, from another attach or a pipeline's adapter: take "
                 "that off first, with coeffdiff.detach on the model that attach was given, or the adapter's remove()."

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import image_text_world as world
+from coeffdiff.evaluation.cells import CellFolder
 from coeffdiff.pocket.world import sample_scene
 from coeffdiff.tasks.image_text_data import read_questions
 from coeffdiff.tasks.image_text_model import read_notes
+from coeffdiff.tasks.image_text_results import as_markdown, gathered
 
 EVIDENCE = Path(__file__).parents[2] / "scripts" / "evidence"
 
@@ -73,3 +75,9 @@ def test_a_model_is_made_from_nothing(tmp_path, forked):
         done.returncode == 2
         and done.stderr == "There is no folder absent; name one with questions.jsonl in it.\n"
     )
+
+
+def test_the_table_is_what_the_cells_say():
+    """As it stands in the evidence's README."""
+    cells = CellFolder(EVIDENCE / "image_text" / "cells").all().values()
+    assert as_markdown(gathered(cells)) in (EVIDENCE / "README.md").read_text(encoding="utf-8")

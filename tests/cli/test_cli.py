@@ -292,6 +292,9 @@ def test_no_option_forgets_its_home():
         "licence",
         "message",
         "device",
+        "lora_target",
+        "text_column",
+        "label_column",
     }
     forgotten = []
     for command in app.registered_commands:

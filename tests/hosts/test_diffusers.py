@@ -507,7 +507,7 @@ DAMAGED = {
     "newer": (
         "coeff",
         lambda f: change(f, format_version=FORMAT_VERSION + 1),
-        "has format 4; this coeffdiff reads up to 3. Update it",
+        "has format 5; this coeffdiff reads up to 4. Update it",
     ),
     "newer and strange": (
         "coeff",
@@ -1037,8 +1037,8 @@ DAMAGED_TOKENS = {
         "learned_embeds.safetensors cannot be read; it is damaged",
     ),
     "far too large": (
-        lambda f: (f / EMBEDS_FILE).open("r+b").truncate(17 * 2**20),
-        "has 17 MiB; no learned_embeds.safetensors is that large",
+        lambda f: (f / EMBEDS_FILE).open("r+b").truncate(65 * 2**20),
+        "has 65 MiB; no learned_embeds.safetensors is that large",
     ),
     "another number of vectors": (
         lambda f: embeds(f, lambda t: t.update(clip_g=torch.ones(3, 28))),

@@ -1037,8 +1037,8 @@ DAMAGED_TOKENS = {
         "learned_embeds.safetensors cannot be read; it is damaged",
     ),
     "far too large": (
-        lambda f: (f / EMBEDS_FILE).open("r+b").truncate(17 * 2**20),
-        "has 17 MiB; no learned_embeds.safetensors is that large",
+        lambda f: (f / EMBEDS_FILE).open("r+b").truncate(65 * 2**20),
+        "has 65 MiB; no learned_embeds.safetensors is that large",
     ),
     "another number of vectors": (
         lambda f: embeds(f, lambda t: t.update(clip_g=torch.ones(3, 28))),

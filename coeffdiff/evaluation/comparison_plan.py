@@ -160,17 +160,26 @@ class Outcome:
     missing: list[str]
 
 
+# Settings that came later, and what they are where they do nothing: cells keep the names that they had before
+_OFF: dict[str, Any] = {"training.ema": None, "subjects": []}
+
+
 def deciding(settings: Settings) -> dict[str, Any]:
     """The resolved settings that decide the result of a training; without those of methods that it does not use."""
     kind = settings.method.kind
     learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
     idle = tuple(f"method.{name}." for name, learns in learning.items() if not learns)
-    # Where no text encoder trains, cells keep the names that they had before any could
     idle += tuple(
         f"method.{name}.text_" for name in ("coeff", "lora") if name not in settings.method.on_text_encoders
     )
     flat = flattened(as_tree(settings))
-    kept = {name: value for name, value in flat.items() if not name.startswith((*INDIFFERENT, *idle))}
+    kept = {
+        name: value
+        for name, value in flat.items()
+        if not name.startswith((*INDIFFERENT, *idle)) and (name not in _OFF or value != _OFF[name])
+    }
+    if settings.model.quantize:
+        kept["model.quantize"] = settings.model.quantize
     if settings.training.lr_schedule not in ENDLESS:
         kept["training.steps"] = settings.training.steps
     if settings.prior.images:

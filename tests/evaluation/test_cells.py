@@ -7,8 +7,11 @@ import math
 
 import pytest
 
+from coeffdiff.config.loading import load_settings
+from coeffdiff.config.schema import Settings
 from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.cells import CellFolder
+from coeffdiff.evaluation.comparison_plan import deciding
 from coeffdiff.utils.locks import try_lock
 
 CELL = {
@@ -126,3 +129,18 @@ def test_numbers_that_json_does_not_have_survive(tmp_path):
     cells.write("aa", "x", {"scores": {"dino": math.inf}})
     cells.pack("plan", ["aa"])
     assert cells.read("aa") == {"scores": {"dino": math.inf}}
+
+
+def test_later_settings_leave_the_names_of_cells_until_they_do_something():
+    """What came after cells were recorded is in their keys only where it changes a training."""
+    before = deciding(Settings())
+    assert (
+        not {"training.ema", "subjects", "model.quantize", "method.lora.text_learning_rate"} & before.keys()
+    )
+    for name, value in (
+        ("training.ema", 0.9),
+        ("model.quantize", "int8"),
+        ("training.optimizer_args.eps", 1e-6),
+        ("method.lora.text_encoders", True),
+    ):
+        assert deciding(load_settings(None, {name: value})) != before, name

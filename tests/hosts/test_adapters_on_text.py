@@ -280,7 +280,9 @@ def test_beside_attach_it_is_refused(micro_pipeline, tmp_path):
     coeffdiff.detach(micro_pipeline.text_encoder_2)
     assert equal(texts(micro_pipeline), base)
     load_adapter(micro_pipeline, path)
-    with pytest.raises(InjectionError, match=r"already has alpha, from another attach or a pipeline's adapter"):
+    with pytest.raises(
+        InjectionError, match=r"already has alpha, from another attach or a pipeline's adapter"
+    ):
         coeffdiff.attach(micro_pipeline.text_encoder_2)
 
 

@@ -106,10 +106,11 @@ def _other_photos(run: RunFolder, known: Sequence[str], found: Sequence[Photo]) 
     new = [photo.path.name for photo in found if photo.identity not in known]
     what = [f"{missing} of {len(known)} are gone or changed"] if missing else []
     what += [f"new or changed: {', '.join(new[:5])}{', ...' if len(new) > 5 else ''}"] if new else []
+    option = "--subjects" if any(photo.subject for photo in found) else "--images"
     return ResumeError(
         f"The photos, masks or captions have changed since {run.path} began "
         f"({'; '.join(what) or f'there were {len(known)} and now there are {len(found)}'}). Put them back, name "
-        "where they are now with --images (--subjects, of several), or start a new run."
+        f"where they are now with {option}, or start a new run."
     )
 
 

@@ -73,11 +73,62 @@ def swin():
     return tf.SwinModel(config), {"pixel_values": pixels(16)}
 
 
+def bert_decoder():
+    """Self-attention, causal, and cross-attention in each layer."""
+    config = tf.BertConfig(**TOWN, **SIZE, is_decoder=True, add_cross_attention=True)
+    memory = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return tf.BertModel(config), text(encoder_hidden_states=memory, use_cache=False)
+
+
+def distilbert():
+    config = tf.DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=4, hidden_dim=24)
+    return tf.DistilBertModel(config), text()
+
+
+def gemma3():
+    config = tf.Gemma3TextConfig(**TOWN, **SIZE | {"num_key_value_heads": 2, "head_dim": 6}, sliding_window=3)
+    return tf.Gemma3ForCausalLM(config), text()
+
+
+def wav2vec2():
+    convolutions = {"conv_dim": (8, 8), "conv_kernel": (4, 4), "conv_stride": (2, 2)}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    config = tf.Wav2Vec2Config(**SIZE, **convolutions, **positions, num_feat_extract_layers=2)
+    sound = torch.randn(2, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return tf.Wav2Vec2Model(config), {"input_values": sound}
+
+
+def detr():
+    backbone = tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], out_features=["stage2"])
+    sizes = {name: value for name, value in SEQ2SEQ.items() if name.startswith(("d_", "encoder", "decoder_"))}
+    sizes = sizes | {"decoder_attention_heads": 4}
+    del sizes["decoder_start_token_id"]
+    config = tf.DetrConfig(
+        **sizes, num_queries=3, use_timm_backbone=False, backbone=None, backbone_config=backbone
+    )
+    return tf.DetrModel(config), {"pixel_values": pixels(32)}
+
+
+def llava():
+    config = tf.LlavaConfig(
+        vision_config=tf.CLIPVisionConfig(**SIZE, **IMAGE),
+        text_config=tf.LlamaConfig(**TOWN, **SIZE | {"num_key_value_heads": 2, "head_dim": 6}),
+        image_token_id=39,
+        vision_feature_layer=-1,
+    )
+    words = torch.cat([torch.full((2, 4), 39), WORDS], dim=1)
+    inputs = {"input_ids": words, "attention_mask": torch.cat([torch.ones(2, 4).long(), RIGHT_PADDED], dim=1)}
+    return tf.LlavaForConditionalGeneration(config), inputs | {"pixel_values": pixels()}
+
+
 FAMILIES = {
     "vit": lambda: (tf.ViTModel(tf.ViTConfig(**SIZE, **IMAGE)), {"pixel_values": pixels()}),
     "dinov2": lambda: (tf.Dinov2Model(tf.Dinov2Config(**SIZE, **IMAGE)), {"pixel_values": pixels()}),
     "clip": clip,
     "bert": lambda: (tf.BertModel(tf.BertConfig(**TOWN, **SIZE)), text()),
+    "bert-decoder": bert_decoder,
+    "roberta": lambda: (tf.RobertaModel(tf.RobertaConfig(**TOWN, **SIZE)), text()),
+    "distilbert": distilbert,
     "bart": lambda: (tf.BartModel(tf.BartConfig(**SEQ2SEQ)), text(decoder_input_ids=WORDS[:, :4])),
     "t5": t5,
     "whisper": whisper,
@@ -88,17 +139,31 @@ FAMILIES = {
     "llama-eager": lambda: decoder("Llama", attn_implementation="eager"),
     "mistral": lambda: decoder("Mistral", sliding_window=3),
     "gemma2": lambda: decoder("Gemma2", attn_implementation="eager"),  # scores capped by tanh
+    "gemma3": gemma3,
+    "qwen3": lambda: decoder("Qwen3"),
     "gpt-oss": lambda: decoder("GptOss", **EXPERTS),  # a learned sink in every softmax
     "deepseek": lambda: decoder("DeepseekV3", **LATENT_KEYS),
     "modernbert": lambda: (tf.ModernBertModel(tf.ModernBertConfig(**TOWN, **SIZE, sep_token_id=2)), text()),
     "swin": swin,
+    "wav2vec2": wav2vec2,
+    "detr": detr,
+    "llava": llava,
 }
-COUNTS = {"clip": 4, "bart": 6, "t5": 6, "whisper": 6, "swin": 4}  # attention layers; the others have two
+COUNTS = {"bert-decoder": 4, "detr": 6, "llava": 4} | {
+    "clip": 4,
+    "bart": 6,
+    "t5": 6,
+    "whisper": 6,
+    "swin": 4,
+}  # attention layers; the others have two
 # Their norms or rotary positions run in float32 whatever the model's precision is, in the model's own code too
 FLOAT32_INSIDE = {
     "t5",
     "mistral",
     "gemma2",
+    "gemma3",
+    "qwen3",
+    "llava",
     "gpt-oss",
     "deepseek",
     *(n for n in FAMILIES if n.startswith("llama")),

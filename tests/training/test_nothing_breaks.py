@@ -725,7 +725,8 @@ def test_memory_that_runs_out_names_the_switches_that_are_left():
     assert ended.sentence.startswith("OutOfMemory: This machine has too little memory for this (")
     assert ended.sentence.endswith(
         " more were asked for). In this order: --set training.gradient_checkpointing=true; --set training.batch_size=1 "
-        "--set training.accumulate=512 (the same result); --set training.precision=bf16; --resolution 64."
+        "--set training.accumulate=512 (the same result); --set training.precision=bf16; --set model.quantize=int8 (frozen "
+        "weights in 8 bits; needs pip install 'coeffdiff[quant]'); --resolution 64."
     )
 
 

@@ -23,7 +23,7 @@ from coeffdiff.config.fields import (
     word_of,
 )
 from coeffdiff.config.subject_entries import SubjectEntry, check_apart
-from coeffdiff.method.adapter_header import Quantized
+from coeffdiff.method.number_formats import Quantized
 
 
 class ModelSettings(Section):

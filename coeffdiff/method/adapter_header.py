@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from coeffdiff.method.coefficients import Form, Mixes
 from coeffdiff.method.families import FAMILIES, SDXL, Family, FamilyName
 from coeffdiff.method.networks import TEXT_ENCODERS, encoders_in
+from coeffdiff.method.number_formats import Quantized
 
 Kind = Literal["coeff", "lora", "coeff+lora", "token", "coeff+token", "lora+token", "coeff+lora+token"]
-Quantized = Literal["int8", "fp8", "nf4"]
 
 
 FORMAT_VERSION = 4  # the newest that is read; format_for says which is written

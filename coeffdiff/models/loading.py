@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from coeffdiff.errors import ModelError
-from coeffdiff.method.adapter_header import Quantized
+from coeffdiff.method.number_formats import Quantized
 from coeffdiff.models.architecture import native_resolution, network_dtype, scheduler_config, vae_factor
 from coeffdiff.models.checking import header_of, read_json
 from coeffdiff.models.files import fetch_file, prefix_in_file, source_of, weights_of

@@ -16,7 +16,8 @@ from coeffdiff.config.fields import SDXL_BASE
 from coeffdiff.config.loading import load_settings
 from coeffdiff.config.schema import ModelSettings
 from coeffdiff.errors import AdapterMismatch, CoeffDiffError, ConfigError, ModelError
-from coeffdiff.method.adapter_header import OWN_VAE, WIDE, AdapterHeader, BaseHeader, Quantized
+from coeffdiff.method.adapter_header import OWN_VAE, WIDE, AdapterHeader, BaseHeader
+from coeffdiff.method.number_formats import Quantized
 from coeffdiff.models.architecture import missing_networks
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.fingerprints import LABELS, changed, fingerprints

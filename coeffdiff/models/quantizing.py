@@ -20,7 +20,7 @@ from torch import nn
 
 from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.quantized import EightBitLinear, as_autocast, is_quantized
-from coeffdiff.method.adapter_header import Quantized
+from coeffdiff.method.number_formats import Quantized
 from coeffdiff.utils.text import first_line
 
 _PACKAGES = {"int8": ("torchao", "quant"), "fp8": ("torchao", "quant"), "nf4": ("bitsandbytes", "bnb")}

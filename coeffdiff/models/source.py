@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from coeffdiff.method.adapter_header import Quantized
 from coeffdiff.method.families import FAMILIES, SDXL, Family, FamilyName
+from coeffdiff.method.number_formats import Quantized
 
 Part = Literal["text", "vae", "unet"]
 

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from coeffdiff.hosts.lora import add_lora
 from coeffdiff.hosts.unet import inject
-from coeffdiff.method.adapter_header import Quantized
 from coeffdiff.method.coefficients import Mixes
 from coeffdiff.method.families import family_of_unet
+from coeffdiff.method.number_formats import Quantized
 from coeffdiff.models.pipelines import conditions
 from coeffdiff.preflight.ledger import TOKENS, AsOnDevice, Ledger, ledger_for
 from coeffdiff.preflight.quantized import narrow_layers

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coeffdiff.hosts.quantized import frozen_product
-from coeffdiff.method.adapter_header import Quantized
+from coeffdiff.method.number_formats import Quantized
 
 _BLOCK = 64  # numbers that share a scale in nf4 (bitsandbytes' default)
 

@@ -253,7 +253,7 @@ def test_check_predicts_it(runs, sd15_folder, monkeypatch):
     trained = sum(h * h for h in header.heads.values()) + 20
     lora = sum(t.numel() for t in load_file(runs / "whole/adapter" / LORA_FILE).values())
     assert found.trained == trained + lora
-    (line,) = text_findings([], settings.subject, base, token_vectors=1)[:1]
+    (line,) = text_findings([], [settings.subject], base, token_vectors=1)[:1]
     assert line.sentence == "sks is learned: it gets embeddings of its own, in the text encoder"
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": [],
     "toy": [],
     "image-text": ["data", "--model", "bart"],
+    "classify": ["data", "--model", "vit"],
 }
 
 

@@ -26,7 +26,7 @@ PATHS = {
 }  # fmt: skip
 WORDS = {
     Settings: ["model.variant", "subject.token", "subject.class_word", "method.coeff.backend", "method.token.init",
-               "tracking.project"],
+               "tracking.project", "training.optimizer"],
     Comparison: ["model.variant", "token", "class_word", "reference"],
 }  # fmt: skip
 CASES = [(kind, name) for kind, names in PATHS.items() for name in names]

@@ -69,7 +69,8 @@ def check_optimizer(
     _refuse_arguments(name, kind, arguments, weight_decay)
     package = _ELSEWHERE.get(name, ("", "", "torch", ""))[2]
     whose = f"{package} {_version(package)}"
-    if name != "adamw8bit":  # which alone has kernels of its own; the others are torch's operators, on any device
+    # adamw8bit alone has kernels of its own; the others are torch's operators, on any device
+    if name != "adamw8bit":
         device = torch.device("cpu")
     # A library without kernels for this device fails at the first step, not at its import
     trial = nn.Parameter(torch.ones(64, 64, device=device))

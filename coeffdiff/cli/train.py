@@ -64,7 +64,7 @@ def train(
     list_settings: ListSettings = False,
 ) -> None:
     """Learn a subject from a folder of photos, or several; the run folder holds the adapter."""
-    from coeffdiff.config.loading import load_settings
+    from coeffdiff.config.loading import load_names, load_settings
 
     flags = subject_flags(subjects, images, token, class_word, model, method, steps, resolution) | {
         "subject.learn_token": learn_token or None,
@@ -72,7 +72,7 @@ def train(
         "training.compile": compile_ or None,
         "output": str(output) if output else None,
     }
-    settings = load_settings(config, flags, set_ or ())
+    settings = (load_names if resume else load_settings)(config, flags, set_ or ())
     if settings.output != "auto":
         check_output(settings.output)
     run = None

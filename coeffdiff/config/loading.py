@@ -29,6 +29,13 @@ def load_settings(
     return load_section(Settings, file, flags, assignments)
 
 
+def load_names(file: Path | None, flags: dict[str, Any], assignments: Iterable[str]) -> Settings:
+    """Of the settings that are given only output and subjects, which name a run; the others may need the run's own."""
+    flat, lines = _merged(Settings, file, flags, assignments)
+    named = {name: value for name, value in flat.items() if name.startswith(("output", "subject"))}
+    return checked_tree(Settings, named, lines)
+
+
 def load_section(
     kind: type[S],
     file: Path | None = None,
@@ -41,12 +48,23 @@ def load_section(
 
 
 def given_settings(
-    file: Path | None = None, flags: dict[str, Any] | None = None, assignments: Iterable[str] = ()
+    stored: Settings, file: Path | None, flags: dict[str, Any], assignments: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Only the settings that are given, as dotted name -> checked value, defaults that are given included."""
+    """Only the settings that are given, as dotted name -> checked value, defaults that are given included.
+
+    stored: settings that they go on top of, without which some would have no meaning.
+    Raises: ConfigError.
+    """
     flat, lines = _merged(Settings, file, flags, assignments)
-    checked = flattened(as_tree(checked_tree(Settings, flat, lines)))
-    return {name: checked[name] for name in flat}
+    whole = flattened(as_tree(stored))
+    for name, value in flat.items():
+        put_setting(whole, name, value)
+    checked = flattened(as_tree(checked_tree(Settings, whole, lines)))
+    return {
+        name: value
+        for name, value in checked.items()
+        if any(name == given or name.startswith(f"{given}.") for given in flat)
+    }
 
 
 def _merged(

@@ -53,7 +53,8 @@ def settings_to_resume(
     More steps are fine as long as the learning rate does not depend on how many there are.
     Raises: ResumeError naming the settings that would make it another run, with both values.
     """
-    stored, asked = run.settings(), given_settings(file, flags, assignments)
+    stored = run.settings()
+    asked = given_settings(stored, file, flags, assignments)
     asked = {name: value for name, value in asked.items() if value != "auto" and name != "output"}
     continued = with_values(stored, asked)
     free = (*_FREE, *_idle(stored))

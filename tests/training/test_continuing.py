@@ -13,7 +13,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app
+from coeffdiff.config.loading import load_names, load_settings
+from coeffdiff.config.tree import save_settings
 from coeffdiff.pocket.model import save_random
+from coeffdiff.training.resuming import settings_to_resume
+from coeffdiff.training.run_folder import RunFolder
 
 SUBJECT = ["--images", "photos", "--token", "ohwx", "--class-word", "ball"]
 QUICK = [
@@ -289,3 +293,25 @@ def test_the_config_of_a_run_holds_absolute_paths(here):
     text = Path("run/config.yaml").read_text()
     for name in ("photos", "model", "run"):
         assert f": {here / name}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("began", "given"),
+    [
+        ({"prior.weight": 0.5, "prior.images": "class"}, "prior.images=pictures"),
+        ({"training.lr_schedule": "constant_with_warmup", "training.warmup_steps": 2}, "training.warmup_steps=2"),
+        ({"training.optimizer_args.eps": 1e-6}, "training.optimizer_args={eps: 1.0e-6}"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_setting_that_means_something_beside_the_runs_own_may_be_given_alone(tmp_path, began, given):
+    """As the sentence on a folder that has gone tells one to."""
+    run = RunFolder(tmp_path)
+    save_settings(load_settings(None, began | {"subject.token": "sks"}), run.config)
+    load_names(None, {}, [given])
+    name, _, value = given.partition("=")
+    continued = settings_to_resume(run, None, {}, [given])
+    if name == "prior.images":
+        assert str(continued.prior.images) == value
+    else:
+        assert continued == run.settings()

@@ -79,6 +79,7 @@ def _check(settings: Settings, folders: list[Path]) -> tuple[Report, PhotoSet, d
     Raises: what would also end the run before its first step.
     """
     from coeffdiff.config.fields import PLACEHOLDER
+    from coeffdiff.data.photos import count_files
     from coeffdiff.data.subjects import read_subjects
     from coeffdiff.models.finding import find_backbone
     from coeffdiff.preflight import check as preflight
@@ -88,8 +89,7 @@ def _check(settings: Settings, folders: list[Path]) -> tuple[Report, PhotoSet, d
     from coeffdiff.training.run_folder import new_run
 
     state = start_processes()
-    files = sum(len(list(folder.iterdir())) for folder in folders if folder.is_dir())
-    with progress("reading photos", files) as bar:
+    with progress("reading photos", sum(map(count_files, folders))) as bar:
         photos = read_subjects(settings, on_file=bar)
     base = find_backbone(settings.model)
     settings, _ = resolve(settings, base, state)

@@ -41,8 +41,7 @@ def read_folder(
     """
     from coeffdiff.config.loading import load_settings
     from coeffdiff.config.tree import with_values
-    from coeffdiff.data.layout import photo_folder
-    from coeffdiff.data.photos import holds_pictures, offered_values, read_photos
+    from coeffdiff.data.photos import count_files, offered_values, read_photos
     from coeffdiff.utils.launch_environment import forget_launch
 
     forget_launch()
@@ -50,8 +49,7 @@ def read_folder(
     settings = load_settings(None, flags)
     if offer:
         settings = with_values(settings, offered_values(settings.subject))
-    inner = photo_folder(folder, holds_pictures)
-    with progress("reading photos", len(list(inner.iterdir())) if inner.is_dir() else 0) as bar:
+    with progress("reading photos", count_files(folder)) as bar:
         photos = read_photos(folder, masks, on_file=bar)
     return photos, settings.subject
 

@@ -144,6 +144,12 @@ def read_photos(
     return PhotoSet(tuple(photos.values()), tuple(skipped), (*notes, *captions.close()))
 
 
+def count_files(folder: Path) -> int:
+    """How many files read_photos looks at; 0 where there is no such folder. Raises: PhotoError."""
+    inner = photo_folder(Path(folder), holds_pictures)
+    return len(list(inner.iterdir())) if inner.is_dir() else 0
+
+
 def offered_values(subject: SubjectSettings) -> dict[str, str]:
     """Token and class word that the settings lack and the folder's name in kohya's layout has, by dotted name.
 

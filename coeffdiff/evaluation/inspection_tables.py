@@ -58,6 +58,12 @@ def _facts(inspection: Inspection) -> Table:
         holds.append(
             f"{name}: {inspection.lora_parameters:,} numbers, rank {header.lora.rank}, alpha {header.lora.alpha:g}"
         )
+    if header.vectors:
+        tokens = (
+            f"learned token{'s' * (len(header.named) > 1)} {', '.join(one.token for one in header.named)}"
+        )
+        encoders = " and ".join(header.base_family.text_networks)
+        holds.append(f"{tokens}: {header.vectors} vector{'s' * (header.vectors > 1)} each in {encoders}")
     files = [f"{name} {size:,} bytes" for name, size in inspection.files.items()]
     lines = {
         "adapter": origin_of(inspection.folder),

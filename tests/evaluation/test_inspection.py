@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -155,6 +156,9 @@ def test_a_person_and_a_program_read_the_same(tmp_path):
     assert "3 of 8 heads (38%) leave the convex hull" in text
     assert f"{MIDDLE} " in text and "head 1 x +4.000" in text
     assert "to_out.0" in text
+    taught = found.header.model_copy(update={"vectors": 2, "kind": "coeff+lora+token"})
+    said = printed(dataclasses.replace(found, header=taught))
+    assert "learned token sks: 2 vectors each in text_encoder and text_encoder_2" in said
 
 
 def test_text_out_of_a_file_is_no_markup(tmp_path):

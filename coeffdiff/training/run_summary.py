@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from coeffdiff.config.auto import learning_rates
 from coeffdiff.preflight.check import check
 from coeffdiff.preflight.report import lines
 from coeffdiff.training.plan import Plan
@@ -48,8 +49,10 @@ def print_run_summary(plan: Plan) -> None:
         f"method   {settings.trained_kind}{control}{on_text}, {training.steps} steps, "
         f"{batch}{'es' if state.num_processes > 1 else ''}"
     )
-    if plan.chosen:
-        print_info("auto     " + ", ".join(f"{name} {value}" for name, value in plan.chosen.items()))
+    used = learning_rates(settings)
+    chosen = {n: value for n, value in plan.chosen.items() if not n.endswith("learning_rate") or n in used}
+    if chosen:
+        print_info("auto     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
     print_info(f"run      {plan.run.path} on {state.device.type}, precision {training.precision}")
     if state.device.type == "cpu":
         print_info(f"threads  {torch.get_num_threads()}, {waiting()}")

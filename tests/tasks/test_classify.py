@@ -112,6 +112,15 @@ def test_a_training_depends_on_its_seed_alone(models, weather):
     assert all(torch.equal(value, before[name]) for name, value in loaded.network.state_dict().items())
 
 
+def test_an_encoder_without_its_pooler_is_known_again(shades):
+    """What its files lack is drawn anew in each process, and takes no part; else finished cells would not be found."""
+    picture = read_examples(shades).items[0]
+    one, other = (load_encoder("pocket-dino", picture, torch.device("cpu")) for _ in range(2))
+    assert one.digest == other.digest
+    weights = [loaded.network.state_dict()["pooler.dense.weight"] for loaded in (one, other)]
+    assert not torch.equal(*weights)
+
+
 def test_pictures_and_an_encoder_decoder(models, weather, shades, tmp_path):
     """A ViT, whose first token is taken, on class folders; SigLIP's tower of pictures and BART's encoder, whose mean is.
 

@@ -125,18 +125,24 @@ def load_adapter(
         adapter.set_scale(header.recommended_scale if scale is None else scale)
         adapter.verify()
     except BaseException:
-        take_off(encoders, name)
-        unwatch(unet, f"encoders {name}")
-        eject(unet, name)
-        remove_lora(unet, name)
-        for token_name in adapter.token_names:
-            unwatch(unet, f"token {token_name}")
-            remove_token(pipe, token_name)
-        others.pop(name, None)
-        if not others:
-            leave(pipe, unet)
+        _take_back(pipe, unet, encoders, adapter)
         raise
     return adapter
+
+
+def _take_back(pipe: Any, unet: nn.Module, encoders: Encoders, adapter: Adapter) -> None:
+    """All that load_adapter may have put on so far."""
+    take_off(encoders, adapter.name)
+    unwatch(unet, f"encoders {adapter.name}")
+    eject(unet, adapter.name)
+    remove_lora(unet, adapter.name)
+    for token_name in adapter.token_names:
+        unwatch(unet, f"token {token_name}")
+        remove_token(pipe, token_name)
+    others = adapters_on(unet)
+    others.pop(adapter.name, None)
+    if not others:
+        leave(pipe, unet)
 
 
 def _check_lora(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +19,19 @@ USED = "_coeffdiff_used"  # and that with whether alpha was used since its forwa
 
 
 @dataclass
-class Slot:
+class Slot(ABC):
     """trains: whether its alpha was attached for training."""
 
     name: str
     trains: bool = False
 
+    @abstractmethod
     def problem(self, module: Any) -> str:
         """Before a forward: the sentence for a person if alpha would be left out; otherwise empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def went_round(self, module: Any) -> str:
         """After a forward without alpha: how it can have come to that, and what to do."""
-        raise NotImplementedError
 
 
 def coefficients_for(module: nn.Module, heads: int) -> Coefficients:

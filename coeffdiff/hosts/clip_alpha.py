@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention
 
@@ -18,7 +17,6 @@ from coeffdiff.errors import InjectionError
 from coeffdiff.hosts.guard import Place, displaced, parts_of, places, unwatch, unwrapped, watch
 from coeffdiff.hosts.slot import SLOT
 from coeffdiff.hosts.summed_alphas import SummedAlphas, alphas_on
-from coeffdiff.method.attention import mixed_attention, mixed_values
 from coeffdiff.method.coefficients import Coefficients, Form, Mixes
 from coeffdiff.utils.seeding import generator_for
 
@@ -45,13 +43,7 @@ class ClipAttentionWithAlpha(CLIPAttention):
         projected = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
         q, k, v = (one.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for one in projected)
         mask = _mask(attention_mask, bool(kwargs.get("is_causal")), q)
-        of_values, of_maps = alphas.coeff("values"), alphas.coeff("maps")
-        if of_values is not None:
-            v = mixed_values(v, of_values)
-        if of_maps is not None:
-            out = mixed_attention(q, k, v, of_maps, mask=mask, scale=self.scale)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        out = alphas.attend(q, k, v, mask=mask, scale=self.scale)
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coeffdiff.method.attention import mixed_attention, mixed_values
 from coeffdiff.method.coefficients import Coefficients, Mixes
 
 
@@ -24,6 +26,27 @@ class SummedAlphas(nn.Module):
         for coefficients in layers:
             total = total + coefficients()
         return total
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        scale: float | None = None,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Attention with what is active: values are mixed first, and the maps, mixed or not, meet what they leave.
+
+        q [B, H, Q, D], k and v [B, H, K, D] -> [B, H, Q, D]; mask and scale as in scaled_dot_product_attention.
+        """
+        of_values, of_maps = self.coeff("values"), self.coeff("maps")
+        if of_values is not None:
+            v = mixed_values(v, of_values)
+        if of_maps is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return mixed_attention(q, k, v, of_maps, mask=mask, scale=scale, backend=backend)
 
     def set_scale(self, name: str, scale: float) -> None:
         self.coefficients(name).scale.fill_(scale)

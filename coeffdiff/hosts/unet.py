@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from coeffdiff.errors import ConfigError, InjectionError
 from coeffdiff.hosts.guard import Place, displaced, parts_of, places, unwatch, unwrapped, verify, watch
 from coeffdiff.hosts.summed_alphas import SummedAlphas, alphas_on
-from coeffdiff.method.attention import BACKENDS, mixed_attention, mixed_values
+from coeffdiff.method.attention import BACKENDS
 from coeffdiff.method.coefficients import Coefficients, Form, Mixes
 from coeffdiff.utils.seeding import generator_for
 
@@ -73,14 +72,7 @@ class MixedAttnProcessor(SummedAlphas):
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, keys, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        of_values, of_maps = self.coeff("values"), self.coeff("maps")
-        if of_values is not None:
-            v = mixed_values(v, of_values)
-        if of_maps is not None:
-            out = mixed_attention(q, k, v, of_maps, mask=attention_mask, backend=self.backend)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
-        out = out.transpose(1, 2).flatten(2)
+        out = self.attend(q, k, v, mask=attention_mask, backend=self.backend).transpose(1, 2).flatten(2)
         for module in attn.to_out:
             out = module(out)
         return out

@@ -120,12 +120,12 @@ def _attention_of(path: Path) -> Iterator[tuple[Any, ...]]:
     load_adapter(pipe, folder)
     seen: list[tuple[Any, ...]] = []
 
-    def watched(q: Any, k: Any, v: Any, coeff: Any, *, mask: Any = None, backend: str = "auto") -> Any:
+    def watched(q: Any, k: Any, v: Any, coeff: Any, *, mask: Any = None, **options: Any) -> Any:
         seen.append(tuple(t if t is None else t.detach() for t in (q, k, v, coeff, mask)))
-        return mixed_attention(q, k, v, coeff, mask=mask, backend=backend)
+        return mixed_attention(q, k, v, coeff, mask=mask, **options)
 
     name = f"{header.token} {header.class_word}" if header.class_word else header.token
-    with mock.patch("coeffdiff.hosts.unet.mixed_attention", watched), torch.no_grad():
+    with mock.patch("coeffdiff.hosts.summed_alphas.mixed_attention", watched), torch.no_grad():
         for number, prompt in enumerate(PROMPTS):
             options = Options(steps=2, guidance=1.0)
             list(generate(pipe, [Request(prompt.format(name), number)], options))

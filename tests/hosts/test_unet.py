@@ -18,7 +18,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from coeffdiff.errors import ConfigError, InjectionError
-from coeffdiff.hosts import unet as injection
+from coeffdiff.hosts import summed_alphas
 from coeffdiff.hosts.guard import unwrapped, verify
 from coeffdiff.hosts.lora import add_lora
 from coeffdiff.hosts.unet import (
@@ -584,8 +584,8 @@ def test_gradient_checkpointing_repeats_the_gradients_bit_for_bit(unet, unet_cal
         nn.init.normal_(parameter, std=0.1, generator=generator_for("lora"))
     layers = scatter(inject(unet))
     draw_dropout(layers, 0.3, seed=0, step=1)
-    calls, attend = [], injection.mixed_attention
-    monkeypatch.setattr(injection, "mixed_attention", lambda *a, **k: calls.append(1) or attend(*a, **k))
+    calls, attend = [], summed_alphas.mixed_attention
+    monkeypatch.setattr(summed_alphas, "mixed_attention", lambda *a, **k: calls.append(1) or attend(*a, **k))
 
     def gradients():
         unet.zero_grad()

@@ -146,6 +146,9 @@ def _text(
 _TEST_VAE = _vae(channels=(4, 8, 16, 16), layers=1, groups=4, scaling=0.8, sample_size=64)
 _TEST_TEXT = _text(vocabulary=514, width=20, layers=2, heads=5, projection=20, activation="quick_gelu")
 _TEST_TEXT_2 = _text(vocabulary=514, width=28, layers=3, heads=4, projection=36, activation="gelu")
+_POCKET_VAE = _vae(channels=(24, 48, 96, 128), layers=1, groups=4, scaling=1.0, sample_size=128)
+_POCKET_TEXT = _text(vocabulary=768, width=96, layers=3, heads=4, projection=128, activation="quick_gelu")
+_POCKET_TEXT_2 = _text(vocabulary=768, width=128, layers=3, heads=4, projection=128, activation="gelu")
 
 SIZES: dict[str, Size] = {
     # For tests that only need a whole model: a quarter of tiny's layers, so several times faster to load, to train
@@ -199,9 +202,28 @@ SIZES: dict[str, Size] = {
             time_id_width=32,
             sample_size=16,
         ),
-        vae=_vae(channels=(24, 48, 96, 128), layers=1, groups=4, scaling=1.0, sample_size=128),
-        text=_text(vocabulary=768, width=96, layers=3, heads=4, projection=128, activation="quick_gelu"),
-        text_2=_text(vocabulary=768, width=128, layers=3, heads=4, projection=128, activation="gelu"),
+        vae=_POCKET_VAE,
+        text=_POCKET_TEXT,
+        text_2=_POCKET_TEXT_2,
+    ),
+    # In training, to take pocket's place: its levels, and where its attention is, are SDXL's in small (one block a
+    # level for two, depths 1, 2 and 6 for 1, 2 and 10). 60 attention layers with 5,232 alphas; three quarters of its
+    # numbers are in transformer blocks. VAE and text encoders are pocket's.
+    "pocket-deep": Size(
+        unet=_unet(
+            channels=(64, 96, 160),
+            heads=(4, 6, 10),
+            depths=(1, 2, 6),
+            layers=1,
+            groups=8,
+            text_width=96 + 128,
+            pooled_width=128,
+            time_id_width=32,
+            sample_size=16,
+        ),
+        vae=_POCKET_VAE,
+        text=_POCKET_TEXT,
+        text_2=_POCKET_TEXT_2,
     ),
     # The public configs of stabilityai/stable-diffusion-xl-base-1.0.
     "sdxl": Size(

@@ -2,8 +2,8 @@
 
 python scripts/build/build_pocket.py
 
-Stopped at any time, it goes on from there when it is started again. --store-unfinished writes the UNet as far as it
-has come into the weights folder; without its checkpoint the training then goes on from there.
+Stopped at any time, it goes on from there when it is started again. --store-unfinished writes a stage's weights as far
+as it has come; without its checkpoint the training then goes on from there.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ def main() -> int:
     from coeffdiff.pocket import WEIGHTS
     from coeffdiff.utils.paths import path_argument
     from pocket_build.fitting import faster_precision
-    from pocket_build.stages import STAGES
-    from pocket_build.unet import store_unfinished
+    from pocket_build.stages import STAGES, STORE_UNFINISHED
     from pocket_build.workshop import PLANS, Workshop
 
     parser = argparse.ArgumentParser(
@@ -43,7 +42,7 @@ def main() -> int:
     parser.add_argument(
         "--steps", action="append", default=[], metavar="STAGE=N", help="other steps than planned; repeatable"
     )
-    parser.add_argument("--store-unfinished", action="store_true")
+    parser.add_argument("--store-unfinished", choices=STORE_UNFINISHED, metavar="STAGE")
     chosen = parser.parse_args()
     dtype = {"auto": faster_precision(chosen.device), "fp32": torch.float32, "bf16": torch.bfloat16}
     plans = dict(PLANS)
@@ -57,7 +56,8 @@ def main() -> int:
     )
     try:
         if chosen.store_unfinished:
-            print(f"The UNet of {store_unfinished(shop)} steps is in {shop.weights}.")
+            steps = STORE_UNFINISHED[chosen.store_unfinished](shop)
+            print(f"{chosen.store_unfinished} of {steps} steps is in {shop.home(chosen.store_unfinished)}.")
             return 0
         for stage in [name for name in STAGES if name in (chosen.stage or STAGES)]:
             if shop.finished(stage):

@@ -159,7 +159,7 @@ def test_activations_keep_their_size(dtype):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match=r"no model size 'huge'; the sizes are micro, tiny, pocket, sdxl"):
+    with pytest.raises(ConfigError, match=r"no model size 'huge'; the sizes are micro, tiny, pocket"):
         build_pipeline("huge")
     with pytest.raises(ConfigError, match=r"'sample' is neither epsilon nor v_prediction"):
         build_pipeline("tiny", prediction_type="sample")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -10,21 +11,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file
 from transformers import CLIPModel, ViTModel
 
 from coeffdiff.errors import ModelError, TrainingError
 from coeffdiff.pocket import judges
+from coeffdiff.pocket.sizes import unet_config
 from coeffdiff.pocket.world import caption, mentioned, sample_scene
 from coeffdiff.pocket.world.subjects import SUBJECTS
 from coeffdiff.utils.seeding import generator_for, stable_seed
-from pocket_build import clip, dino, renders, unet
+from pocket_build import clip, conditioned, dino, renders
+from pocket_build.conditioned import Conditioned, spoken
+from pocket_build.deep import DEEP, shallow_config
+from pocket_build.distances import distances
 from pocket_build.fitting import Plan, fit, read_average
+from pocket_build.growing import grown
 from pocket_build.latents import build_latents, varied
 from pocket_build.renders import draw, individual, known_individuals, scene_of
-from pocket_build.stages import STAGES
-from pocket_build.unet import Conditioned, spoken, store_unfinished
+from pocket_build.stages import STAGES, STORE_UNFINISHED
+from pocket_build.unet import store_unfinished
 from pocket_build.workshop import PLANS, Workshop
 
 
@@ -34,7 +41,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(renders, "SHARD", 16)
         patch.setattr(renders, "HELD_INDIVIDUALS", 2)
-        patch.setattr(unet, "BATCH", 8)
+        patch.setattr(conditioned, "BATCH", 8)
         patch.setattr(clip, "CLIP_BATCH", 8)
         patch.setattr(judges, "TRUSTED", 0.0)
         yield
@@ -46,10 +53,14 @@ def built(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pocket")
     plans = {name: dataclasses.replace(plan, steps=2) for name, plan in PLANS.items()}
     counts = {"train": 16, "heldout": 16, "individuals": 32}
-    shop = Workshop(folder / "work", folder / "weights", "cpu", torch.float32, 1, plans, counts)
+    shop = Workshop(
+        *(folder / "work", folder / "weights", "cpu", torch.float32, 1, plans, counts, folder / "unshipped")
+    )
     for name, stage in STAGES.items():
         if name == "score":
             stage(shop, captions=2, steps=2)
+        elif name == "distances":
+            stage(shop, pictures=4, steps=2)
         else:
             stage(shop)
     return shop
@@ -61,10 +72,11 @@ def test_every_stage_leaves_its_weights_and_what_it_took(built):
     for stage, plan in built.plans.items():
         assert record[stage]["steps"] == plan.steps == 2
         assert built.finished(stage)
-        curve = [json.loads(line) for line in (built.weights / "curves" / f"{stage}.jsonl").open()]
+        curve = [json.loads(line) for line in (built.home(stage) / "curves" / f"{stage}.jsonl").open()]
         assert [line["step"] for line in curve] == [2]
     assert record["score"]["unet_steps"] == 2
     assert sum(record["score"]["named"].values()) > 0
+    assert record["distances"]["frechet"] > record["distances"]["frechet_vae"] > 0
 
 
 def test_weights_are_stored_in_half_and_load_in_full_precision_by_the_plain_classes(built):
@@ -119,6 +131,68 @@ def test_a_unet_cut_short_is_stored_and_continued_where_there_is_no_checkpoint(b
         store_unfinished(here)
 
 
+def test_the_deep_unet_begins_as_the_shallow_one():
+    """Grown, it predicts the same, bit for bit; every new block then learns, and no two of them the same."""
+    torch.manual_seed(0)
+    shallow = UNet2DConditionModel(**shallow_config())
+    deep = grown(shallow, unet_config(DEEP))
+    given = (torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 224))
+    added = {"text_embeds": torch.randn(2, 128), "time_ids": torch.randn(2, 6)}
+    before, after = (unet(*given, added_cond_kwargs=added).sample for unet in (shallow, deep))
+    assert torch.equal(before, after)
+    after.square().mean().backward()
+    new = [name for name in deep.state_dict() if name not in shallow.state_dict()]
+    assert len({name.split(".transformer_blocks.")[0] + name.split(".")[-1] for name in new}) > 4
+    outputs = [name for name in new if name.endswith(("to_out.0.weight", "ff.net.2.weight"))]
+    slopes = [deep.get_parameter(name).grad for name in outputs]
+    assert len(outputs) == 3 * 5 * 4 and all(slope.abs().max() > 0 for slope in slopes)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(slopes, 2) if a.shape == b.shape)
+
+
+@pytest.mark.parametrize(
+    "other", [{"layers_per_block": 3}, {"cross_attention_dim": 64}, {"class_embed_type": "timestep"}]
+)
+def test_only_depth_may_differ_where_a_unet_is_grown(other):
+    small = unet_config("micro")
+    with pytest.raises(ValueError, match="These weights are not the same in both UNets: "):
+        grown(UNet2DConditionModel(**small), small | other)
+
+
+def test_the_deep_unet_is_distributed_as_sdxls():
+    """Levels, kinds of blocks, heads of equal width; most layers at the coarsest level and in the middle."""
+    unet = UNet2DConditionModel(**unet_config(DEEP))
+    layers = {name: m for name, m in unet.named_modules() if isinstance(m, Attention)}
+    blocks = sum(p.numel() for name, p in unet.named_parameters() if ".transformer_blocks." in name)
+    assert len(layers) == 60 and sum(layer.heads**2 for layer in layers.values()) == 5_232
+    assert blocks / sum(p.numel() for p in unet.parameters()) > 0.7
+    assert {layer.inner_dim // layer.heads for layer in layers.values()} == {16}
+    assert sum(layer.heads == 10 for layer in layers.values()) == 48
+    sdxl = unet_config("sdxl")
+    assert {k: v for k, v in unet_config(DEEP).items() if k.endswith("types") or k == "mid_block_type"} == {
+        k: v for k, v in sdxl.items() if k.endswith("types") or k == "mid_block_type"
+    }
+
+
+def test_the_deep_unet_cut_short_goes_on_where_there_is_no_checkpoint(built, tmp_path):
+    """From what is stored: at a rate of zero it stays as it is."""
+    away = tmp_path / "away"
+    away.mkdir()
+    for part in ("renders", "latents"):
+        (away / part).symlink_to(built.folder / part)
+    unshipped = Path(shutil.copytree(built.unshipped, tmp_path / "unshipped"))
+    for stage in ("shallow", "deep"):
+        plans = built.plans | {stage: Plan(3, 0.0, warmup=1, weight_decay=0.0)}
+        there = dataclasses.replace(built, folder=away, unshipped=unshipped, plans=plans)
+        file = unshipped / stage / "unet" / "diffusion_pytorch_model.safetensors"
+        before = load_file(file)
+        assert not there.finished(stage)
+        STAGES[stage](there)
+        after = load_file(file)
+        assert there.finished(stage) and all(torch.equal(before[name], after[name]) for name in before)
+        with pytest.raises(TrainingError, match="has 2 steps, and more are stored already"):
+            STORE_UNFINISHED[stage](dataclasses.replace(there, folder=built.folder))
+
+
 def test_two_processes_are_not_at_one_stage_in_one_folder(built, tmp_path):
     """They would write over each other's checkpoints and curves; another stage may be worked at meanwhile."""
     shop = dataclasses.replace(built, folder=tmp_path / "new")
@@ -151,11 +225,11 @@ def test_a_kill_between_training_and_storing_costs_nothing(built, tmp_path, monk
     shop = dataclasses.replace(built, weights=Path(shutil.copytree(built.weights, tmp_path / "weights")))
     known = shop.record()
     del known["unet"]
-    shop.record_file.write_text(json.dumps(known))
+    (shop.weights / "record.json").write_text(json.dumps(known))
     stored = shop.unet_file.read_bytes()
     shop.unet_file.unlink()
     assert not shop.finished("unet")
-    monkeypatch.setattr(unet, "spoken", None)  # what every step calls
+    monkeypatch.setattr(conditioned, "spoken", None)  # what every step calls
     STAGES["unet"](shop)
     assert shop.unet_file.read_bytes() == stored and shop.finished("unet")
 
@@ -317,6 +391,20 @@ def test_drawing_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert told == [3, 6] and len(more) == 6
     assert more.files[0].stat().st_mtime_ns == stamp
     assert more.images([0, 5]).shape == (2, 3, 128, 128)
+
+
+def test_distances_of_normal_features_are_the_formulas():
+    """Against the Fréchet distance of two normals; equal sets have none, and a shift is seen by both."""
+    lot = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 4_000, 3, generator=lot)
+    spread = torch.tensor([1.0, 2.0, 0.5])
+    expected = 3 * 0.5**2 + (spread - 1.0).square().sum()
+    found = distances(one, other * spread + 0.5)
+    assert found["frechet"] == pytest.approx(float(expected), rel=0.1)
+    nothing = distances(one, one.clone())
+    assert abs(nothing["frechet"]) < 1e-4
+    assert abs(nothing["kernel"]) < 3 * nothing["kernel_deviation"] < found["kernel"]
+    assert distances(one, other) == distances(one, other)
 
 
 def test_what_a_caption_mentions():

@@ -35,6 +35,8 @@ PLANS = {
     "vae": Plan(4800, 7e-4, cooldown=0.35, weight_decay=0.0, average=0.998),
     "decoder": Plan(3600, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
     "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
+    "shallow": Plan(9_000, 8e-4, warmup=300, cooldown=0.0),  # goes on in "deep"
+    "deep": Plan(6_000, 6e-4, warmup=300, cooldown=0.4),
     "clip": Plan(6000, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "dino": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "judges": Plan(6000, 2e-3, cooldown=0.5, weight_decay=0.02, average=0.99),
@@ -46,11 +48,20 @@ REQUIRED = {
     "decoder": ("vae",),
     "judges": ("decoder",),
     "unet": ("vae",),
+    "shallow": ("unet",),
+    "deep": ("shallow",),
     "clip": ("decoder",),
     "dino": ("decoder",),
     "score": ("judges", "unet"),
+    "distances": ("dino", "unet"),
 }
-"""What must be finished before a stage. A UNet cut short may be scored."""
+"""What must be finished before a stage. A UNet cut short may be measured."""
+MEASUREMENTS = ("score", "distances")
+
+
+UNSHIPPED = Path(__file__).parents[1] / "unshipped"
+"""What is under way or only leads to something else: in the repository, not in the package."""
+ON_THE_WAY = ("shallow", "deep")
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Workshop:
 
     folder: renders, latents, checkpoints; a gigabyte or two, and nothing that cannot be made again.
     weights: what comes out, in the layout that the package ships.
+    unshipped: the same for stages of ON_THE_WAY.
     device, dtype: where and in what precision matrices are multiplied while training.
     workers: processes that render.
     plans: as PLANS, perhaps with other numbers of steps.
@@ -72,6 +84,7 @@ class Workshop:
     workers: int = 1
     plans: dict[str, Plan] = field(default_factory=lambda: dict(PLANS))
     counts: dict[str, int] = field(default_factory=lambda: dict(COUNTS))
+    unshipped: Path = UNSHIPPED
 
     @functools.cached_property
     def train(self) -> Renders:
@@ -93,22 +106,27 @@ class Workshop:
     def vae(self) -> AutoencoderKL:
         return load_float32(AutoencoderKL, self.weights / POCKET / "vae").to(self.device)
 
-    @property
-    def record_file(self) -> Path:
-        return self.weights / "record.json"
+    def home(self, stage: str) -> Path:
+        """The folder of a stage's weights, record and curve."""
+        return self.unshipped if stage in ON_THE_WAY else self.weights
 
     def record(self) -> dict[str, Any]:
         """What every stage took, by its name."""
-        return json.loads(self.record_file.read_text()) if self.record_file.exists() else {}
+        return self._record(self.unshipped) | self._record(self.weights)
+
+    def _record(self, home: Path) -> dict[str, Any]:
+        file = home / "record.json"
+        return json.loads(file.read_text()) if file.exists() else {}
 
     def note(self, stage: str, **facts: Any) -> None:
         """Put a stage into the record, and its curve beside it."""
-        known = self.record() | {stage: facts}
-        with atomic_write(self.record_file, durable=True) as unfinished:
+        home = self.home(stage)
+        known = self._record(home) | {stage: facts}
+        with atomic_write(home / "record.json", durable=True) as unfinished:
             unfinished.write_text(json.dumps(known, indent=1) + "\n")
         curve = self.folder / f"{stage}.jsonl"
         if curve.exists():
-            with atomic_write(self.weights / "curves" / curve.name) as unfinished:
+            with atomic_write(home / "curves" / curve.name) as unfinished:
                 shutil.copy(curve, unfinished)
 
     def fit(
@@ -116,11 +134,27 @@ class Workshop:
     ) -> tuple[Any, dict[str, Any]]:
         """Train to the end of the stage's plan; what it took is to be noted when the weights are stored."""
         plan, curve = self.plans[stage], self.folder / f"{stage}.jsonl"
-        before = self.weights / "curves" / curve.name
+        before = self.home(stage) / "curves" / curve.name
         if start and before.exists() and not curve.exists():  # the rest of it is to follow
             shutil.copy(before, curve)
         result, seconds = fit(stage, self.folder, network, loss, plan, device=self.device, **start)
         return result, {"steps": plan.steps, "seconds": round(seconds), "rate": plan.rate, **self.machine()}
+
+    def so_far(self, stage: str) -> dict[str, Any]:
+        """Steps and seconds of a stage that was cut short, averaged and stored; a checkpoint takes precedence."""
+        known = self.record().get(stage, {})
+        return {"start": known.get("steps", 0), "seconds": known.get("seconds", 0.0)}
+
+    def require_progress(self, stage: str, steps: int) -> None:
+        """Raises: TrainingError if more steps of a stage are stored than these of its checkpoint."""
+        if steps < self.so_far(stage)["start"]:
+            raise TrainingError(
+                f"The checkpoint in {self.folder} has {steps} steps, and more are stored already."
+            )
+
+    def unfinished_facts(self, stage: str, steps: int, seconds: float) -> dict[str, Any]:
+        """For the record of a stage that is under way."""
+        return {"steps": steps, "of": self.plans[stage].steps, "seconds": round(seconds), **self.machine()}
 
     @contextmanager
     def alone(self, stage: str) -> Iterator[None]:
@@ -136,18 +170,17 @@ class Workshop:
             yield
 
     def finished(self, stage: str) -> bool:
-        """Whether a stage has all steps of its plan; for the score, whether it is of the weights that are there."""
+        """Whether a stage has all steps of its plan; or whether a measurement is of the weights that are there."""
         known = self.record().get(stage, {})
-        if stage == "score":
+        if stage in MEASUREMENTS:
             return "of" in known and known["of"] == fingerprint(self.unet_file)
         return known.get("steps", -1) >= self.plans[stage].steps
 
     def require(self, stage: str) -> None:
         """Raises: TrainingError if a stage that `stage` builds on is not finished."""
         for earlier in REQUIRED[stage]:
-            if not (
-                self.finished(earlier) or (stage == "score" and earlier == "unet" and self.unet_file.exists())
-            ):
+            measurable = stage in MEASUREMENTS and earlier == "unet" and self.unet_file.exists()
+            if not (self.finished(earlier) or measurable):
                 raise TrainingError(f"The stage {stage} needs {earlier}, which is not finished.")
 
     @property

@@ -1,0 +1,111 @@
+"""How far pocket's pictures are from renders: Fréchet and kernel distance in pocket-dino's features."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from coeffdiff.metrics.encoders import Encoder, load_dino
+from coeffdiff.pocket import POCKET_DINO
+from coeffdiff.pocket.world import render
+from coeffdiff.pocket.world.subjects import picture_of
+from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import progress
+from coeffdiff.utils.seeding import stable_seed
+from pocket_build.drawn import TOGETHER, captioned_scene, drawn, measured_pipeline
+from pocket_build.renders import RESOLUTION, as_float, round_trip
+from pocket_build.workshop import Workshop, fingerprint
+
+SUBSETS, SUBSET = 100, 500  # of the kernel distance
+
+
+def measure_distances(
+    shop: Workshop, pictures: int = 2_000, steps: int = 25, guidance: float = 5.0
+) -> dict[str, float]:
+    """Distances of pictures to renders, with equal captions; and of renders after a round trip through the VAE, which
+    is what no UNet can be better than. Features are kept as files, so that a stopped measurement goes on."""
+    dino = load_dino(str(shop.weights / POCKET_DINO), shop.device)
+    pipe, own = measured_pipeline(shop), fingerprint(shop.unet_file)
+
+    def pictured(indices: range) -> Tensor:
+        return drawn(pipe, "distances", indices, steps=steps, guidance=guidance) / 255.0
+
+    def seen(indices: range) -> Tensor:
+        return round_trip(pipe.vae, as_float(_rendered(indices)).to(shop.device))
+
+    features = partial(_features, shop, dino, pictures)
+    real = features("renders", lambda indices: _rendered(indices) / 255.0)
+    found = {
+        **distances(real, features(f"pictures-{own}", pictured)),
+        **{f"{name}_vae": value for name, value in distances(real, features("vae", seen)).items()},
+    }
+    facts = {"pictures": pictures, "sampling_steps": steps, "guidance": guidance, "of": own}
+    shop.note("distances", **found, **facts, **shop.machine() | {"precision": "float32"})
+    return found
+
+
+def distances(real: Tensor, other: Tensor) -> dict[str, float]:
+    """Fréchet distance, and kernel distance with its deviation over subsets, between features [N, D].
+
+    Source: arXiv 1706.08500, and 1801.01401 with its cubic polynomial kernel; torchmetrics computes them.
+    """
+    given = _Given(real.shape[1])
+    frechet = FrechetInceptionDistance(feature=given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer")
+        subset = min(SUBSET, len(real), len(other))
+        kernel = KernelInceptionDistance(feature=given, subsets=SUBSETS, subset_size=subset)
+    for metric in (frechet, kernel):
+        metric.update(real, real=True)
+        metric.update(other, real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed("distances"))  # the subsets' own
+        mean, deviation = kernel.compute()
+    return {
+        "frechet": round(float(frechet.compute()), 5),
+        "kernel": round(float(mean), 6),
+        "kernel_deviation": round(float(deviation), 6),
+    }
+
+
+class _Given(nn.Identity):
+    """In the place of a network: takes features for pictures."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+
+def _rendered(indices: range) -> Tensor:
+    images, _ = render([captioned_scene("distances", index)[0] for index in indices], RESOLUTION)
+    return images.mul(255.0).round()
+
+
+def _features(
+    shop: Workshop, dino: Encoder, count: int, name: str, made: Callable[[range], Tensor]
+) -> Tensor:
+    """Features [count, D] of pictures that are made some at a time."""
+    parts = []
+    with progress(f"features of {name}", count) as bar:
+        for begin in range(0, count, TOGETHER):
+            own = range(begin, min(begin + TOGETHER, count))
+            file = shop.folder / "features" / name / f"{own.start:05d}-{own.stop:05d}.npy"
+            if not file.exists():
+                images = [picture_of(image) for image in made(own).cpu()]
+                _keep(file, dino.features(images))
+            parts.append(torch.from_numpy(np.load(file)))
+            bar(own.stop)
+    return torch.cat(parts)
+
+
+def _keep(file: Path, features: Tensor) -> None:
+    with atomic_write(file) as unfinished, unfinished.open("wb") as handle:
+        np.save(handle, features.cpu().numpy())

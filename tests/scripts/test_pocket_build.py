@@ -23,6 +23,7 @@ from coeffdiff.pocket.world import caption, mentioned, sample_scene
 from coeffdiff.pocket.world.subjects import SUBJECTS
 from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build import clip, conditioned, dino, renders
+from pocket_build import judges as build_judges
 from pocket_build.conditioned import Conditioned, spoken
 from pocket_build.deep import DEEP, shallow_config
 from pocket_build.distances import distances
@@ -37,12 +38,13 @@ from pocket_build.workshop import PLANS, Workshop
 
 @pytest.fixture(scope="module")
 def small():
-    """Everything small enough for seconds: 16 pictures a file, two or three steps a network."""
+    """Everything small enough for seconds: 8 pictures a file, two or three steps a network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(renders, "SHARD", 16)
+        patch.setattr(renders, "SHARD", 8)
         patch.setattr(renders, "HELD_INDIVIDUALS", 2)
-        patch.setattr(conditioned, "BATCH", 8)
-        patch.setattr(clip, "CLIP_BATCH", 8)
+        patch.setattr(conditioned, "BATCH", 4)
+        patch.setattr(clip, "CLIP_BATCH", 4)
+        patch.setattr(build_judges, "JUDGES_BATCH", 8)
         patch.setattr(judges, "TRUSTED", 0.0)
         yield
 
@@ -52,7 +54,7 @@ def built(small, tmp_path_factory):
     """A workshop in which every stage has run."""
     folder = tmp_path_factory.mktemp("pocket")
     plans = {name: dataclasses.replace(plan, steps=2) for name, plan in PLANS.items()}
-    counts = {"train": 16, "heldout": 16, "individuals": 32}
+    counts = {"train": 8, "heldout": 8, "individuals": 24}
     shop = Workshop(
         *(folder / "work", folder / "weights", "cpu", torch.float32, 1, plans, counts, folder / "unshipped")
     )
@@ -98,7 +100,7 @@ def test_weights_are_stored_in_half_and_load_in_full_precision_by_the_plain_clas
 def test_latents_have_unit_spread(built):
     """The VAE's factor is one over the deviation of its latents."""
     latents, time_ids = build_latents(built)
-    assert latents.shape == (32, 8, 16, 16) and time_ids.shape == (32, 6)
+    assert latents.shape == (16, 8, 16, 16) and time_ids.shape == (16, 6)
     assert latents[0::2, :4].float().std() == pytest.approx(1.0, abs=0.1)
 
 
@@ -257,7 +259,7 @@ def test_nothing_trains_on_what_is_measured_later(built, tmp_path, monkeypatch):
     STAGES["decoder"](shop)
     STAGES["dino"](shop)
     known = known_individuals(shop.individuals)
-    assert known == 32 // renders.VIEWS - 2
+    assert known == 24 // renders.VIEWS - 2
     assert seen and max(seen) < known * renders.VIEWS
 
 

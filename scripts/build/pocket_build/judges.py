@@ -14,6 +14,8 @@ from pocket_build.pictures import ROUND_TRIPS, flipped, plain_or_seen, shifted, 
 from pocket_build.renders import as_float
 from pocket_build.workshop import Workshop
 
+JUDGES_BATCH = 64
+
 
 def build_judges(shop: Workshop) -> None:
     train, seen = shop.train, through_vae(shop, shop.train, min(ROUND_TRIPS["train"], len(shop.train)))
@@ -23,7 +25,7 @@ def build_judges(shop: Workshop) -> None:
 
     def loss(step: int) -> Losses:
         lot = generator_for("judges", step)
-        rows = torch.randint(len(train), (64,), generator=lot)
+        rows = torch.randint(len(train), (JUDGES_BATCH,), generator=lot)
         images = flipped(shifted(plain_or_seen(train, seen, rows.tolist(), lot), lot), lot)
         with mixed(shop.device, shop.dtype):
             guesses = network(as_float(images).to(shop.device, memory_format=torch.channels_last))

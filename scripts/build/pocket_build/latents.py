@@ -46,9 +46,10 @@ def build_latents(shop: Workshop) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _encode_shard(shop: Workshop, vae: Any, shard: int, file: Path) -> None:
     latents, time_ids = [], []
-    for begin in range(shard * renders.SHARD, (shard + 1) * renders.SHARD, 16):
+    end = (shard + 1) * renders.SHARD
+    for begin in range(shard * renders.SHARD, end, 16):
         images, ids = [], []
-        for index, image in enumerate(shop.train.images(range(begin, begin + 16)), start=begin):
+        for index, image in enumerate(shop.train.images(range(begin, min(begin + 16, end))), start=begin):
             for variant in range(VARIANTS):
                 seen, own = varied(image, generator_for("latents", index, variant), variant)
                 images.append(seen)

@@ -1,0 +1,99 @@
+"""A Ray cluster to work on: one that exists, or one on this machine that ends with the block.
+
+Ray tells its makers nothing from here, and starts no dashboard.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coeffdiff.errors import LaunchError
+
+_STORE_BYTES = 100 * 2**20  # tasks and outcomes are small; Ray would take a third of the memory
+# Variables of this process that hold for workers on other machines too
+_SHARED = (
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_VERBOSITY",
+    "DIFFUSERS_VERBOSITY",
+    "WANDB_MODE",
+    "CUBLAS_WORKSPACE_CONFIG",
+)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """ray: the module, connected. workers: how many; options: of their actors."""
+
+    ray: Any
+    workers: int
+    options: dict[str, Any]
+
+
+@contextmanager
+def cluster(address: str | None, workers: int | None, log: Path) -> Iterator[Cluster]:
+    """Connect to a cluster.
+
+    Args:
+        address: of a cluster that exists, "auto" for the one that this machine belongs to; None: RAY_ADDRESS, and
+            without that a cluster of this machine's own.
+        workers: None: one for each GPU of the cluster, or one where it has none.
+        log: a file for what Ray prints on standard output, which is for results.
+    Raises: LaunchError without Ray, without such a cluster, or for more workers than it has GPUs or cores.
+    """
+    ray = _imported()
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if address == "local" else {}
+    with log.open("a", encoding="utf-8") as printed, redirect_stdout(printed):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise LaunchError(
+                f"There is no Ray cluster at {address} ({reason}). Start one with `ray start`, name another with "
+                "--ray-address, or leave that out for one on this machine."
+            ) from None
+        try:
+            yield _divided(ray, workers)
+        finally:
+            ray.shutdown()
+
+
+def _imported() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise LaunchError("--executor ray needs Ray: pip install 'coeffdiff[ray]'.") from None
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    return ray
+
+
+def _divided(ray: Any, workers: int | None) -> Cluster:
+    """The cluster's GPUs, or its cores, divided among the workers."""
+    there = ray.cluster_resources()
+    gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 1))
+    number = workers or gpus or 1
+    have, what = (gpus, "GPU") if gpus else (cores, "core")
+    if number > have:
+        raise LaunchError(
+            f"The cluster has {have} {what}{'' if have == 1 else 's'}, and each of {number} workers needs one of its "
+            f"own. Ask for {have} with --workers."
+        )
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // (gpus or number)))
+    variables = {name: os.environ[name] for name in _SHARED if name in os.environ}
+    options = {
+        "num_cpus": 1,
+        "num_gpus": 1 if gpus else 0,
+        "scheduling_strategy": "SPREAD",
+        "max_restarts": -1,
+        "max_task_retries": 0,  # what a worker was at is begun again by whichever is free first
+        "concurrency_groups": {"control": 1},
+        "runtime_env": {"env_vars": variables | {"OMP_NUM_THREADS": threads}},
+    }
+    return Cluster(ray, number, options)

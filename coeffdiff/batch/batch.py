@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from coeffdiff.batch.plan import BatchPlan
@@ -54,7 +53,6 @@ def batch(plan: BatchPlan, executor: Executor, part: tuple[int, int] = (1, 1)) -
             f"Stopped with {done} of {len(tasks)} subjects done; what was begun is saved. The same command goes on."
         )
     if busy:
-        print_info(
-            f"{busy} subjects were left to another batch that is at work in {shlex.quote(str(plan.output))}."
-        )
+        what = "1 subject was" if busy == 1 else f"{busy} subjects were"
+        print_info(f"{what} left to another batch that is at work in {plan.output}.")
     return results

@@ -32,6 +32,7 @@ def store_outcome(plan: BatchPlan, outcome: Outcome) -> None:
         **(outcome.result or {}),
         "error": f"{type(outcome.error).__name__}: {outcome.error}" if outcome.error else None,
         "seconds": round(outcome.seconds, 1),
+        "cpu_seconds": round(outcome.cpu_seconds, 1),
         "starts": outcome.starts,
     }
     _write(plan.outcome(outcome.task.name), json.dumps(entry, indent=1) + "\n")

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 
 from coeffdiff.errors import CoeffDiffError, Interrupted, OutOfMemory, TaskDefect
 from coeffdiff.execution.tasks import Outcome, Progress, Task, Worker
@@ -23,7 +24,7 @@ def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress],
         report(Progress(title, done, total, status))
         stop.obey()
 
-    begun = time.monotonic()
+    begun, computed = time.monotonic(), time.process_time()
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with (
         task.log.open("a", encoding="utf-8", buffering=1) as log,
@@ -37,7 +38,8 @@ def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress],
         outcome = _outcome(worker, task)
         if outcome.error:
             print_error(f"{type(outcome.error).__name__}: {outcome.error}")
-    return Outcome(task, outcome.state, outcome.result, outcome.error, time.monotonic() - begun)
+    took, computed = time.monotonic() - begun, time.process_time() - computed
+    return replace(outcome, seconds=took, cpu_seconds=computed)
 
 
 def _outcome(worker: Worker, task: Task) -> Outcome:

@@ -26,6 +26,9 @@ _SHARED = (
 )
 
 
+_QUIET = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+
+
 @dataclass(frozen=True)
 class Cluster:
     """ray: the module, connected. workers: how many; options: of their actors."""
@@ -48,20 +51,38 @@ def cluster(address: str | None, workers: int | None, log: Path) -> Iterator[Clu
     """
     ray = _imported()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if address == "local" else {}
     with log.open("a", encoding="utf-8") as printed, redirect_stdout(printed):
+        (_start if address == "local" else _join)(ray, address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise LaunchError(
-                f"There is no Ray cluster at {address} ({reason}). Start one with `ray start`, name another with "
-                "--ray-address, or leave that out for one on this machine."
-            ) from None
-        try:
-            yield _divided(ray, workers)
+            yield _divided(ray, workers, own=address == "local")
         finally:
             ray.shutdown()
+
+
+def _join(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise LaunchError(
+            f"There is no Ray cluster at {address} ({_reason(error)}). Start one with `ray start`, name another with "
+            "--ray-address, or leave that out for one on this machine."
+        ) from None
+
+
+def _start(ray: Any, address: str) -> None:
+    """A cluster of this machine; Ray gives its own processes 30 seconds, which a busy machine may need twice."""
+    for left in (2, 1, 0):
+        try:
+            ray.init(address=address, include_dashboard=False, object_store_memory=_STORE_BYTES, **_QUIET)
+            return
+        except Exception as error:  # Ray raises nothing more special
+            ray.shutdown()
+            if not left:
+                raise LaunchError(f"Ray does not start on this machine: {_reason(error)}.") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def _imported() -> Any:
@@ -74,8 +95,8 @@ def _imported() -> Any:
     return ray
 
 
-def _divided(ray: Any, workers: int | None) -> Cluster:
-    """The cluster's GPUs, or its cores, divided among the workers."""
+def _divided(ray: Any, workers: int | None, *, own: bool) -> Cluster:
+    """The cluster's GPUs, or its cores, divided among the workers. own: they inherit this process's variables."""
     there = ray.cluster_resources()
     gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 1))
     number = workers or gpus or 1
@@ -86,7 +107,7 @@ def _divided(ray: Any, workers: int | None) -> Cluster:
             f"own. Ask for {have} with --workers."
         )
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // (gpus or number)))
-    variables = {name: os.environ[name] for name in _SHARED if name in os.environ}
+    variables = {name: os.environ[name] for name in _SHARED if name in os.environ and not own}
     options = {
         "num_cpus": 1,
         "num_gpus": 1 if gpus else 0,

@@ -67,6 +67,7 @@ class _Lines(_Counted):
         super().__init__(title, total)
         self._running: dict[str, str] = {}
         self._last = time.monotonic()
+        self._terminal = sys.stderr  # which a task in this process replaces by its log
 
     def at(self, name: str, title: str, done: float, total: float, status: str) -> None:
         self._running[name] = f"{name} {title} {round(done, 1):g}/{total:g}" if title else name
@@ -86,7 +87,10 @@ class _Lines(_Counted):
             return
         self._last = now
         running = ", ".join(self._running.values())
-        print_error(f"{self._title} {self._done}/{self._total}  {self._says()}  {running}".rstrip())
+        print_error(
+            f"{self._title} {self._done}/{self._total}  {self._says()}  {running}".rstrip(),
+            file=self._terminal,
+        )
 
 
 class _Bars(_Counted):

@@ -65,7 +65,7 @@ def as_text(results: Mapping[str, Any]) -> str:
     again = [f"{entry['name']} {entry['starts']} times" for entry in entries if entry.get("starts", 1) > 1]
     lines += [visible(f"begun again after a lost worker: {', '.join(again)}")] if again else []
     counts = ", ".join(f"{count} {state}" for state, count in results["counts"].items())
-    return "\n".join([*lines, f"{len(entries)} subjects: {counts}"])
+    return "\n".join([*lines, f"{len(entries)} subject{'' if len(entries) == 1 else 's'}: {counts}"])
 
 
 def _row(entry: Entry, scored: Sequence[str]) -> list[str]:

@@ -34,8 +34,8 @@ class Outcome:
     """What became of a task.
 
     state: done, with the worker's result; failed, with the error; stopped before its end, since that was asked for.
-    seconds: of the last try, in the worker; cpu_seconds: that it computed meanwhile, over all threads. starts: how often
-    it was begun; more than once if its worker was lost.
+    seconds: of the last try, in the worker; cpu_seconds: that it computed meanwhile, over all threads. starts: how
+    often it was begun; more than once if its worker was lost.
     """
 
     task: Task

@@ -1,5 +1,5 @@
-"""A batch of twelve made-up subjects on pocket, and one whose folder is broken: with one worker, with two, and with two of
-which one is killed in the middle. Prints a row for each, and whether all adapters are the same bit for bit.
+"""A batch of twelve made-up subjects on pocket, and one whose folder is broken: with one worker, with two, and with two
+of which one is killed in the middle. Prints a row for each, and whether all adapters are the same bit for bit.
 
 python scripts/experiments/batch_workers.py WORK_FOLDER --steps 40
 

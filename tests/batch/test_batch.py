@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from coeffdiff.batch import subject_worker
@@ -55,8 +56,13 @@ def plan_for(shop: Path, output: Path, scoring: Scoring | None = None, **values)
 
 
 def adapters(output: Path) -> dict[str, bytes]:
-    files = (file for name in COLOURS for file in sorted((output / name / "adapter").glob("*.safetensors")))
-    return {f"{file.parts[-3]}/{file.name}": file.read_bytes() for file in files}
+    """The bytes of every tensor; the order of a file's metadata is chance."""
+    files = [file for name in COLOURS for file in (output / name / "adapter").glob("*.safetensors")]
+    return {
+        f"{file.parts[-3]} {file.name} {name}": tensor.numpy().tobytes()
+        for file in files
+        for name, tensor in load_file(file).items()
+    }
 
 
 def states(results) -> dict[str, str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import functools
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+import coeffdiff
 from coeffdiff.errors import LaunchError, PhotoError, WorkerLost
 from coeffdiff.execution.marker import Marker
 from coeffdiff.execution.ray_executor import MAX_STARTS, RayExecutor
@@ -38,10 +40,12 @@ class Deadly:
         return os.getpid(), self.made
 
 
-def test_lost_workers_tasks_start_again_and_no_other_does(tmp_path):
+def test_lost_workers_tasks_start_again_and_no_other_does(tmp_path, monkeypatch):
     """Eight tasks on two workers: one that kills its worker once is done at the second try, one that always kills it is
     given up after three; all others are done once, by workers that are made once in each of their processes."""
     pytest.importorskip("ray", reason="Ray is the extra coeffdiff[ray]")
+    paths = [str(Path(__file__).parent), str(Path(coeffdiff.__file__).parents[1])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))  # where workers find Deadly
     names = ["a", "once", "b", "fails", "always", "c", "d", "e"]
     tasks = [Task(name, name, tmp_path / "logs" / f"{name}.log") for name in names]
     executor = RayExecutor(workers=2)
@@ -88,13 +92,11 @@ def test_without_ray_one_sentence_says_how_to_get_it(tmp_path, monkeypatch):
 )
 def test_a_worker_says_why_it_cannot_be_one(tmp_path, change, sentence):
     """On a machine without the folder, or with another version; a defect in making it comes through."""
-    from coeffdiff import __version__
-
     (tmp_path / "mark").touch()
     given = {
         "make_worker": lambda: Deadly(tmp_path),
         "marker": Marker(tmp_path, "mark"),
-        "place": Place(__version__, Path.cwd()),
+        "place": Place(coeffdiff.__version__, Path.cwd()),
     }
     assert RayWorker(**given).prepare() is None
     worker = RayWorker(**given | change)
@@ -102,6 +104,4 @@ def test_a_worker_says_why_it_cannot_be_one(tmp_path, change, sentence):
         with pytest.raises(TypeError):
             worker.prepare()
     else:
-        import re
-
         assert re.search(sentence, str(worker.prepare()))

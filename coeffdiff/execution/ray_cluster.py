@@ -71,6 +71,9 @@ def _join(ray: Any, address: str) -> None:
 
 def _start(ray: Any, address: str) -> None:
     """A cluster of this machine; Ray gives its own processes 30 seconds, which a busy machine may need twice."""
+    # A worker that imports torch on a busy machine takes longer than Ray's minute, and would be begun anew for ever
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as a training without Ray; Ray's own is 15
     for left in (2, 1, 0):
         try:
             ray.init(address=address, include_dashboard=False, object_store_memory=_STORE_BYTES, **_QUIET)

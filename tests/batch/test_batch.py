@@ -228,7 +228,7 @@ def test_scores_are_made_once_for_an_adapter(shop, vit, clip, done, monkeypatch)
     write_results(plan)
 
 
-def test_two_workers_of_which_one_is_killed_make_the_same(shop, done, tmp_path):
+def test_two_workers_of_which_one_is_killed_make_the_same(shop, tmp_path):
     """Real Ray: after the first checkpoint of the subject that is trained first its worker gets SIGKILL. It goes on from
     there, no step is made twice in any log, and all adapters are bit for bit those of one undisturbed process."""
     pytest.importorskip("ray", reason="Ray is the extra coeffdiff[ray]")

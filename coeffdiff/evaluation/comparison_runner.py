@@ -67,7 +67,7 @@ class ComparisonRunner:
         check_quantizing(plan.model.quantize, self.device.type)
         self.encoders = encoders_for(self.base.name, plan.dino, plan.clip, self.device)
         self.model = KeptModel()
-        pipe = self._lent()
+        pipe = self.lent()
         check_options(pipe, self._options())
         # The base model's pictures for drift, by prompt and seed
         self.before: dict[tuple[str, int], Seen] = {}
@@ -135,7 +135,7 @@ class ComparisonRunner:
     def _score(self, job: Job, path: Path | None, points: Sequence[Point]) -> None:
         """Score an adapter at some scales, or the bare model."""
         photographed = subject_of(job.subject, self.plan.token)
-        pipe = self._lent()
+        pipe = self.lent()
         adapter = load_adapter(pipe, path) if path else None
         prepare_device(pipe, self.device)
         for point in points:
@@ -189,7 +189,7 @@ class ComparisonRunner:
         row = [Image.open(file).convert("RGB") for file in files]
         save_png(labelled_grid([("", row)], cell=128), work_folder(self.output, job) / strip_name(point))
 
-    def _lent(self) -> Any:
+    def lent(self) -> Any:
         """The base model's pipeline, for one adapter."""
         return self.model.load(self.base, dtype=self.dtype)
 

@@ -57,6 +57,8 @@ def cluster(address: str | None, workers: int | None, log: Path) -> Iterator[Clu
             yield _divided(ray, workers, own=address == "local")
         finally:
             ray.shutdown()
+    if not log.stat().st_size:
+        log.unlink()
 
 
 def _join(ray: Any, address: str) -> None:

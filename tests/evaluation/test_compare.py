@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -464,6 +465,9 @@ def test_a_cell_is_found_whatever_an_arm_is_called(plan, done):
     studio = ComparisonRunner(plan.model_copy(update={"arms": renamed, "reference": "nothing"}), done.folder)
     assert not any(studio.made.missing_points(job) for job in studio.jobs())
     assert {studio.made.read(job, job.end)["arm"] for job in studio.jobs()} == set(renamed)
+    travelled = pickle.loads(pickle.dumps(studio.jobs()))  # to a worker on another machine
+    assert [job.cells for job in travelled] == [job.cells for job in studio.jobs()]
+    assert [job.settings for job in travelled] == [job.settings for job in studio.jobs()]
 
 
 def test_a_fresh_subject_is_the_same_on_every_processor():

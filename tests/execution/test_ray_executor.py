@@ -19,7 +19,7 @@ from coeffdiff.execution.ray_executor import MAX_STARTS, RayExecutor
 from coeffdiff.execution.ray_worker import Place, RayWorker
 from coeffdiff.execution.rounds import run_round
 from coeffdiff.execution.tasks import Task
-from coeffdiff.utils.console import print_info
+from coeffdiff.utils.console import print_info, progress
 
 
 class Deadly:
@@ -105,3 +105,22 @@ def test_a_worker_says_why_it_cannot_be_one(tmp_path, change, sentence):
             worker.prepare()
     else:
         assert re.search(sentence, str(worker.prepare()))
+
+
+def test_a_worker_that_is_told_to_stop_ends_what_it_is_at(tmp_path):
+    """At its next bar, with where it was; and so does whatever it is given afterwards."""
+    (tmp_path / "mark").touch()
+
+    def count(work):
+        with progress("counting", 3) as bar:
+            bar(1)
+            worker.stop()  # as the thread for control does
+            bar(2)
+        raise AssertionError("it went on")
+
+    worker = RayWorker(lambda: count, Marker(tmp_path, "mark"), Place(coeffdiff.__version__, Path.cwd()))
+    assert worker.prepare() is None
+    for name in "ab":
+        outcome = worker.do(Task(name, name, tmp_path / f"{name}.log"))
+        assert outcome.state == "stopped"
+    assert worker.progress().title == "counting"

@@ -11,6 +11,9 @@
     |-- AdapterError                an adapter: missing, damaged, foreign
     |   `-- AdapterMismatch         a sound adapter for another base model
     |-- OutOfMemory                 the GPU's memory or the machine's is too small for this
+    |-- TaskError                   a task among many that did not come to its end
+    |   |-- TaskDefect              a defect of this program in a task; its traceback is in the task's log
+    |   `-- WorkerLost              its worker ended with it, as often as it was tried
     |-- LaunchError                 a parallel launch that would not be parallel, or is not supported
     |-- TrainingError               a run that cannot go on
     |   |-- NonFiniteLoss           the loss became NaN or infinite
@@ -66,6 +69,18 @@ class OutOfMemory(CoeffDiffError):  # noqa: N818
 
 
 class NonFinitePicture(ModelError):  # noqa: N818
+    pass
+
+
+class TaskError(CoeffDiffError):
+    exit_code = 1
+
+
+class TaskDefect(TaskError):  # noqa: N818
+    pass
+
+
+class WorkerLost(TaskError):  # noqa: N818
     pass
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from coeffdiff.cli.root import app, main
 from coeffdiff.cli import train
 from coeffdiff.cli import check
+from coeffdiff.cli import batch
 from coeffdiff.cli import caption
 from coeffdiff.cli import mask
 from coeffdiff.cli import sample

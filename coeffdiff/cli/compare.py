@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from coeffdiff.cli.executing import ExecutorOption, Part, RayAddress, Workers
 from coeffdiff.cli.listings import print_settings
 from coeffdiff.cli.options import NAME, PATH, BaseModel, NumbersAsJson, expanded_path, parsed_by
 from coeffdiff.cli.root import answering, app
@@ -27,14 +27,6 @@ def parse_seeds(text: str) -> list[int]:
                 f"--seeds takes whole numbers with commas between them, not {part!r}."
             ) from None
     return seeds
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """ "2/4" -> (2, 4). Raises: ConfigError for a part that is not one of the whole."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise ConfigError(f"--part takes a share such as 1/4, 2/4, 3/4 or 4/4, not {text!r}.")
-    return int(match[1]), int(match[2])
 
 
 Plan = Annotated[
@@ -67,14 +59,6 @@ Assignments = Annotated[
 Output = Annotated[
     Path, typer.Option(help="Folder of the comparison; what it holds is not computed again.", **PATH)
 ]
-Part = Annotated[
-    Any,
-    typer.Option(
-        parser=parsed_by(parse_part),
-        metavar="K/N",
-        help="Only every N-th subject and seed, for machines that share no folder.",
-    ),
-]
 Pack = Annotated[
     bool, typer.Option("--pack", help="At the end fold the cells into one file, cells/NAME.jsonl.")
 ]
@@ -92,27 +76,32 @@ def compare(
     class_word: ClassWord = None,
     set_: Assignments = None,
     output: Output = Path("comparison"),
+    executor: ExecutorOption = "local",
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     part: Part = "1/1",
     pack: Pack = False,
     as_json: NumbersAsJson = False,
     list_settings: ListSettings = False,
 ) -> None:
-    """Train and score several methods on the same subjects; resumes, and processes may be started side by side."""
+    """Train and score several methods on the same subjects, here or on a Ray cluster; resumes."""
     from coeffdiff.config.loading import load_section
     from coeffdiff.evaluation.compare import compare as run_comparison
     from coeffdiff.evaluation.comparison_plan import Comparison
     from coeffdiff.evaluation.comparison_text import as_text
+    from coeffdiff.execution.choosing import choose_executor
 
     if list_settings:
         print_settings(Comparison)
         return
     check_output(output)
+    workers_on = choose_executor(executor, workers, ray_address)
     flags = {"subjects": subjects, "model.name": model, "class_word": class_word, "seeds": seeds or None}
     comparison = load_section(Comparison, plan, flags, set_ or ())
     if arm:
         comparison = comparison.only(arm)
     pack_as = (plan.stem if plan else "comparison") if pack else None
-    outcome = run_comparison(comparison, output, part, pack_as=pack_as)
+    outcome = run_comparison(comparison, output, workers_on, part, pack_as=pack_as)
     if as_json:
         print_json(outcome.results)
         return

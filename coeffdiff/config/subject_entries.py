@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -45,3 +46,24 @@ def check_apart(subjects: Sequence[SubjectEntry]) -> None:
     folders = [entry.prior_images for entry in subjects if entry.prior_images]
     if folders and len(folders) < len(subjects):
         raise ValueError("some subjects have prior_images and others have not; give them to all or to none")
+
+
+class BatchEntry(SubjectEntry):
+    """A subject of a batch, which trains each by itself."""
+
+    name: str | None = Field(
+        None, description="of its run folder; null: that of the folder with its photos", examples=["mug"]
+    )
+    set: dict[str, Any] = Field(
+        {}, description="settings of its own, by dotted name", examples=[{"training.steps": 300}]
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _a_folders_name(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        name = word_of(name) or ""
+        if name[0] == "." or re.search(r'[/\\:*?"<>|]', name):
+            raise ValueError('it must be able to name a folder: no dot first, none of / \\ : * ? " < > |')
+        return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from coeffdiff.config.loading import checked_tree, read_yaml
 from coeffdiff.config.nested import as_tree
@@ -20,36 +20,55 @@ _ALONE = {
     "prior_images": "prior.images",
 }
 
+E = TypeVar("E", bound=SubjectEntry)
+
 
 def settings_of_subjects(file: Path) -> dict[str, Any]:
     """The settings that a file of subjects stands for, by dotted name.
 
     Raises: ConfigError, with file and line, for a file that holds anything but subjects with images.
     """
+    read = [entry for entry, _ in read_entries(file, SubjectEntry)]
+    if len(read) > 1:
+        return {"subjects": [as_tree(entry) for entry in read]}
+    return alone(read[0])
+
+
+def alone(entry: SubjectEntry) -> dict[str, Any]:
+    """The settings of an ordinary run that an entry stands for, by dotted name."""
+    values = as_tree(entry)
+    return {setting: values[name] for name, setting in _ALONE.items() if values[name] is not None}
+
+
+def read_entries(file: Path, kind: type[E]) -> list[tuple[E, dict[str, str]]]:
+    """The entries of a file of subjects, their paths from the file's folder on; with each, the file and line of what it
+    says, by name.
+
+    Raises: ConfigError, with file and line, for a file that holds anything but such entries with images.
+    """
     listed, lines = read_yaml(file, "file of subjects")
     if not isinstance(listed, list) or not listed:
         raise ConfigError(f"{file} should hold a list of subjects, such as {_EXAMPLE}.")
-    entries = [_entry(file, number, item, lines) for number, item in enumerate(listed, 1)]
-    if len(entries) > 1:
-        return {"subjects": entries}
-    return {_ALONE[name]: value for name, value in entries[0].items() if value is not None}
+    return [_entry(file, number, item, lines, kind) for number, item in enumerate(listed, 1)]
 
 
-def _entry(file: Path, number: int, item: Any, lines: dict[str, int]) -> dict[str, Any]:
-    """One subject as plain values, its paths from the file's folder on."""
+def _entry(
+    file: Path, number: int, item: Any, lines: dict[str, int], kind: type[E]
+) -> tuple[E, dict[str, str]]:
     if not isinstance(item, dict):
         raise ConfigError(f"{file}: subject {number} is not a subject's settings; write {_EXAMPLE}.")
-    places = {name: f"{file}, line {lines.get(f'[{number}].{name}', '?')}" for name in item}
+    own = f"[{number}]."
+    places = {
+        name.removeprefix(own): f"{file}, line {n}" for name, n in lines.items() if name.startswith(own)
+    }
     for name in item:
-        if name not in SubjectEntry.model_fields:
-            fields = ", ".join(SubjectEntry.model_fields)
-            raise ConfigError(f"{places[name]}: a subject has no setting {name}; it has {fields}.")
-    given = {name: value for name, value in item.items() if value is not None}
-    entry = checked_tree(SubjectEntry, given, places)
+        if name not in kind.model_fields:
+            fields, place = ", ".join(kind.model_fields), places.get(name, file)
+            raise ConfigError(f"{place}: a subject has no setting {name}; it has {fields}.")
+    entry = checked_tree(kind, {name: value for name, value in item.items() if value is not None}, places)
     if entry.images is None:
         raise ConfigError(f"{file}: subject {number} has no images, the folder with its photos.")
-    plain = as_tree(entry)
-    for name in ("images", "prior_images"):
-        if plain[name] is not None:
-            plain[name] = str(file.parent / plain[name])  # an absolute path stays as it is
-    return plain
+    # An absolute path stays as it is
+    folders = {name: getattr(entry, name) for name in ("images", "prior_images")}
+    found = {name: file.parent / folder for name, folder in folders.items() if folder is not None}
+    return entry.model_copy(update=found), places

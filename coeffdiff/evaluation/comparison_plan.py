@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,7 +126,8 @@ class Point:
 class Job:
     """An arm on a subject with a seed.
 
-    settings: resolved, of its training; None for the bare model. key: a hash of all that decides the training.
+    settings: resolved, of its training; None for the bare model. key: a hash of all that decides the training; cells:
+    for each point a hash of all that decides its numbers, under which they are kept whatever the arm is called.
     """
 
     arm: str
@@ -134,8 +135,12 @@ class Job:
     seed: int
     settings: Settings | None
     protocol: Protocol
-    points: tuple[Point, ...]
     key: str
+    cells: Mapping[Point, str]
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        return tuple(self.cells)
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""The cells of a comparison: trained and scored, one by one."""
+"""The worker of a comparison: its jobs are planned, trained and scored, one by one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coeffdiff.config.nested import flattened
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError, NonFiniteLoss, NonFinitePicture
-from coeffdiff.evaluation.cells import CellFolder, slug
+from coeffdiff.evaluation.comparison_cells import MadeCells, work_folder
 from coeffdiff.evaluation.comparison_facts import adapter_costs, failed_facts, place_scores, scored_facts
 from coeffdiff.evaluation.comparison_plan import (
     ENDLESS,
@@ -42,7 +42,7 @@ from coeffdiff.method.families import text_encoders_of
 from coeffdiff.metrics.encoders import encoders_for
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.fingerprints import network_fingerprint
-from coeffdiff.models.loading import load_pipeline
+from coeffdiff.models.kept import KeptModel
 from coeffdiff.models.quantizing import check_quantizing
 from coeffdiff.sampling.device import choose_device, prepare_device
 from coeffdiff.sampling.options import Options, check_options
@@ -51,32 +51,38 @@ from coeffdiff.training.loop import train
 from coeffdiff.training.resolve import free_memory, resolve
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.trainables import versions
-from coeffdiff.utils.console import muted
 from coeffdiff.utils.grids import labelled_grid
 from coeffdiff.utils.hashing import hash_of
-from coeffdiff.utils.locks import try_lock
 from coeffdiff.utils.png import save_png
 
 
 class ComparisonRunner:
-    """What the jobs of a comparison share: the base model, its encoders, the output folder; and how they are done."""
+    """A worker of a comparison: it keeps the base model and the encoders, plans jobs, and does one after another."""
 
     def __init__(self, plan: Comparison, output: Path) -> None:
-        self.plan, self.output, self.cells = plan, output, CellFolder(output / "cells")
+        self.plan, self.output, self.made = plan, output, MadeCells(output)
         self.state = start_processes()
         self.device, self.dtype = choose_device(device=self.state.device)
         self.base = find_backbone(plan.model)
         check_quantizing(plan.model.quantize, self.device.type)
         self.encoders = encoders_for(self.base.name, plan.dino, plan.clip, self.device)
-        self.pipe = load_pipeline(self.base, dtype=self.dtype)
-        check_options(self.pipe, self._options())
+        self.model = KeptModel()
+        pipe = self.lent()
+        check_options(pipe, self._options())
         # The base model's pictures for drift, by prompt and seed
         self.before: dict[tuple[str, int], Seen] = {}
-        networks = (self.pipe.unet, self.pipe.vae, *text_encoders_of(self.pipe))
+        networks = (pipe.unet, pipe.vae, *text_encoders_of(pipe))
         judges = (one.network for one in (self.encoders.dino, self.encoders.clip) if one)
         self.model_hashes = [network_fingerprint(network) for network in networks]
         self.model_hashes += [plan.model.quantize] if plan.model.quantize else []
         self.judge_hashes = [network_fingerprint(network) for network in judges]
+
+    def __call__(self, job: Job | None) -> list[Job]:
+        """Do a job; without one, plan them all."""
+        if job is None:
+            return self.jobs()
+        self.work(job)
+        return []
 
     def jobs(self) -> list[Job]:
         """All jobs of the plan, subject by subject, so that early results are complete ones."""
@@ -93,49 +99,27 @@ class ComparisonRunner:
             for arm, given in self.plan.arms.items()
         ]
 
-    def key(self, job: Job, point: Point) -> str:
-        """A hash of all that decides a cell's numbers, under which it is kept whatever its arm is called."""
-        protocol = dataclasses.asdict(job.protocol)
-        return hash_of(FORMAT, job.key, dataclasses.astuple(point), protocol, self.judge_hashes)
-
-    def read(self, job: Job, point: Point) -> dict[str, Any] | None:
-        """A cell under the name that this plan gives its arm; None if it is not there, or not whole."""
-        cell = self.cells.read(self.key(job, point))
-        return cell | {"arm": job.arm} if cell else None
-
-    def work_folder(self, job: Job) -> Path:
-        return self.output / "work" / f"{slug(f'{job.subject.name}-{job.arm}-s{job.seed}')}-{job.key}"
-
-    def missing_points(self, job: Job) -> list[Point]:
-        """The points of a job that have no cell yet."""
-        return [point for point in job.points if self.read(job, point) is None]
-
     def work(self, job: Job) -> None:
-        """Train and score what is missing of a job, unless another process works on it."""
-        folder = self.work_folder(job)
-        folder.mkdir(parents=True, exist_ok=True)
-        job.subject.write_photos()
-        with try_lock(folder) as mine:
-            # Asked again: another process may have finished it meanwhile
-            missing = self.missing_points(job) if mine is not False else []
-            for steps in sorted({point.steps for point in missing}):
-                points = [point for point in missing if point.steps == steps]
-                try:
-                    adapter = self._trained(job, steps) if job.settings else None
-                except NonFiniteLoss as error:  # a rate that is too high is a finding, too
-                    for point in points:
-                        self._store(job, point, failed_facts(error))
-                    continue
-                finally:
-                    free_memory(self.state)
-                self._score(job, adapter, points)
-            if missing and job.settings:
-                shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
+        """Train and score what is missing of a job."""
+        missing = self.made.missing_points(job)
+        for steps in sorted({point.steps for point in missing}):
+            points = [point for point in missing if point.steps == steps]
+            try:
+                adapter = self._trained(job, steps) if job.settings else None
+            except NonFiniteLoss as error:  # a rate that is too high is a finding, too
+                for point in points:
+                    self._store(job, point, failed_facts(error))
+                continue
+            finally:
+                free_memory(self.state)
+            self._score(job, adapter, points)
+        if missing and job.settings:
+            shutil.rmtree(work_folder(self.output, job) / "run" / "checkpoints", ignore_errors=True)
 
     def _trained(self, job: Job, steps: int) -> Path:
         """The adapter after so many steps, continued from an earlier one if there is any."""
         assert job.settings
-        run = RunFolder(self.work_folder(job) / "run")
+        run = RunFolder(work_folder(self.output, job) / "run")
         made = read_header(run.adapter).trained_steps if run.adapter.is_dir() else 0
         if made == steps:
             return run.adapter
@@ -146,42 +130,35 @@ class ComparisonRunner:
         if not resumes:
             shutil.rmtree(run.path, ignore_errors=True)
         settings = with_values(job.settings, {"training.steps": steps, "output": str(run.path)})
-        if self.device.type != "cpu":  # two models at a time are more than a training needs
-            self.pipe.to("cpu")
-            free_memory(self.state)
-        with muted():
-            return train(settings, resume=run if resumes else None).adapter
+        return train(settings, resume=run if resumes else None, load=self.model.load).adapter
 
     def _score(self, job: Job, path: Path | None, points: Sequence[Point]) -> None:
         """Score an adapter at some scales, or the bare model."""
         photographed = subject_of(job.subject, self.plan.token)
-        adapter = load_adapter(self.pipe, path) if path else None
-        prepare_device(self.pipe, self.device)
-        try:
-            for point in points:
-                if adapter:
-                    adapter.set_scale(point.scale)
-                pictures = self.work_folder(job) / f"pictures-{point.steps}x{point.scale:g}"
-                shutil.rmtree(pictures, ignore_errors=True)  # of an interrupted try
-                try:
-                    scored = score_adapter(
-                        self.pipe,
-                        photographed,
-                        job.protocol,
-                        self.encoders,
-                        base=self.before,
-                        folder=pictures,
-                    )
-                except NonFinitePicture as error:  # and so is a scale
-                    self._store(job, point, failed_facts(error))
-                    continue
-                self._keep_strip(job, point, pictures)
-                scores = scored.data["scores"] | place_scores(self.base.name, job.protocol, pictures)
-                facts = {"scores": scores} | scored_facts(scored)
-                self._store(job, point, facts | (adapter_costs(path, self.pipe) if path else {}))
-        finally:
+        pipe = self.lent()
+        adapter = load_adapter(pipe, path) if path else None
+        prepare_device(pipe, self.device)
+        for point in points:
             if adapter:
-                adapter.remove()
+                adapter.set_scale(point.scale)
+            pictures = work_folder(self.output, job) / f"pictures-{point.steps}x{point.scale:g}"
+            shutil.rmtree(pictures, ignore_errors=True)  # of an interrupted try
+            try:
+                scored = score_adapter(
+                    pipe,
+                    photographed,
+                    job.protocol,
+                    self.encoders,
+                    base=self.before,
+                    folder=pictures,
+                )
+            except NonFinitePicture as error:  # and so is a scale
+                self._store(job, point, failed_facts(error))
+                continue
+            self._keep_strip(job, point, pictures)
+            scores = scored.data["scores"] | place_scores(self.base.name, job.protocol, pictures)
+            facts = {"scores": scores} | scored_facts(scored)
+            self._store(job, point, facts | (adapter_costs(path, pipe) if path else {}))
 
     def _store(self, job: Job, point: Point, facts: Mapping[str, Any]) -> None:
         given = flattened(self.plan.settings) | flattened(self.plan.arms[job.arm] or {})
@@ -204,13 +181,17 @@ class ComparisonRunner:
             },
         }
         words = f"{job.subject.name}-{job.arm}-s{job.seed}-{point.steps}x{point.scale:g}"
-        self.cells.write(self.key(job, point), words, cell)
+        self.made.cells.write(job.cells[point], words, cell)
 
     def _keep_strip(self, job: Job, point: Point, pictures: Path) -> None:
         """The first picture of each prompt, side by side, for the page."""
         files = sorted(pictures.glob("*.png"))[:: job.protocol.pictures]
         row = [Image.open(file).convert("RGB") for file in files]
-        save_png(labelled_grid([("", row)], cell=128), self.work_folder(job) / strip_name(point))
+        save_png(labelled_grid([("", row)], cell=128), work_folder(self.output, job) / strip_name(point))
+
+    def lent(self) -> Any:
+        """The base model's pipeline, for one adapter."""
+        return self.model.load(self.base, dtype=self.dtype)
 
     def _options(self) -> Options:
         plan = self.plan
@@ -239,7 +220,7 @@ class ComparisonRunner:
         identity = (subject.identity, subject.class_word, self.plan.token)
         if given is None:
             key = hash_of(FORMAT, self.model_hashes, *identity, seed)
-            return Job(arm, subject, seed, None, protocol, (Point(0, 1.0),), key)
+            return Job(arm, subject, seed, None, protocol, key, self._cells(key, protocol, [Point(0, 1.0)]))
         values = {
             "subject.images": str(subject.folder), "subject.token": self.plan.token,
             "subject.class_word": subject.class_word, "training.seed": seed, "validation.prompts": [],
@@ -255,5 +236,13 @@ class ComparisonRunner:
                 f"{last} of them. Drop the checkpoints, or its training.lr_schedule."
             )
         key = hash_of(FORMAT, self.model_hashes, *identity, sorted(deciding(settings).items()))
-        points = tuple(Point(steps, scale) for steps in (*early, last) for scale in self.plan.scales)
-        return Job(arm, subject, seed, settings, protocol, points, key)
+        points = [Point(steps, scale) for steps in (*early, last) for scale in self.plan.scales]
+        return Job(arm, subject, seed, settings, protocol, key, self._cells(key, protocol, points))
+
+    def _cells(self, key: str, protocol: Protocol, points: Sequence[Point]) -> dict[Point, str]:
+        """See Job. key: of its training."""
+        shown = dataclasses.asdict(protocol)
+        return {
+            point: hash_of(FORMAT, key, dataclasses.astuple(point), shown, self.judge_hashes)
+            for point in points
+        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from coeffdiff.evaluation.tables import write_results
 from coeffdiff.hosts.applied_adapter import Adapter
 from coeffdiff.hosts.diffusers import load_adapter
 from coeffdiff.metrics.encoders import Encoders, encoders_for
+from coeffdiff.models.loading import Loader
 from coeffdiff.models.opening import Asked, recipe
 from coeffdiff.sampling.device import choose_device, refuse_offload
 from coeffdiff.sampling.memory_options import Offload, Precision
@@ -62,6 +63,8 @@ def evaluate(
     dino: str | None = None,
     clip: str | None = None,
     team: DistributedContext = ONE_PROCESS,
+    load: Loader | None = None,
+    judges: Callable[..., Encoders] = encoders_for,
 ) -> Evaluation:
     """Score runs one after the other, and write pictures, evaluation.json, evaluation.csv and report.html.
 
@@ -74,6 +77,7 @@ def evaluate(
         model, model_config, vae, quantize: other than the adapters' own.
         dino, clip: encoders, see encoders_for.
         team: processes that share the work, all called with equal arguments.
+        load: what gives the base model's networks, in place of load_pipeline; judges: the encoders, as encoders_for.
     Raises: CoeffDiffError with what to do.
     """
     begun = time.monotonic()
@@ -92,12 +96,12 @@ def evaluate(
     refuse_occupied(output)
     team.on_main(lambda: refuse_unwritable(output))
     names = dict.fromkeys(group.session.base.name for group in groups)
-    encoders = {name: encoders_for(name, dino, clip, device) for name in names}
+    encoders = {name: judges(name, dino, clip, device) for name in names}
     team.gather(None)  # an error of one process ends all before the weights are read
 
     pages: dict[int, RunPage] = {}
     for group in groups:
-        pages |= _score_group(group, encoders[group.session.base.name], output, team)
+        pages |= _score_group(group, encoders[group.session.base.name], output, team, load)
     in_order = [pages[number] for number in sorted(pages)]
     facts = evaluation_facts(device, dtype, team.size, candidates[0].protocol)
     results = facts | {
@@ -145,13 +149,13 @@ def _check_group(group: _Group, options: Options) -> None:
 
 
 def _score_group(
-    group: _Group, encoders: Encoders, output: Path, team: DistributedContext
+    group: _Group, encoders: Encoders, output: Path, team: DistributedContext, load: Loader | None
 ) -> dict[int, RunPage]:
     """Load the base model once, and score its candidates one after the other. Returns: their pages by number."""
     session = group.session
     session.print_model(team.size)
     print_info(f"scores   by {' and '.join(encoders.names().values())}")
-    pipe = session.load()
+    pipe = session.load(load)
     before: dict[tuple[str, int], Seen] = {}  # the base model's pictures, for drift
     pages = {}
     for number, candidate in group.candidates:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coeffdiff.errors import ModelError
@@ -24,6 +24,8 @@ from coeffdiff.utils.heap import freed_at_once
 if TYPE_CHECKING:
     import torch
 
+Loader = Callable[..., Any]  # load_pipeline, or what stands in for it
+
 
 def load_pipeline(backbone: Backbone, *, dtype: torch.dtype, parts: Collection[Part] | None = None) -> Any:
     """The pipeline on CPU, in eval mode, frozen (requires_grad False), downloading what the cache lacks.
@@ -38,8 +40,17 @@ def load_pipeline(backbone: Backbone, *, dtype: torch.dtype, parts: Collection[P
             the UNet when the text encoders have left memory. Tokenizers and scheduler always come along.
     Raises: ModelError, in one sentence, for anything wrong with the files, the cache or the network.
     """
+    return assembled(backbone, read_networks(backbone, dtype, network_names(backbone, parts)))
+
+
+def network_names(backbone: Backbone, parts: Collection[Part] | None) -> list[str]:
+    """The networks that these parts are; None: all."""
     wanted = set(parts) if parts is not None else {"text", "vae", "unet"}
-    names = [name for name, network in backbone.networks.items() if network.part in wanted]
+    return [name for name, network in backbone.networks.items() if network.part in wanted]
+
+
+def read_networks(backbone: Backbone, dtype: torch.dtype, names: Sequence[str]) -> dict[str, Any]:
+    """Networks by name, as load_pipeline describes them. Raises: ModelError."""
     from_file = [name for name in names if backbone.in_file(name)]
     from_folder = [name for name in names if name not in from_file]
 
@@ -54,7 +65,7 @@ def load_pipeline(backbone: Backbone, *, dtype: torch.dtype, parts: Collection[P
         fetch_file(source, together)
 
     with quiet_libraries(), freed_at_once() if backbone.quantize else contextlib.nullcontext():
-        networks: dict[str, Any] = dict.fromkeys(backbone.networks)
+        networks: dict[str, Any] = {}
         for name, (variant, files) in chosen.items():
             networks[name] = _settled(
                 _load_network(backbone, name, variant, files, network_dtype(backbone, name, dtype)),
@@ -65,9 +76,16 @@ def load_pipeline(backbone: Backbone, *, dtype: torch.dtype, parts: Collection[P
                 _load_from_single_file(backbone, name, network_dtype(backbone, name, dtype)),
                 quantized_in(backbone, name),
             )
+        return networks
+
+
+def assembled(backbone: Backbone, networks: Mapping[str, Any]) -> Any:
+    """A pipeline of these networks, those that it lacks being None, with tokenizers and scheduler of its own."""
+    parts = dict.fromkeys(backbone.networks) | dict(networks)
+    with quiet_libraries():
         with loading_errors(f"{backbone.name}: its tokenizers or scheduler"):
             others = {**_load_tokenizers(backbone), "scheduler": _load_scheduler(backbone)}
-            pipe = make_pipeline(backbone.family, networks | others, **_indexed_options(backbone))
+            pipe = make_pipeline(backbone.family, parts | others, **_indexed_options(backbone))
         # Where the UNet or the VAE is left out, diffusers takes SDXL's own, or none.
         pipe.default_sample_size = native_resolution(backbone) // vae_factor(backbone)
         pipe.vae_scale_factor = vae_factor(backbone)

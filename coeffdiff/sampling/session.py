@@ -24,7 +24,7 @@ from coeffdiff.hosts.diffusers import check_apart, check_architecture
 from coeffdiff.hosts.text_encoders import check_encoders
 from coeffdiff.method.adapter_file import read_header, read_rows
 from coeffdiff.models.architecture import native_resolution, network_on_meta, unet_on_meta
-from coeffdiff.models.loading import load_pipeline
+from coeffdiff.models.loading import Loader, load_pipeline
 from coeffdiff.models.opening import Asked, Trained, differences, open_base, where
 from coeffdiff.models.quantizing import check_quantizing, refuse_dora
 from coeffdiff.models.source import Backbone
@@ -81,9 +81,12 @@ class Session:
         """A pipeline without networks: tokenizers and scheduler, to check prompts and options with."""
         return load_pipeline(self.base, dtype=self.dtype, parts=())
 
-    def load(self) -> Any:
-        """The pipeline with its weights, on the CPU. Load adapters next, then call prepare."""
-        return load_pipeline(self.base, dtype=self.dtype)
+    def load(self, load: Loader | None = None) -> Any:
+        """The pipeline with its weights, on the CPU. Load adapters next, then call prepare.
+
+        load: what gives them, in place of load_pipeline.
+        """
+        return (load or load_pipeline)(self.base, dtype=self.dtype)
 
     def prepare(self, pipe: Any, *, compiled: bool = False) -> None:
         """Move a loaded pipeline to the device, or offload it. Raises: what prepare_device raises."""

@@ -74,13 +74,14 @@ def check_places(run: RunFolder, settings: Settings) -> None:
 
 
 def photos_as_begun(
-    run: RunFolder, checkpoint: Checkpoint, photos: PhotoSet, class_pictures: PhotoSet | None
+    run: RunFolder, known: Sequence[str], photos: PhotoSet, class_pictures: PhotoSet | None
 ) -> tuple[PhotoSet, PhotoSet | None]:
     """The photos in the order that the run began with, whatever they and their folder are called now.
 
+    known: the identities that its checkpoint has.
     Raises: ResumeError if they, their captions or masks are others.
     """
-    known, count = checkpoint.photos, len(photos.photos)
+    count = len(photos.photos)
     pictures = class_pictures or NO_PHOTOS
     first = _in_order(photos.photos, known[:count])
     second = _in_order(pictures.photos, known[count:])

@@ -19,7 +19,6 @@ from coeffdiff.data.encoding import (
 from coeffdiff.data.subjects import captions_of, prompts_of
 from coeffdiff.method.families import text_encoders_of
 from coeffdiff.models.architecture import bucket_step
-from coeffdiff.models.loading import load_pipeline
 from coeffdiff.sampling.prompts import encode_prompts
 from coeffdiff.training.plan import Plan
 from coeffdiff.training.prior import counting_photos, encode_prior
@@ -59,7 +58,7 @@ def encode(plan: Plan) -> Inputs:
     of_class, of_pictures = class_captions(subjects, settings.prior.weight, captions, plan.class_pictures)
     trained = [text for texts in (*captions, of_class.values(), *of_pictures) for text in texts]
     prompts = prompts_of(subjects, settings.validation.prompts)
-    pipe = load_pipeline(plan.base, dtype=plan.dtype, parts={"text", "vae"})
+    pipe = plan.load(plan.base, dtype=plan.dtype, parts={"text", "vae"})
     for encoder in text_encoders_of(pipe):
         encoder.to(state.device)
     learned = LearnedToken(pipe, settings) if settings.learns_token else None

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from coeffdiff.config.schema import Settings
 from coeffdiff.errors import Interrupted
+from coeffdiff.models.loading import Loader, load_pipeline
 from coeffdiff.training.blame import cause_of
 from coeffdiff.training.checkpoints import Checkpoint, amend_checkpoint
 from coeffdiff.training.collective import on_main
 from coeffdiff.training.continuing import introduction, with_absolute_paths
 from coeffdiff.training.finite import check_finite
 from coeffdiff.training.inputs import Inputs, encode
-from coeffdiff.training.interruptions import interruptions
 from coeffdiff.training.judge import judge_for
 from coeffdiff.training.memory import reset_peak
 from coeffdiff.training.metric_buffer import MetricBuffer
@@ -31,6 +31,9 @@ from coeffdiff.training.step_log import StepLog
 from coeffdiff.training.trackers import start_trackers
 from coeffdiff.training.watch import Watch
 from coeffdiff.utils.console import Bar, print_info, progress
+from coeffdiff.utils.interruptions import stoppable
+
+STOPPING = "stopping after this step (press Ctrl-C again to stop at once, without saving)"
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,19 @@ class Result:
     seconds: float
 
 
-def train(settings: Settings, *, resume: RunFolder | None = None) -> Result:
+def train(settings: Settings, *, resume: RunFolder | None = None, load: Loader = load_pipeline) -> Result:
     """Teach the model of `settings` its subject.
 
     Args:
         settings: subject.images and subject.token must be set; "auto" values are resolved here.
         resume: a run to continue from its newest checkpoint; the settings are then its own.
+        load: what gives the base model's networks, such as KeptModel.load; as load_pipeline does.
     Returns: where the adapter is.
     Raises: CoeffDiffError with one sentence for the user; Interrupted after Ctrl-C, with a checkpoint saved.
     """
     begun = time.monotonic()
     with ExitStack() as until_the_end:
-        plan, checkpoint = make_plan(settings, resume, until_the_end)
+        plan, checkpoint = make_plan(settings, resume, until_the_end, load)
         print_run_summary(plan)
         print_findings(plan)
         judge = on_main(plan.state, lambda: judge_for(plan.settings, plan.photos), share=False)
@@ -114,7 +118,8 @@ def _loop(
     with (
         StepLog(plan.run.log, step, plan.state.is_main_process) as log,
         watch,
-        interruptions() as interrupted,
+        stoppable(STOPPING) as stopping,
+        stopping.saved_first(),
         progress("training", plan.steps) as bar,
     ):
         bar(step)
@@ -128,9 +133,9 @@ def _loop(
             saves = step == plan.steps or _every(training.checkpoint_every, step)
             shows = watch.due(step) and step < plan.steps
             keeps = _every(training.keep_adapters_every, step)
-            if not (saves or shows or keeps or buffer.due or (alone and interrupted())):
+            if not (saves or shows or keeps or buffer.due or (alone and stopping.asked)):
                 continue
-            lines, stop, seconds, peak = buffer.flush(interrupted())
+            lines, stop, seconds, peak = buffer.flush(stopping.asked)
             for line in lines:
                 overflowed = overflowed + 1 if line["skipped"] else 0
                 cause = functools.partial(_cause, plan, inputs, network)

@@ -19,7 +19,6 @@ from coeffdiff.config.optimizers import make_optimizer
 from coeffdiff.config.schema import MethodSettings, TrainingSettings
 from coeffdiff.hosts.quantized import quantized_layers
 from coeffdiff.models.fingerprints import fingerprints
-from coeffdiff.models.loading import load_pipeline
 from coeffdiff.training.average import Average, average_for
 from coeffdiff.training.checkpoints import Checkpoint
 from coeffdiff.training.continuing import check_weights
@@ -76,7 +75,7 @@ def build_network(plan: Plan, inputs: Inputs, checkpoint: Checkpoint | None) -> 
     Raises: ResumeError if its weights are not those that `checkpoint` was trained on.
     """
     training, device = plan.settings.training, plan.state.device
-    pipe = load_pipeline(plan.base, dtype=plan.dtype, parts={"unet"})
+    pipe = plan.load(plan.base, dtype=plan.dtype, parts={"unet"})
     weights = fingerprints(plan.base, plan.dtype)  # all its files are here now
     if checkpoint:
         check_weights(plan.run, checkpoint.model, weights, plan.base)

@@ -18,6 +18,7 @@ from coeffdiff.data.photos import NO_PHOTOS, PhotoSet
 from coeffdiff.data.subjects import read_subjects, refuse_incomplete, with_offered_words
 from coeffdiff.models.finding import find_backbone
 from coeffdiff.models.fingerprints import fingerprints
+from coeffdiff.models.loading import Loader, load_pipeline
 from coeffdiff.models.source import Backbone
 from coeffdiff.training.checkpoints import Checkpoint, load_checkpoint
 from coeffdiff.training.collective import check_same_step, on_main
@@ -41,7 +42,8 @@ from coeffdiff.utils.output_folder import refuse_unwritable
 class Plan:
     """A run that may begin.
 
-    settings: without "auto"; chosen: what "auto" became, by dotted name; resumed: whether `run` was there before.
+    settings: without "auto"; chosen: what "auto" became, by dotted name; resumed: whether `run` was there before;
+    load: what the base model's networks come from.
     """
 
     settings: Settings
@@ -52,6 +54,7 @@ class Plan:
     state: PartialState
     run: RunFolder
     resumed: bool
+    load: Loader = load_pipeline
 
     @property
     def steps(self) -> int:
@@ -84,7 +87,7 @@ class Plan:
 
 
 def make_plan(
-    settings: Settings, resume: RunFolder | None, until_the_end: ExitStack
+    settings: Settings, resume: RunFolder | None, until_the_end: ExitStack, load: Loader = load_pipeline
 ) -> tuple[Plan, Checkpoint | None]:
     """The plan, and the checkpoint that the run goes on from.
 
@@ -107,7 +110,7 @@ def make_plan(
     settings = with_values(settings, {"output": str(run.path)})
     if resume and state.is_main_process:
         until_the_end.enter_context(lock_run(resume))
-    plan = Plan(settings, chosen, photos, class_pictures, base, state, run, resumed=bool(resume))
+    plan = Plan(settings, chosen, photos, class_pictures, base, state, run, bool(resume), load)
     return _as_begun(plan) if resume else (plan, None)
 
 
@@ -117,7 +120,7 @@ def _as_begun(plan: Plan) -> tuple[Plan, Checkpoint | None]:
     check_same_step(checkpoint.step if checkpoint else 0, plan.state)
     if checkpoint is None:
         return plan, None
-    photos, class_pictures = photos_as_begun(plan.run, checkpoint, plan.photos, plan.class_pictures)
+    photos, class_pictures = photos_as_begun(plan.run, checkpoint.photos, plan.photos, plan.class_pictures)
     check_division(plan.run, checkpoint, plan.settings, plan.state.num_processes)
     check_weights(plan.run, checkpoint.model, fingerprints(plan.base, plan.dtype), plan.base)
     check_steps(plan.run, checkpoint.step, plan.steps)

@@ -11,15 +11,16 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 QUIET_SECONDS = 10.0  # where no bar can be drawn, at most one line in this time
 _JOINERS = "\u200c\u200d"  # shape letters and emoji, move nothing
 _ACTS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, surrogates, line separators
 
 _muted = False
+_elsewhere: Callable[[str, float, float, str], None] | None = None  # where bars are drawn in place of here
 
 
 class Bar(Protocol):
@@ -71,16 +72,27 @@ def muted() -> Iterator[None]:
         _muted = before
 
 
+@contextmanager
+def bars_to(report: Callable[[str, float, float, str], None]) -> Iterator[None]:
+    """Inside, no bar is drawn: `report` is called with its title, what is done, the total and the status."""
+    global _elsewhere
+    before, _elsewhere = _elsewhere, report
+    try:
+        yield
+    finally:
+        _elsewhere = before
+
+
 def print_info(*lines: str) -> None:
     """Lines for the user. A line break inside one of them is written out: it may come out of a file's name."""
     if is_main_process() and not _muted:
         print_error(*lines)
 
 
-def print_error(*lines: str) -> None:
-    """Like print_info, from whichever process it is."""
+def print_error(*lines: str, file: TextIO | None = None) -> None:
+    """Like print_info, from whichever process it is. file: in place of standard error."""
     for line in lines:
-        print(visible(line), file=_lenient(sys.stderr), flush=True)
+        print(visible(line), file=_lenient(file or sys.stderr), flush=True)
 
 
 def print_result(text: str) -> None:
@@ -133,6 +145,9 @@ def progress(title: str, total: float) -> Iterator[Bar]:
     """A bar on a terminal, an occasional line elsewhere; the yielded function takes what is done and a status."""
     if not is_main_process():
         yield lambda done, status="": None
+        return
+    if report := _elsewhere:
+        yield lambda done, status="": report(title, done, total, status)
         return
     if not sys.stderr.isatty():
         yield _lines(title, total)

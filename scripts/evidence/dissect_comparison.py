@@ -72,6 +72,7 @@ def main() -> int:
 
 def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[str, Any]]:
     """A row of scores for each subject, seed and part, from the output file where it is there."""
+    from coeffdiff.evaluation.comparison_cells import work_folder
     from coeffdiff.evaluation.comparison_runner import ComparisonRunner
     from coeffdiff.training.run_folder import RunFolder
     from coeffdiff.utils.atomic import atomic_write
@@ -85,7 +86,7 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
         for number, job in enumerate(jobs):
             bar(number, job.label)
             job.subject.write_photos()
-            adapter = RunFolder(studio.work_folder(job) / "run").adapter
+            adapter = RunFolder(work_folder(comparison, job) / "run").adapter
             for part in (*PARTS, PHOTOS):
                 lacks = not job.subject.made_up if part == PHOTOS else not adapter.is_dir()
                 if lacks or (cell_of(studio, job), part) in done:
@@ -104,7 +105,7 @@ def dissect(plan: Any, arm: str, comparison: Path, output: Path) -> list[dict[st
 
 def cell_of(studio: Any, job: Any) -> str:
     """What a job's row is of: its adapter, prompts, seeds and encoders, as the comparison names its cell."""
-    return str(studio.key(job, job.end))
+    return str(job.cells[job.end])
 
 
 def kept(studio: Any, arm: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -131,19 +132,17 @@ def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> di
     from coeffdiff.hosts.unet import set_scale
     from coeffdiff.sampling.device import prepare_device
 
-    adapter = load_adapter(studio.pipe, path)
-    prepare_device(studio.pipe, studio.device)
-    try:
-        set_scale(studio.pipe.unet, alpha, adapter.name)
-        set_lora_scale(studio.pipe.unet, adapter.name, lora)
-        protocol = replace(job.protocol, drift_pictures=0)
-        with tempfile.TemporaryDirectory() as folder:
-            pictures = Path(folder) / "pictures"
-            subject = subject_of(job.subject, studio.plan.token)
-            scored = score_adapter(studio.pipe, subject, protocol, studio.encoders, folder=pictures)
-            found = scored.data["scores"] | place_scores(studio.base.name, job.protocol, pictures)
-    finally:
-        adapter.remove()
+    pipe = studio.lent()
+    adapter = load_adapter(pipe, path)
+    prepare_device(pipe, studio.device)
+    set_scale(pipe.unet, alpha, adapter.name)
+    set_lora_scale(pipe.unet, adapter.name, lora)
+    protocol = replace(job.protocol, drift_pictures=0)
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures"
+        subject = subject_of(job.subject, studio.plan.token)
+        scored = score_adapter(pipe, subject, protocol, studio.encoders, folder=pictures)
+        found = scored.data["scores"] | place_scores(studio.base.name, job.protocol, pictures)
     return {name: round(found[name], 6) for name in SCORES}
 
 
@@ -168,7 +167,7 @@ def itself(studio: Any, job: Any) -> dict[str, float]:
         job.subject.made_up.scene(stable_seed("itself", job.subject.name, n), setting=place)
         for n, place in enumerate(places)
     ]
-    pictures = seen_through(studio.pipe.vae, scenes)
+    pictures = seen_through(studio.lent().vae, scenes)
     found = score_pictures(studio.encoders, see_photos(studio.encoders, subject), pictures, texts)
     answers = trusted_judges(WEIGHTS).see("setting", pictures)
     found["place"] = statistics.fmean(a == b for a, b in zip(answers, places, strict=True))

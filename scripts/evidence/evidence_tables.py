@@ -148,9 +148,9 @@ def gathered(plans: Iterable[str], pack: bool = False) -> dict[str, Gathered]:
             studio.plan = plan
             jobs = studio.jobs()
             asked = [(job, point) for job in jobs for point in job.points]
-            cells = [cell for job, point in asked if (cell := studio.read(job, point))]
+            cells = [cell for job, point in asked if (cell := studio.made.read(job, point))]
             if pack:
-                studio.cells.pack(name, (studio.key(job, point) for job, point in asked))
+                studio.made.cells.pack(name, (job.cells[point] for job, point in asked))
             ends = {job.arm: (job.end.steps, job.end.scale) for job in jobs}
             missing = [""] * (len(asked) - len(cells))
             results = summarize(cells, ends, plan.reference, missing)

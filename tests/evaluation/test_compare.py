@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -152,11 +153,11 @@ def test_interrupted_anywhere_it_goes_on_and_comes_to_the_same(plan, done, tmp_p
     """Ctrl-C in the third training: what was finished stays and is reported, the rest follows."""
     calls = []
 
-    def interrupted(settings, *, resume=None):
+    def interrupted(settings, **how):
         calls.append(settings)
         if len(calls) == 3:
             raise Interrupted("Stopped.")
-        return module_train(settings, resume=resume)
+        return module_train(settings, **how)
 
     module_train = comparison_runner.train
     monkeypatch.setattr(comparison_runner, "train", interrupted)
@@ -177,20 +178,27 @@ def test_a_checkpoint_is_what_so_many_steps_make(plan, done, tmp_path):
     assert len(alone) == 6 and all(together[name] == cell for name, cell in alone.items())
 
 
-def test_what_another_process_is_at_is_left_to_it(plan, done, tmp_path, monkeypatch):
-    shutil.copytree(done.folder / "cells", tmp_path / "cells")
-    studio = ComparisonRunner(plan, tmp_path)
-    job = studio.jobs()[1]
-    for point in job.points:
-        next((tmp_path / "cells").glob(f"*-{studio.key(job, point)}.json")).unlink()
-    studio.work_folder(job).mkdir(parents=True)
-    monkeypatch.setattr(comparison_runner, "train", forbidden)
-    with try_lock(studio.work_folder(job)) as mine:
+def test_a_second_compare_in_one_folder_is_refused(plan, tmp_path):
+    with try_lock(tmp_path) as mine, pytest.raises(ConfigError, match=r"Another compare .* --workers N"):
         assert mine
-        assert compare(plan, tmp_path).missing == [
-            "ball3, lora, seed 0, 1 steps at scale 1",
-            "ball3, lora, seed 0, 2 steps at scale 1",
-        ]
+        compare(plan, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_fails_does_not_stop_the_others(plan, tmp_path, monkeypatch):
+    """The first of two trainings fails: the second is there, and then the failure is told."""
+
+    def fails(settings, **how):
+        if settings.subject.images.name == "ball3":
+            raise PhotoError("The photos are gone.")
+        return module_train(settings, **how)
+
+    module_train = comparison_runner.train
+    monkeypatch.setattr(comparison_runner, "train", fails)
+    with pytest.raises(PhotoError, match="are gone"):
+        compare(plan.only(["lora"]), tmp_path)
+    missing = json.loads((tmp_path / "comparison.json").read_text())["missing"]
+    assert {name.rpartition(", ")[0] for name in missing} == {"ball3, lora, seed 0"} and len(missing) == 2
 
 
 def test_shares_keep_arms_together_and_make_up_the_whole(plan, tmp_path, monkeypatch):
@@ -206,7 +214,7 @@ def test_shares_keep_arms_together_and_make_up_the_whole(plan, tmp_path, monkeyp
 def test_checkpoints_of_a_longer_plan_are_not_taken_for_a_shorter_one(plan, done, tmp_path, monkeypatch):
     """Stopped at step 2 of 3 without an adapter, then asked for 1 step: the cells are those of 1 step."""
 
-    def stopped(settings, *, resume=None):
+    def stopped(settings, **_):
         train(with_values(settings, {"training.steps": 2, "training.checkpoint_every": 2}))
         shutil.rmtree(Path(settings.output) / "adapter")
         raise Interrupted("Stopped.")
@@ -281,7 +289,7 @@ def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, 
         changed = plan.model_copy(update=update)
         studio = ComparisonRunner(changed, tmp_path)
         jobs = [job for job in studio.jobs() if job.arm == "lora"]
-        return {studio.key(job, job.end): job.subject.name for job in jobs}
+        return {job.cells[job.end]: job.subject.name for job in jobs}
 
     own = keys()
     shutil.copytree(shop / "data", tmp_path / "data")
@@ -305,7 +313,7 @@ def test_a_cell_is_named_by_all_that_decides_it_and_by_nothing_else(plan, shop, 
 
 
 def test_a_training_that_diverges_is_a_finding(plan, tmp_path, monkeypatch):
-    def diverges(settings, *, resume=None):
+    def diverges(settings, **_):
         raise NonFiniteLoss("The loss of step 2 is nan.")
 
     monkeypatch.setattr(comparison_runner, "train", diverges)
@@ -407,7 +415,7 @@ def test_several_processes_of_one_launch_are_refused(monkeypatch, plan, tmp_path
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     result = CliRunner().invoke(app, ["compare", "--output", str(tmp_path / "out")])
-    assert result.exit_code == 2 and "start the same command several times" in result.output
+    assert result.exit_code == 2 and "--executor ray --workers N" in result.output
 
 
 def test_on_pocket_the_judges_say_where_a_picture_is(tmp_path):
@@ -455,8 +463,11 @@ def test_a_cell_that_is_not_whole_is_missing(plan, done, tmp_path, monkeypatch):
 def test_a_cell_is_found_whatever_an_arm_is_called(plan, done):
     renamed = {"nothing" if arm == "base" else f"my {arm}": given for arm, given in plan.arms.items()}
     studio = ComparisonRunner(plan.model_copy(update={"arms": renamed, "reference": "nothing"}), done.folder)
-    assert not any(studio.missing_points(job) for job in studio.jobs())
-    assert {studio.read(job, job.end)["arm"] for job in studio.jobs()} == set(renamed)
+    assert not any(studio.made.missing_points(job) for job in studio.jobs())
+    assert {studio.made.read(job, job.end)["arm"] for job in studio.jobs()} == set(renamed)
+    travelled = pickle.loads(pickle.dumps(studio.jobs()))  # to a worker on another machine
+    assert [job.cells for job in travelled] == [job.cells for job in studio.jobs()]
+    assert [job.settings for job in travelled] == [job.settings for job in studio.jobs()]
 
 
 def test_a_fresh_subject_is_the_same_on_every_processor():

@@ -1,0 +1,57 @@
+"""A task done in this process: its output in its log, its progress reported, its error in an outcome."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+
+from coeffdiff.errors import CoeffDiffError, Interrupted, OutOfMemory, TaskDefect
+from coeffdiff.execution.tasks import Outcome, Progress, Task, Worker
+from coeffdiff.utils.console import bars_to, print_error
+from coeffdiff.utils.interruptions import Stop
+from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
+
+
+def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress], None]) -> Outcome:
+    """Do a task. KeyboardInterrupt alone comes through."""
+
+    def on_bar(title: str, total: float, done: float, status: str) -> None:
+        report(Progress(title, done, total, status))
+        stop.obey()
+
+    begun, computed = time.monotonic(), time.process_time()
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        task.log.open("a", encoding="utf-8", buffering=1) as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+        bars_to(on_bar),
+    ):
+        print_error(
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {task.name}, process {os.getpid()} on {socket.gethostname()}"
+        )
+        outcome = _outcome(worker, task)
+        if outcome.error:
+            print_error(f"{type(outcome.error).__name__}: {outcome.error}")
+    took, computed = time.monotonic() - begun, time.process_time() - computed
+    return replace(outcome, seconds=took, cpu_seconds=computed)
+
+
+def _outcome(worker: Worker, task: Task) -> Outcome:
+    try:
+        return Outcome(task, "done", worker(task.work))
+    except Interrupted as error:
+        return Outcome(task, "stopped", error=error)
+    except CoeffDiffError as error:
+        return Outcome(task, "failed", error=error)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return Outcome(task, "failed", error=OutOfMemory(oom_sentence(error, [])))
+        traceback.print_exc()
+        what = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        return Outcome(task, "failed", error=TaskDefect(f"{what} (its traceback is in {task.log})"))

@@ -1,0 +1,99 @@
+"""Tasks in this process: their output, their errors, and how they are stopped."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from coeffdiff.errors import ConfigError, Interrupted, PhotoError
+from coeffdiff.execution.choosing import choose_executor
+from coeffdiff.execution.local import LocalExecutor
+from coeffdiff.execution.rounds import run_round
+from coeffdiff.execution.tasks import Task
+from coeffdiff.utils.console import print_info, progress
+from coeffdiff.utils.interruptions import stoppable
+
+
+def round_of(worker, tmp_path, names="abc"):
+    tasks = [Task(name, name, tmp_path / f"{name}.log") for name in names]
+    with LocalExecutor().open(lambda: worker, tmp_path) as pool:
+        return list(run_round(pool, tasks, "letters"))
+
+
+def test_one_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    """A user's mistake keeps its sentence, a defect its traceback; both stand in the task's log, not on the terminal."""
+
+    def worker(letter):
+        print_info(f"at {letter}")
+        if letter == "a":
+            raise PhotoError("There are no photos.")
+        if letter == "b":
+            raise ZeroDivisionError("by nothing")
+        return letter.upper()
+
+    outcomes = round_of(worker, tmp_path)
+    assert [one.state for one in outcomes] == ["failed", "failed", "done"] and outcomes[2].result == "C"
+    assert isinstance(outcomes[0].error, PhotoError)
+    assert "ZeroDivisionError: by nothing" in str(outcomes[1].error)
+    assert "There are no photos." in (tmp_path / "a.log").read_text()
+    assert "Traceback" in (tmp_path / "b.log").read_text() and "at c" in (tmp_path / "c.log").read_text()
+    said = capsys.readouterr()
+    assert "at " not in said.err + said.out and "letters 3/3  2 failed" in said.err
+
+
+def test_a_log_keeps_what_earlier_tries_said(tmp_path):
+    for _ in range(2):
+        round_of(print_info, tmp_path, "a")
+    assert (tmp_path / "a.log").read_text().count("\na\n") == 2
+
+
+def test_after_a_signal_no_task_begins_and_bars_end_theirs(tmp_path, capsys):
+    def worker(letter):
+        with progress("counting", 3) as bar:
+            for number in range(3):
+                if number == 1:
+                    signal.raise_signal(signal.SIGINT)
+                bar(number)
+        return letter
+
+    [outcome] = round_of(worker, tmp_path)
+    assert outcome.state == "stopped" and isinstance(outcome.error, Interrupted)
+    assert "stopping: what is being done is saved first" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_saves_first_is_not_ended_by_its_bar(tmp_path):
+    """As a training, which looks at the flag by itself, makes its checkpoint, and then raises."""
+
+    def worker(letter):
+        with stoppable("inner") as stop, stop.saved_first(), progress("steps", 3) as bar:
+            signal.raise_signal(signal.SIGINT)
+            bar(1)
+            assert stop.asked
+            (tmp_path / "saved").touch()
+            raise Interrupted("Saved.")
+
+    [outcome] = round_of(worker, tmp_path)
+    assert outcome.state == "stopped" and (tmp_path / "saved").exists()
+
+
+def test_options_of_rays_need_ray():
+    with pytest.raises(ConfigError, match="--workers is for --executor ray"):
+        choose_executor("local", 2, None)
+    with pytest.raises(ConfigError, match="--ray-address is for --executor ray"):
+        choose_executor("local", None, "auto")
+    assert isinstance(choose_executor("local", None, None), LocalExecutor)
+
+
+def test_progress_is_told_to_the_board(tmp_path, capsys, monkeypatch):
+    """Where no bar can be drawn, a line now and then: what is done, and where the running task is."""
+    monkeypatch.setattr("coeffdiff.utils.board.QUIET_SECONDS", 0.0)
+
+    def worker(letter):
+        with progress("counting", 7) as bar:
+            bar(5)
+
+    round_of(worker, Path(tmp_path), "a")
+    assert "letters 0/1    a counting 5/7" in capsys.readouterr().err

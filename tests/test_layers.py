@@ -15,7 +15,7 @@ PACKAGE = Path(coeffdiff.__file__).parent
 # From the ground up: a wing may import those on its left, and its own files.
 ORDER = (
     *("errors", "utils", "method", "hosts", "config", "pocket", "models", "data", "sampling", "labelling"),
-    *("metrics", "preflight", "training", "evaluation", "tasks", "demo", "cli", "__main__"),
+    *("metrics", "preflight", "training", "evaluation", "tasks", "demo", "ui", "cli", "__main__"),
 )
 
 

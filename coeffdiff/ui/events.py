@@ -13,7 +13,7 @@ import gradio as gr
 from coeffdiff.utils.console import listening
 from coeffdiff.utils.sentences import sentence_of
 
-_DEFECT = "This is a defect of coeffdiff; what happened stands in the terminal: {kind}."
+_DEFECT = "Defect: This is a fault of coeffdiff ({kind}); what happened stands in the terminal."
 
 
 def speaking(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ _ORDER = ("problem", "hint", "note")
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 .cd-head { padding: 6px 2px 0; }
-.cd-head h1 { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -0.01em; }
+.cd-head h1 { margin: 0; font-size: 1.5rem; font-weight: 600; letter-spacing: -0.01em; }
 .cd-head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
 .cd-list { list-style: none; margin: 0; padding: 0; }
 .cd-list li { display: flex; gap: 10px; padding: 7px 0; border-top: 1px solid var(--border-color-primary); }
@@ -37,6 +37,7 @@ CSS = """
 .cd-bar div { height: 100%; background: var(--color-accent); }
 .cd-curve img { width: 100%; max-width: 800px; border-radius: 6px; }
 .cd-quiet { color: var(--body-text-color-subdued); margin: 0; }
+button.lg { font-weight: 600 !important; }
 pre.inspection { font-size: 12px; line-height: 1.35; overflow-x: auto; padding: 12px; margin: 0; }
 """
 

@@ -69,11 +69,9 @@ def _fields() -> list[Any]:
         file_types=list(ACCEPTED), height=190, elem_id="drop",
     )  # fmt: skip
     with gr.Row():
-        token = gr.Textbox(label="Token", info="A word without a meaning, such as ohwx", elem_id="token")
-        class_word = gr.Textbox(
-            label="Class word", info="What it is: stuffed animal, dog", elem_id="class-word"
-        )
-    with gr.Row():
+        token = gr.Textbox(label="Token", info="A new word, such as ohwx", elem_id="token")
+        class_word = gr.Textbox(label="Class word", info="Such as stuffed animal", elem_id="class-word")
+    with gr.Column():
         model = gr.Dropdown(
             MODELS, value="", label="Model", info="Or a hub id, a folder, a .safetensors file",
             allow_custom_value=True, elem_id="model",

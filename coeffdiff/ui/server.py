@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import socket
@@ -87,4 +88,10 @@ def _run(
     config = uvicorn.Config(
         Guard(app, token, port), log_level="warning", server_header=False, timeout_graceful_shutdown=2
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     Server(config).run(sockets=[opened])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether the terminal should hear of it: a browser that closes in the middle of an upload is none."""
+    return not (record.exc_info and type(record.exc_info[1]).__name__ == "ClientDisconnect")

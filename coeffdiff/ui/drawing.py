@@ -23,7 +23,7 @@ class Wanted:
     """adapter: run or adapter folder, RUN@STEP, or user/repo. prompts: one a line.
 
     scale: of the adapter; compared: scales that everything is drawn at in its place, where there are any.
-    width, height: pixels; None: the model's own.
+    width, height: pixels; 0: the model's own.
     """
 
     adapter: str
@@ -35,8 +35,8 @@ class Wanted:
     steps: int = 30
     guidance: float = 5.0
     negative_prompt: str = ""
-    width: int | None = None
-    height: int | None = None
+    width: int = 0
+    height: int = 0
     scheduler: str = ""
     precision: Precision = "auto"
     offload: Offload = "none"
@@ -59,7 +59,9 @@ def draw_wanted(wanted: Wanted) -> Drawn:
     return draw(
         prompts,
         selection,
-        Options(wanted.steps, wanted.guidance, wanted.negative_prompt, wanted.width, wanted.height),
+        Options(
+            wanted.steps, wanted.guidance, wanted.negative_prompt, wanted.width or None, wanted.height or None
+        ),
         seeds=range(wanted.seed, wanted.seed + wanted.count),
         asked=Asked(),
         scheduler=wanted.scheduler or None,

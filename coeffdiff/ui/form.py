@@ -17,15 +17,14 @@ OPTIONS = {
     "class_word": ("--class-word", "subject.class_word"),
     "model": ("--model", "model.name"),
     "method": ("--method", "method.kind"),
-    "steps": ("--steps", "training.steps"),
-    "resolution": ("--resolution", "training.resolution"),
-    "seed": ("--seed", "training.seed"),
 }
+# Numbers are texts as after --set, where the settings themselves say what is wrong with one
+NUMBERS = {"steps": "training.steps", "resolution": "training.resolution", "seed": "training.seed"}
 
 
 @dataclass(frozen=True)
 class Form:
-    """The fields of the page. An empty text or None: not asked for, so the preset or the default holds.
+    """The fields of the page. An empty text: not asked for, so the preset or the default holds.
 
     images: folder with the photos. preset: YAML file. more: lines of `a.b=c`, as after --set.
     """
@@ -36,9 +35,9 @@ class Form:
     model: str = ""
     preset: str = ""
     method: str = ""
-    steps: int | None = None
-    resolution: int | None = None
-    seed: int | None = None
+    steps: str = ""
+    resolution: str = ""
+    seed: str = ""
     more: str = ""
 
     def settings(self) -> Settings:
@@ -55,7 +54,9 @@ class Form:
 
     def _given(self) -> list[tuple[str, str, Any]]:
         values = [(*names, getattr(self, field)) for field, names in OPTIONS.items()]
-        return [(option, setting, value) for option, setting, value in values if value not in ("", None)]
+        return [(option, setting, value) for option, setting, value in values if value]
 
     def _assignments(self) -> list[str]:
-        return [line.strip() for line in self.more.splitlines() if line.strip()]
+        numbers = [(setting, getattr(self, field).strip()) for field, setting in NUMBERS.items()]
+        own = [f"{setting}={value}" for setting, value in numbers if value]
+        return own + [line.strip() for line in self.more.splitlines() if line.strip()]

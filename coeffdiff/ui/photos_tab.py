@@ -84,9 +84,9 @@ def _fields() -> list[Any]:
         with gr.Row():
             methods = [("Automatic", ""), *((name, name) for name in METHODS)]
             method = gr.Dropdown(methods, value="", label="Method", elem_id="method")
-            steps = gr.Number(None, label="Steps", precision=0, placeholder="automatic", elem_id="steps")
-            resolution = gr.Number(None, label="Resolution", precision=0, placeholder="automatic")
-            seed = gr.Number(None, label="Seed", precision=0, placeholder="0")
+            steps = gr.Textbox(label="Steps", placeholder="automatic", elem_id="steps")
+            resolution = gr.Textbox(label="Resolution", placeholder="automatic")
+            seed = gr.Textbox(label="Seed", placeholder="0")
         more = gr.Textbox(
             label="Any other setting",
             info="One a line, as after --set: validation.every=50",

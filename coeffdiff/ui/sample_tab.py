@@ -90,8 +90,8 @@ def _fields() -> list[Any]:
     with gr.Accordion("More", open=False):
         negative = gr.Textbox("", label="Negative prompt")
         with gr.Row():
-            width = gr.Number(None, label="Width", precision=0, placeholder="the model's")
-            height = gr.Number(None, label="Height", precision=0, placeholder="the model's")
+            width = gr.Number(0, label="Width", info="0: the model's own", precision=0, minimum=0)
+            height = gr.Number(0, label="Height", info="0: the model's own", precision=0, minimum=0)
         names = [("The model's own", ""), *((sampler.label, sampler.label) for sampler in SAMPLERS)]
         scheduler = gr.Dropdown(names, value="", label="Sampler")
         with gr.Row():

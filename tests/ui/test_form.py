@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app
 from coeffdiff.errors import ConfigError
-from coeffdiff.ui.form import OPTIONS, Form
+from coeffdiff.ui.form import NUMBERS, OPTIONS, Form
 from coeffdiff.ui.presets import find_presets
 
 
@@ -16,7 +16,7 @@ def test_a_form_is_the_command_line_of_the_same_fields(tmp_path, monkeypatch):
     preset = tmp_path / "own.yaml"
     preset.write_text("training: {seed: 7, accumulate: 3}\nmethod: {kind: lora}\n")
     form = Form(
-        str(tmp_path), "ohwx", "stuffed animal", "pocket", str(preset), "coeff", 12, 64, None,
+        str(tmp_path), "ohwx", "stuffed animal", "pocket", str(preset), "coeff", "12", " 64", "",
         "validation.every=5\n\n method.coeff.dropout=0 ",
     )  # fmt: skip
     given = {}
@@ -38,12 +38,14 @@ def test_a_value_that_looks_like_an_option_is_a_value(tmp_path):
 
 def test_an_empty_form_asks_for_nothing():
     assert Form("").arguments() == []
-    assert set(OPTIONS) < set(Form.__dataclass_fields__)
+    assert set(OPTIONS) | set(NUMBERS) < set(Form.__dataclass_fields__)
 
 
 def test_what_settings_refuse_is_refused_here(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.stepz"):
         Form(str(tmp_path), "ohwx", more="training.stepz=3").settings()
+    with pytest.raises(ConfigError, match=r"training\.steps .*many"):
+        Form(str(tmp_path), "ohwx", steps="many").settings()
 
 
 def test_presets_of_the_working_folder_come_first(tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_a_second_run_of_a_token_gets_its_own_folder(stand_in, tmp_path):
 
 def test_settings_that_are_refused_start_nothing(stand_in):
     with pytest.raises(ConfigError, match="must be at least 1"):
-        start_training(Form("photos", "ohwx", steps=0))
+        start_training(Form("photos", "ohwx", steps="0"))
     assert stand_in == [] and last_training() is None
 
 

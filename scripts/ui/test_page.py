@@ -29,10 +29,12 @@ TOKEN, WORD = "ohwx", DEV[0].class_word
 PROMPT = f"a photo of <V> {WORD} on the beach"
 Shoot = Callable[[str], None]
 _QUICK = {
-    "steps": 60,
-    "settings": "training.batch_size=1\ntraining.checkpoint_every=20\nvalidation.every=5\nvalidation.steps=4",
+    "steps": 40,
+    "until": 10,  # steps, when it is looked at
+    "settings": "training.batch_size=1\ntraining.checkpoint_every=20\nvalidation.every=10\nvalidation.steps=4\n"
+    "validation.dino=null\nvalidation.clip=null",
 }
-_SHOWN = {"steps": 300, "settings": "validation.every=50"}  # for screenshots
+_SHOWN = {"steps": 160, "until": 110, "settings": "validation.every=25"}  # for screenshots
 
 
 def test_from_dropped_photos_to_a_downloaded_picture(page, tmp_path, request):
@@ -49,7 +51,7 @@ def test_from_dropped_photos_to_a_downloaded_picture(page, tmp_path, request):
     try:
         page.goto(server.address)
         drop_and_check(page, tmp_path, plan, shoot)
-        start_and_watch(page, tmp_path, shoot, until=150 if shots else 5)
+        start_and_watch(page, tmp_path, shoot, until=plan["until"])
         server.kill()
         pid = training_survives(tmp_path)
         server = PageProcess(tmp_path, "--port", str(urlsplit(server.address).port))

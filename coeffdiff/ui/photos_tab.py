@@ -40,7 +40,7 @@ def photos_tab() -> list[Any]:
                 markup.quiet("A check tells what it thinks of each photo, and the memory and time needed.")
             )
             pictures = gr.Gallery(
-                label="Photos as the training will see them", columns=3, object_fit="contain",
+                show_label=False, columns=3, object_fit="contain",
                 height=430, visible=False, elem_id="photos", buttons=[], interactive=False,
             )  # fmt: skip
     button.click(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from coeffdiff.training.run_folder import RUNS, RunFolder
 from coeffdiff.training.step_log import read_log
 from coeffdiff.ui.training_process import last_training, log_of
 from coeffdiff.utils.console import duration
-from coeffdiff.utils.png import read_recipe
 
 _ERROR = re.compile(r"[A-Za-z.]+(Error|Loss|Mismatch|Memory|Picture): ")
 MOST_PICTURES = 48
@@ -108,16 +106,11 @@ def error_in(text: str) -> str | None:
 
 
 def validation_pictures(run: Path) -> list[tuple[str, str]]:
-    """Files and what they show, those of the newest step first."""
+    """Files and their steps in words, those of the newest step first; prompts stand in the files."""
     files = [file for file in run.glob("samples/step-*/*.png") if file.name != GRID_FILE]
-    files.sort(key=lambda file: (-int(file.parent.name.removeprefix("step-")), file.name))
-    return [(str(file), _caption(file, file.stat().st_mtime_ns)) for file in files[:MOST_PICTURES]]
+    files.sort(key=lambda file: (-_step(file), file.name))
+    return [(str(file), f"step {_step(file)}") for file in files[:MOST_PICTURES]]
 
 
-@lru_cache(maxsize=500)
-def _caption(file: Path, written: int) -> str:
-    step = int(file.parent.name.removeprefix("step-"))
-    try:
-        return f"step {step}: {read_recipe(file)['prompt']}"
-    except (ConfigError, KeyError):
-        return f"step {step}"
+def _step(file: Path) -> int:
+    return int(file.parent.name.removeprefix("step-"))

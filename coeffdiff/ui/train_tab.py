@@ -29,8 +29,9 @@ def train_tab(page: gr.Blocks, tab: gr.Tab, fields: list[Any]) -> None:
         with gr.Column(scale=5):
             curve = gr.HTML(elem_id="curve")
         with gr.Column(scale=6):
+            gr.HTML(markup.quiet("Validation pictures, the newest first"))
             pictures = gr.Gallery(
-                label="Validation pictures, the newest first", columns=4, height=480, object_fit="contain",
+                show_label=False, columns=4, height=480, object_fit="contain",
                 elem_id="validation", interactive=False, buttons=["fullscreen"],
             )  # fmt: skip
     with gr.Accordion("What the training prints", open=False):

@@ -56,11 +56,8 @@ def photos_tab() -> list[Any]:
 
 def form_of(files: list[str] | None, *values: Any) -> Form:
     """The photos stored where they stay, and the rest as it was typed. Raises: PhotoError."""
-    token, class_word, model, preset, method, steps, resolution, seed, more = values
-    folder = store_photos(files or [], token)
-    return Form(
-        str(folder), token, class_word, model or "", preset or "", method or "", steps, resolution, seed, more
-    )
+    token, *others = (value or "" for value in values)  # gradio has None for a field that was never opened
+    return Form(str(store_photos(files or [], token)), token, *others)
 
 
 def _fields() -> list[Any]:

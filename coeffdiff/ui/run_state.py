@@ -39,6 +39,8 @@ class RunState:
     def sentence(self) -> str:
         if self.running and not self.step:
             return "Starting: photos and model are read."
+        if self.running and self.step == self.steps:
+            return f"Training: all {self.steps} steps are done; the last pictures are made."
         if self.running:
             return f"Training: step {self.step} of {self.steps}{self._left}."
         if self.finished:

@@ -56,3 +56,14 @@ def test_the_page_can_be_built(tmp_path, monkeypatch):
     page = build_page(tmp_path)
     visible = {function.api_visibility for function in page.fns.values()}
     assert visible == {"private"}
+
+
+def test_fields_that_were_never_opened_ask_for_nothing(tmp_path, monkeypatch):
+    """Gradio gives None for a text in a closed accordion."""
+    from coeffdiff.ui.form import Form
+    from coeffdiff.ui.photos_tab import form_of
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"")
+    form = form_of([str(tmp_path / "a.png")], "ohwx", None, None, None, None, None, None, None, None)
+    assert form == Form("runs/photos/ohwx", "ohwx")

@@ -30,6 +30,9 @@ CSS = """
   text-align: center; background: #e8eaee; color: #3c424d; }
 .cd-tag.problem { background: #fbdcd9; color: #8c1d14; }
 .cd-tag.hint { background: #fdecc8; color: #704900; }
+.cd-table { width: 100%; margin-top: 12px; font-size: 13px; border-collapse: collapse; }
+.cd-table th, .cd-table td { text-align: left; padding: 3px 8px 3px 0; }
+.cd-table th { color: var(--body-text-color-subdued); font-weight: 400; }
 .cd-verdict { font-weight: 600; margin: 0 0 8px; font-size: 1.05rem; }
 .cd-status { font-size: 1.05rem; font-weight: 600; margin: 0 0 8px; }
 .cd-status.error { color: var(--error-text-color, #8c1d14); }
@@ -52,7 +55,25 @@ def findings(report: Report, photos: PhotoSet) -> str:
     notes = [Finding("note", "photos", note) for note in photos.notes]
     found = sorted([*left_out, *report.findings, *notes], key=lambda one: _ORDER.index(one.severity))
     counts = [sum(one.severity == kind for one in found) for kind in _ORDER[:2]]
-    return f'<p class="cd-verdict">{_verdict(len(photos.photos), *counts)}</p>{_list(found)}'
+    return f'<p class="cd-verdict">{_verdict(len(photos.photos), *counts)}</p>{_list(found)}{_table(report)}'
+
+
+def _table(report: Report) -> str:
+    """A row for each photo, with what the training makes of it."""
+    rows = [
+        (
+            one.name,
+            f"{one.width} x {one.height}",
+            f"{one.sharpness:.1f}",
+            f"{one.bucket[0]} x {one.bucket[1]}",
+            f"{one.cut:.1%}",
+        )
+        for one in report.photos
+    ]
+    cells = ["".join(f"<td>{escape(visible(cell))}</td>" for cell in row) for row in rows]
+    head = "".join(f"<th>{name}</th>" for name in ("photo", "pixels", "sharp", "trained at", "cut off"))
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f'<table class="cd-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _verdict(photos: int, problems: int, hints: int) -> str:

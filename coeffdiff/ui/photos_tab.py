@@ -11,7 +11,7 @@ from coeffdiff.config.fields import SDXL_BASE
 from coeffdiff.config.schema import MethodSettings
 from coeffdiff.data.photos import PhotoSet
 from coeffdiff.method.families import SD15
-from coeffdiff.preflight.report import PhotoCheck, Report
+from coeffdiff.preflight.report import Report
 from coeffdiff.training.examining import examine
 from coeffdiff.ui import markup
 from coeffdiff.ui.events import shown, speaking
@@ -80,10 +80,10 @@ def _fields() -> list[Any]:
     with gr.Accordion("More settings", open=False, elem_id="more"):
         with gr.Row():
             methods = [("Automatic", ""), *((name, name) for name in METHODS)]
-            method = gr.Dropdown(methods, value="", label="Method", elem_id="method")
-            steps = gr.Textbox(label="Steps", placeholder="automatic", elem_id="steps")
-            resolution = gr.Textbox(label="Resolution", placeholder="automatic")
-            seed = gr.Textbox(label="Seed", placeholder="0")
+            method = gr.Dropdown(methods, value="", label="Method", min_width=100, elem_id="method")
+            steps = gr.Textbox(label="Steps", placeholder="automatic", min_width=90, elem_id="steps")
+            resolution = gr.Textbox(label="Resolution", placeholder="automatic", min_width=90)
+            seed = gr.Textbox(label="Seed", placeholder="0", min_width=60)
         more = gr.Textbox(
             label="Any other setting",
             info="One a line, as after --set: validation.every=50",
@@ -105,12 +105,5 @@ def _thumbnails(report: Report, photos: PhotoSet) -> list[tuple[Image.Image, str
     for photo, checked in zip(photos.photos, report.photos, strict=True):
         image = photo.open()
         image.thumbnail((_SIDE, _SIDE))
-        pairs.append((image, _caption(checked)))
+        pairs.append((image, checked.name))
     return pairs
-
-
-def _caption(photo: PhotoCheck) -> str:
-    cut = f", {photo.cut:.0%} cut off" if photo.cut >= 0.005 else ""
-    return (
-        f"{photo.name}: {photo.width} x {photo.height}, trained at {photo.bucket[0]} x {photo.bucket[1]}{cut}"
-    )

@@ -199,7 +199,7 @@ def tab(page: Page, name: str) -> None:
 
 def download(page: Page, box: str, number: int) -> Path:
     with page.expect_download() as begun:
-        page.locator(f"{box} a[download]").nth(number).click()
+        page.locator(box).get_by_role("link").nth(number).click()
     return begun.value.path()
 
 

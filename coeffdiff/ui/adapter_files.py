@@ -70,5 +70,5 @@ def _name_of(folder: Path) -> str:
     run = run_of(folder)
     if run is None:
         return folder.name
-    place = folder.parent if folder.name == "adapter" else folder
+    place = (folder.parent if folder.name == "adapter" else folder).resolve()
     return run.name if place == run else f"{run.name}-{place.name}"

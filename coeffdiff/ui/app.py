@@ -33,5 +33,6 @@ def build_page(place: Path) -> gr.Blocks:
 
 
 def theme() -> Any:
-    """Fonts that come with gradio; nothing is loaded from elsewhere."""
-    return gr.themes.Default(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate")
+    """The system's fonts; nothing is loaded from elsewhere."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    return gr.themes.Default(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", **fonts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -39,3 +41,22 @@ def test_no_adapter_is_one_sentence(tmp_path):
         table_of("")
     with pytest.raises(AdapterError, match="There is no adapter"):
         zip_adapter(str(tmp_path / "none"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("adapter", "ohwx"),
+        ("adapters/step-000005", "ohwx-step-000005"),
+        ("checkpoints/step-000005/adapter", "ohwx-step-000005"),
+    ],
+)
+def test_files_are_called_as_the_run_and_its_step(small_adapter, tmp_path, monkeypatch, place, name):
+    """The page knows runs by relative paths."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_adapter, Path("runs/ohwx", place))
+    Path("runs/ohwx/config.yaml").write_text("")
+    made = zip_adapter(f"runs/ohwx/{place}", tmp_path)
+    assert made.files == [tmp_path / f"{name}.zip"]
+    with zipfile.ZipFile(made.files[0]) as archive:
+        assert f"{name}/coeff.safetensors" in archive.namelist()

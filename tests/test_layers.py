@@ -14,20 +14,9 @@ import coeffdiff
 PACKAGE = Path(coeffdiff.__file__).parent
 # From the ground up: a wing may import those on its left, and its own files.
 ORDER = (
-    *(
-        "errors",
-        "utils",
-        "execution",
-        "method",
-        "hosts",
-        "config",
-        "pocket",
-        "models",
-        "data",
-        "sampling",
-        "labelling",
-    ),
-    *("metrics", "preflight", "training", "evaluation", "batch", "tasks", "demo", "cli", "__main__"),
+    *("errors", "utils", "execution", "method", "hosts", "config", "pocket", "models", "data", "sampling"),
+    *("labelling", "metrics", "preflight", "training", "evaluation", "batch", "tasks", "demo", "ui", "cli"),
+    "__main__",
 )
 
 

@@ -24,5 +24,6 @@ from coeffdiff.cli import toy
 from coeffdiff.cli import classify
 from coeffdiff.cli import image_text
 from coeffdiff.cli import comfyui
+from coeffdiff.cli import ui
 
 __all__ = ["app", "main"]

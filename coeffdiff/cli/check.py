@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,13 +21,7 @@ from coeffdiff.cli.options import (
 )
 from coeffdiff.cli.root import answering, app
 from coeffdiff.errors import ConfigError
-from coeffdiff.utils.console import is_main_process, print_json, print_text, progress
-
-if TYPE_CHECKING:
-    from coeffdiff.config.schema import Settings
-    from coeffdiff.data.photos import PhotoSet
-    from coeffdiff.preflight.report import Report
-
+from coeffdiff.utils.console import is_main_process, print_json, print_text
 
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 
@@ -57,12 +50,12 @@ def check(
     flags = subject_flags(subjects, images, token, class_word, model, method, steps, resolution)
     settings = load_settings(config, flags, set_ or ())
     settings = with_offered_words(settings)
-    folders = [subject.images for subject in settings.each_subject if subject.images]
-    if len(folders) < len(settings.each_subject):
+    if not all(subject.images for subject in settings.each_subject):
         raise ConfigError("A check needs --images; for instance: check --images photos/ --token sks.")
     from coeffdiff.preflight.report import table
+    from coeffdiff.training.examining import examine
 
-    report, photos, about = _check(settings, folders)
+    report, photos, about = examine(settings)
     if not is_main_process():
         return
     if as_json:
@@ -71,38 +64,3 @@ def check(
         return
     for line in table(report, photos):
         print_text(line)
-
-
-def _check(settings: Settings, folders: list[Path]) -> tuple[Report, PhotoSet, dict[str, Any]]:
-    """The report, the photos, and the base model and settings that the report is about.
-
-    Raises: what would also end the run before its first step.
-    """
-    from coeffdiff.config.fields import PLACEHOLDER
-    from coeffdiff.data.photos import count_files
-    from coeffdiff.data.subjects import read_subjects
-    from coeffdiff.models.finding import find_backbone
-    from coeffdiff.preflight import check as preflight
-    from coeffdiff.training.launch import start_processes
-    from coeffdiff.training.refusals import refuse_early
-    from coeffdiff.training.resolve import resolve
-    from coeffdiff.training.run_folder import new_run
-
-    state = start_processes()
-    with progress("reading photos", sum(map(count_files, folders))) as bar:
-        photos = read_subjects(settings, on_file=bar)
-    base = find_backbone(settings.model)
-    settings, _ = resolve(settings, base, state)
-    class_pictures = refuse_early(settings, photos, base)
-    new_run(settings.output, settings.run_name or PLACEHOLDER)
-    with progress("looking at photos", len(photos.photos)) as bar:
-        report = preflight.check(
-            settings,
-            photos,
-            base,
-            state.device,
-            budget_seconds=4,
-            on_photo=bar,
-            class_pictures=class_pictures,
-        )
-    return report, photos, {"model": base.name, "settings": settings.model_dump(mode="json")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import sys
@@ -26,6 +25,7 @@ from coeffdiff.utils.console import (
     print_text,
     visible,
 )
+from coeffdiff.utils.sentences import sentence_of
 from coeffdiff.utils.threads import choose_waiting
 
 
@@ -95,29 +95,13 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
             print_info("Interrupted: stopped at once; what had been saved before is untouched.")
             raise typer.Exit(130) from None
         except Exception as error:
-            from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
-
-            if is_out_of_memory(error):
-                complain(f"OutOfMemory: {oom_sentence(error, [])}")
-            elif isinstance(error, OSError) and error.errno in _REFUSALS:
-                named = f": {str(error.filename)[:200]}" if error.filename else ""
-                complain(
-                    f"{type(error).__name__}: {error.strerror}{named}. What had been saved is untouched."
-                )
-            else:
+            sentence = sentence_of(error)
+            if sentence is None:
                 raise
+            complain(sentence)
             raise typer.Exit(2) from None
 
     return run
-
-
-# Errors of the system, not of this program; ENOENT is absent, since a missing file may be a defect
-_REFUSALS = frozenset(
-    (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE),
-    )
-)
 
 
 def complain(sentence: str) -> None:

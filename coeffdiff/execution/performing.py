@@ -8,29 +8,24 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from coeffdiff.errors import CoeffDiffError, Interrupted, OutOfMemory, TaskDefect
 from coeffdiff.execution.tasks import Outcome, Progress, Task, Worker
-from coeffdiff.utils.console import bars_to, print_error
+from coeffdiff.utils.console import listening, print_error
 from coeffdiff.utils.interruptions import Stop
 from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
 
 
 def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress], None]) -> Outcome:
     """Do a task. KeyboardInterrupt alone comes through."""
-
-    def on_bar(title: str, total: float, done: float, status: str) -> None:
-        report(Progress(title, done, total, status))
-        stop.obey()
-
     begun, computed = time.monotonic(), time.process_time()
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with (
         task.log.open("a", encoding="utf-8", buffering=1) as log,
         redirect_stdout(log),
         redirect_stderr(log),
-        bars_to(on_bar),
+        listening(_Reporter(report, stop)),
     ):
         print_error(
             f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {task.name}, process {os.getpid()} on {socket.gethostname()}"
@@ -40,6 +35,21 @@ def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress],
             print_error(f"{type(outcome.error).__name__}: {outcome.error}")
     took, computed = time.monotonic() - begun, time.process_time() - computed
     return replace(outcome, seconds=took, cpu_seconds=computed)
+
+
+@dataclass(frozen=True)
+class _Reporter:
+    """A Listener that passes bars on, and ends the task at the next one when it is asked to."""
+
+    report: Callable[[Progress], None]
+    stop: Stop
+
+    def line(self, text: str) -> None:
+        """The task's log has it."""
+
+    def progress(self, title: str, done: float, total: float, status: str) -> None:
+        self.report(Progress(title, done, total, status))
+        self.stop.obey()
 
 
 def _outcome(worker: Worker, task: Task) -> Outcome:

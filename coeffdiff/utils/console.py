@@ -11,8 +11,9 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TextIO
 
 QUIET_SECONDS = 10.0  # where no bar can be drawn, at most one line in this time
@@ -20,11 +21,21 @@ _JOINERS = "\u200c\u200d"  # shape letters and emoji, move nothing
 _ACTS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, surrogates, line separators
 
 _muted = False
-_elsewhere: Callable[[str, float, float, str], None] | None = None  # where bars are drawn in place of here
 
 
 class Bar(Protocol):
     def __call__(self, done: float, status: str = "") -> None: ...
+
+
+class Listener(Protocol):
+    """Who hears what is said for the user, beside standard error; lines are as print_info got them."""
+
+    def line(self, text: str) -> None: ...
+
+    def progress(self, title: str, done: float, total: float, status: str) -> None: ...
+
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def is_main_process() -> bool:
@@ -73,20 +84,22 @@ def muted() -> Iterator[None]:
 
 
 @contextmanager
-def bars_to(report: Callable[[str, float, float, str], None]) -> Iterator[None]:
-    """Inside, no bar is drawn: `report` is called with its title, what is done, the total and the status."""
-    global _elsewhere
-    before, _elsewhere = _elsewhere, report
+def listening(listener: Listener) -> Iterator[None]:
+    """Let `listener` hear the info messages and bars of this thread or task inside."""
+    token = _listener.set(listener)
     try:
         yield
     finally:
-        _elsewhere = before
+        _listener.reset(token)
 
 
 def print_info(*lines: str) -> None:
     """Lines for the user. A line break inside one of them is written out: it may come out of a file's name."""
     if is_main_process() and not _muted:
         print_error(*lines)
+        if listener := _listener.get():
+            for line in lines:
+                listener.line(line)
 
 
 def print_error(*lines: str, file: TextIO | None = None) -> None:
@@ -146,9 +159,25 @@ def progress(title: str, total: float) -> Iterator[Bar]:
     if not is_main_process():
         yield lambda done, status="": None
         return
-    if report := _elsewhere:
-        yield lambda done, status="": report(title, done, total, status)
-        return
+    with _shown_progress(title, total) as bar:
+        yield _heard(bar, title, total)
+
+
+def _heard(bar: Bar, title: str, total: float) -> Bar:
+    """The bar, which a listener hears as well."""
+    listener = _listener.get()
+    if listener is None:
+        return bar
+
+    def move(done: float, status: str = "") -> None:
+        bar(done, status)
+        listener.progress(title, done, total, status)
+
+    return move
+
+
+@contextmanager
+def _shown_progress(title: str, total: float) -> Iterator[Bar]:
     if not sys.stderr.isatty():
         yield _lines(title, total)
         return

@@ -1,0 +1,83 @@
+"""How far a run is, by its folder and by what its training printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from coeffdiff.config.loading import load_settings
+from coeffdiff.training.run_folder import RunFolder, claim
+from coeffdiff.ui import run_state
+from coeffdiff.ui.run_state import error_in, find_runs, read_state, validation_pictures
+from coeffdiff.ui.training_process import Training, log_of
+from coeffdiff.utils.png import save_png
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of 40 steps that has made 12."""
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("runs/ohwx"))
+    claim(folder, load_settings(None, {"training.steps": 40, "subject.token": "ohwx"}))
+    lines = [{"step": step, "loss": 0.25, "seconds": 2.0} for step in range(1, 13)]
+    folder.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder.path
+
+
+def trains(monkeypatch, run):
+    """As if the page's training of a run were at work."""
+    monkeypatch.setattr(Training, "running", property(lambda self: True))
+    monkeypatch.setattr(run_state, "last_training", lambda: Training(str(run), 1, 0.0))
+
+
+def test_a_training_says_where_it_is(run, monkeypatch):
+    trains(monkeypatch, run)
+    state = read_state(run)
+    assert (state.step, state.steps, state.running, state.resumable) == (12, 40, True, False)
+    assert state.sentence == "Training: step 12 of 40, loss 0.2500, about 56 s left without pictures."
+
+
+def test_a_run_that_begins_has_no_folder_yet(run, monkeypatch):
+    trains(monkeypatch, Path("runs/new"))
+    assert find_runs() == [Path("runs/new"), run]
+    assert read_state(Path("runs/new")).sentence == "Starting: photos and model are read."
+
+
+def test_a_stopped_run_can_be_resumed_from_a_checkpoint(run):
+    assert not read_state(run).resumable
+    RunFolder(run).checkpoint(12).mkdir(parents=True)
+    state = read_state(run)
+    assert state.resumable and not state.finished
+    assert state.sentence.startswith("Stopped after step 12 of 40; Resume")
+
+
+def test_the_sentence_that_ended_a_training_is_shown(run):
+    log_of(run).parent.mkdir()
+    log_of(run).write_text("photos 5\nPhotoError: runs/photos/ohwx holds no usable photo.\n")
+    assert read_state(run).sentence == "PhotoError: runs/photos/ohwx holds no usable photo."
+
+
+@pytest.mark.parametrize(
+    "text", ["", "training 3/40  loss 0.2", "Interrupted: stopped", "stopping after this step"]
+)
+def test_other_last_lines_are_no_errors(text):
+    assert error_in(text) is None
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(run):
+    with RunFolder(run).log.open("a") as file:
+        file.write('{"step": 13, "lo')
+    assert read_state(run).step == 12
+
+
+def test_pictures_of_the_newest_step_come_first(run):
+    for step, name in ((5, "001-a"), (10, "002-b"), (10, "001-a"), (10, "grid")):
+        file = run / "samples" / f"step-{step:06d}" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_png(Image.new("RGB", (8, 8)), file)
+    shown = validation_pictures(run)
+    assert [caption for _, caption in shown] == ["step 10", "step 10", "step 5"]
+    assert shown[0][0] == "runs/ohwx/samples/step-000010/001-a.png"

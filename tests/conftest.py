@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import sys
@@ -142,18 +143,19 @@ def clip(tmp_path_factory):
 
 # By far the longest files, begun first: a worker that began one of them last would keep all others waiting.
 _LONGEST = (
-    *("training/test_loop.py", "method/test_triton_kernels.py", "scripts/test_bench.py"),
-    *("scripts/test_evidence.py", "hosts/test_diffusers.py", "pocket/test_pocket.py"),
-    *("models/test_base_checkpoints.py", "evaluation/test_compare.py", "preflight/test_prediction.py"),
-    *("training/test_nothing_breaks.py", "scripts/test_scripts.py", "hosts/test_unet.py"),
-    *(
-        "cli/test_encodings.py",
-        "models/test_opening.py",
-        "hosts/test_lora.py",
-        "scripts/test_pocket_build.py",
-    ),
-    *("hosts/test_silence.py", "training/test_watch.py", "sampling/test_sampling.py"),
+    *("training/test_loop.py", "method/test_triton_kernels.py", "preflight/test_prediction.py"),
+    *("pocket/test_pocket.py", "evaluation/test_compare.py", "models/test_base_checkpoints.py"),
+    *("scripts/test_evidence.py", "training/test_nothing_breaks.py", "scripts/test_scripts.py"),
+    *("hosts/test_unet.py", "cli/test_encodings.py", "models/test_opening.py", "hosts/test_lora.py"),
+    *("scripts/test_pocket_build.py", "hosts/test_diffusers.py", "hosts/test_silence.py"),
+    *("training/test_watch.py", "sampling/test_sampling.py"),
 )
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries and the tests' own modules hold stays to the end: collections need not walk it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,13 @@
-"""Command lines in forks of the tests' process: processes of their own, which need not load torch once more."""
+"""Command lines in forks of the tests' process: processes of their own, which need not load torch once more.
+
+A fork that starts this Python in its turn, as launchers and benchmarks do, forks as well.
+"""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import inspect
 import os
 import runpy
 import signal
@@ -36,7 +40,7 @@ class Fork:
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            _become(arguments, cwd, env or {}, [file.fileno() for file in self._files])
+            _become(arguments, cwd, os.environ | dict(env or {}), [file.fileno() for file in self._files])
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -45,7 +49,7 @@ class Fork:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """Raises: TimeoutExpired, after the process is killed."""
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
@@ -60,7 +64,7 @@ class Fork:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """What it printed on standard output and on standard error, once it has ended."""
         self.wait(timeout)
         out, err = self.printed()
@@ -101,11 +105,13 @@ def fork_ranks(
 def _become(
     arguments: Sequence[str], cwd: Path | None, env: Mapping[str, str], streams: Sequence[int]
 ) -> None:
+    """env: all of its variables. Does not return."""
     code = 1
     gc.freeze()  # a collection would walk, and so copy, all that was inherited
     try:
-        os.environ.update(env)
+        _take_environment(env)
         _forget_the_tests(streams)
+        subprocess.Popen._execute_child = _fork_python
         if cwd is not None:
             os.chdir(cwd)
         _run(arguments)
@@ -115,10 +121,12 @@ def _become(
     except BaseException:
         traceback.print_exc()
     finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # whoever was to read may be gone
+            os._exit(code)
 
 
 def _forget_the_tests(streams: Sequence[int]) -> None:
@@ -129,14 +137,57 @@ def _forget_the_tests(streams: Sequence[int]) -> None:
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream, number)
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-    sys.stdout = open(1, "w", encoding=encoding)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace")  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.resetwarnings()
     for category in _LIBRARIES_HIDE:
         warnings.simplefilter("ignore", category)
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _take_environment(env: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - env.keys():
+        del os.environ[name]
+    os.environ.update(env)
+
+
+_execute_child = subprocess.Popen._execute_child
+_ITS_ARGUMENTS = inspect.signature(_execute_child)
+
+
+def _fork_python(popen: subprocess.Popen, *arguments) -> None:
+    """Popen's way to start a process; a fork where that would be this Python."""
+    asked = _ITS_ARGUMENTS.bind(popen, *arguments).arguments
+    command = asked["args"]
+    if asked["shell"] or isinstance(command, str | bytes | os.PathLike) or command[0] != sys.executable:
+        return _execute_child(popen, *arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    popen.pid = os.fork()
+    if not popen.pid:
+        if asked["start_new_session"]:
+            os.setsid()
+        _take_ends(asked)
+        env = os.environ if asked["env"] is None else asked["env"]
+        _become([str(part) for part in command[1:] if part != "-u"], asked["cwd"], dict(env), ())
+    popen._child_created = True
+    popen._close_pipe_fds(*(asked[end] for ends in _PIPES for end in ends))
+    return None
+
+
+_PIPES = (("p2cread", "p2cwrite"), ("c2pread", "c2pwrite"), ("errread", "errwrite"))
+
+
+def _take_ends(asked: Mapping[str, int]) -> None:
+    """The child's ends of the pipes become its streams, and its parent's are closed (-1: there is no pipe)."""
+    for number, own in enumerate(("p2cread", "c2pwrite", "errwrite")):
+        if asked[own] != -1:
+            os.dup2(asked[own], number)
+    for its_parents in ("p2cwrite", "c2pread", "errread"):
+        if asked[its_parents] != -1:
+            os.close(asked[its_parents])
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -48,18 +48,29 @@ def unet_on_meta(backbone: Backbone) -> Any:
 def network_on_meta(backbone: Backbone, network: str, dtype: torch.dtype) -> Any:
     """A text encoder, vae or unet as load_pipeline(dtype=dtype) would give it, without its weights."""
     with quiet_libraries(), loading_errors(f"{backbone.name}: the config of its {network}"):
-        import diffusers
-        import transformers
-
-        source, subfolder = source_of(backbone, network)
-        config = read_json(source, joined_path(subfolder, "config.json"))
-        name = backbone.networks[network].kind
-        with torch.device("meta"):
-            if name.startswith("CLIP"):
-                built = getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
-            else:
-                built = getattr(diffusers, name).from_config(config)
+        built = _on_meta(backbone.networks[network].kind, config_of(backbone, network))
         return torch.nn.Module.to(built, network_dtype(backbone, network, dtype)).eval()
+
+
+def layout_on_meta(backbone: Backbone, network: str) -> Any:
+    """network_on_meta in whatever dtype, made once for each config: only to read names and shapes from."""
+    with quiet_libraries(), loading_errors(f"{backbone.name}: the config of its {network}"):
+        return _layout(backbone.networks[network].kind, json.dumps(config_of(backbone, network)))
+
+
+@functools.lru_cache(maxsize=16)  # a comparison checks its model before every run
+def _layout(kind: str, config: str) -> Any:
+    return _on_meta(kind, json.loads(config))
+
+
+def _on_meta(kind: str, config: dict[str, Any]) -> Any:
+    import diffusers
+    import transformers
+
+    with torch.device("meta"):
+        if kind.startswith("CLIP"):
+            return getattr(transformers, kind)(transformers.CLIPTextConfig.from_dict(config))
+        return getattr(diffusers, kind).from_config(config)
 
 
 def missing_networks(backbone: Backbone, dtype: torch.dtype) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 
 from coeffdiff.errors import ModelError
 from coeffdiff.method.families import Family
-from coeffdiff.models.architecture import config_of, network_on_meta
+from coeffdiff.models.architecture import config_of, layout_on_meta, vae_config_of
 from coeffdiff.models.checking import header_of
 from coeffdiff.models.files import prefix_in_file, source_of, weight_files
 from coeffdiff.models.foreign import other_task
@@ -40,7 +40,9 @@ def refuse_unfit(base: Backbone, dtype: torch.dtype) -> None:
         files = [path for path, _ in weight_files(base, network, dtype)]
         if not files:
             continue
-        needed = network_on_meta(base, network, dtype)
+        if network == "vae":
+            vae_config_of(base)  # says what is damaged in it
+        needed = layout_on_meta(base, network)
         with loading_errors(what):
             held = _in_single_file(base, network, needed) if in_file else _in_folder(files, needed)
         _compare(

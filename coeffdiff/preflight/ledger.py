@@ -108,8 +108,9 @@ class Ledger(TorchDispatchMode):
             if all(tensor.untyped_storage()._cdata not in self._known for tensor in outputs):
                 self._made[operation] = (tree_map_only(Tensor, TensorLike.of, result), flops, scratch)
         else:  # seen before: new tensors of the same kind, ten times as fast as torch's own shape functions
-            result = tree_map_only(TensorLike, TensorLike.make, made)
-        for tensor in tree_leaves(result):
+            one = isinstance(made, TensorLike)  # of most operators, and walking a tree takes longer
+            result = made.make() if one else tree_map_only(TensorLike, TensorLike.make, made)
+        for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
         self.flops += flops

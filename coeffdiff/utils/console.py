@@ -245,12 +245,14 @@ def quiet_libraries() -> Iterator[None]:
     loggers: tuple[Any, ...] = (diffusers_logging, transformers_logging)
     before = [(logger, logger.get_verbosity(), logger.is_progress_bar_enabled()) for logger in loggers]
     try:
-        for logger in loggers:
-            logger.set_verbosity(logging.CRITICAL)
+        for logger, verbosity, _ in before:
+            if verbosity != logging.CRITICAL:  # each change of a level walks all loggers of the process
+                logger.set_verbosity(logging.CRITICAL)
             logger.disable_progress_bar()
         yield
     finally:
         for logger, verbosity, bars in before:
-            logger.set_verbosity(verbosity)
+            if verbosity != logging.CRITICAL:
+                logger.set_verbosity(verbosity)
             if bars:
                 logger.enable_progress_bar()

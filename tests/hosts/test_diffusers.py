@@ -29,7 +29,7 @@ from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, LORA_FILE, f
 from coeffdiff.sampling.prompts import encode_prompts
 from coeffdiff.utils.seeding import generator_for
 
-LAYER = "mid_block.attentions.0.transformer_blocks.1.attn2"  # 4 heads, 24 channels, text of width 48
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"  # 4 heads, 32 channels, text of width 48
 
 # name -> what is trained. Rank, alpha and heads all differ, so that no one passes for another.
 KINDS = {
@@ -76,11 +76,11 @@ def trained(pipe, token, kind, lora=None, form="residual", targets="both", mixes
 
 
 @pytest.fixture(scope="module")
-def shelf(built_pipeline, unet_call, tmp_path_factory):
+def shelf(built_micro, unet_call, tmp_path_factory):
     """name -> (adapter folder, what the UNet that was saved there predicts)."""
     found = {}
     for name, options in KINDS.items():
-        unet, header = trained(built_pipeline, token=name, **options)
+        unet, header = trained(built_micro, token=name, **options)
         folder = tmp_path_factory.mktemp("runs") / name / "adapter"
         save_adapter(folder, unet, header, {"README.md": b"# card"})
         found[name] = folder, unet_call(unet).detach()
@@ -88,13 +88,13 @@ def shelf(built_pipeline, unet_call, tmp_path_factory):
 
 
 @pytest.fixture
-def pipe(tiny_pipeline):
-    return tiny_pipeline
+def pipe(micro_pipeline):
+    return micro_pipeline
 
 
 @pytest.fixture(scope="module")
-def base(built_pipeline, unet_call):
-    return unet_call(built_pipeline.unet)
+def base(built_micro, unet_call):
+    return unet_call(built_micro.unet)
 
 
 every_kind = pytest.mark.parametrize("name", KINDS)
@@ -130,6 +130,18 @@ def test_scale_zero_and_removal_give_the_base_model_bit_for_bit(name, shelf, pip
     assert not pipe.unet._forward_pre_hooks and loaded_adapters(pipe) == []
 
 
+def test_layers_of_several_depths_widths_and_heads_each_get_their_own(tiny_pipeline, unet_call, tmp_path):
+    """The micro model of this file has layers of one size alone; this one has what tells SDXL's apart."""
+    before = unet_call(tiny_pipeline.unet)
+    unet, header = trained(tiny_pipeline, token="sks", **KINDS["alpha is not rank"])
+    assert len(header.heads) == 34 and set(header.heads.values()) == {2, 4}
+    save_adapter(tmp_path / "adapter", unet, header)
+    adapter = load_adapter(tiny_pipeline, tmp_path / "adapter")
+    assert torch.equal(unet_call(tiny_pipeline.unet), unet_call(unet))
+    adapter.remove()
+    assert torch.equal(unet_call(tiny_pipeline.unet), before)
+
+
 def test_a_run_folder_is_as_good_as_its_adapter_folder(shelf, pipe, unet_call):
     """runs/sks and runs/sks/adapter mean the same, as text or as a path."""
     folder, expected = shelf["both"]
@@ -146,7 +158,7 @@ def test_an_adapter_loads_into_a_compiled_pipeline(shelf, pipe):
     assert not any("_orig_mod" in name for name in adapter.header.heads)
 
 
-def test_a_loaded_adapter_can_be_saved_again(shelf, pipe, unet_call, tmp_path, built_pipeline):
+def test_a_loaded_adapter_can_be_saved_again(shelf, pipe, unet_call, tmp_path, built_micro):
     """Under the name that it was loaded by: the same tensors, the same output."""
     folder, expected = shelf["alpha is not rank"]
     adapter = load_adapter(pipe, folder)
@@ -154,16 +166,16 @@ def test_a_loaded_adapter_can_be_saved_again(shelf, pipe, unet_call, tmp_path, b
     for file in (COEFF_FILE, LORA_FILE):
         one, other = load_file(folder / file), load_file(tmp_path / "again" / file)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    twin = copy.deepcopy(built_pipeline)
+    twin = copy.deepcopy(built_micro)
     load_adapter(twin, tmp_path / "again")
     assert torch.equal(unet_call(twin.unet), expected)
 
 
 @pytest.mark.parametrize("name", ["lora", "both", "alpha is not rank", "dora"])
-def test_the_lora_part_is_plain_diffusers(name, shelf, pipe, built_pipeline, unet_call):
+def test_the_lora_part_is_plain_diffusers(name, shelf, pipe, built_micro, unet_call):
     """load_lora_weights of a pipeline that knows nothing of us: output equal to ours without alpha."""
     folder, _ = shelf[name]
-    unet, _ = trained(built_pipeline, name, **(KINDS[name] | {"kind": "lora"}))
+    unet, _ = trained(built_micro, name, **(KINDS[name] | {"kind": "lora"}))
     pipe.load_lora_weights(str(folder))
     assert torch.equal(unet_call(pipe.unet), unet_call(unet))
 
@@ -306,9 +318,9 @@ def test_alphas_go_to_their_layers_or_nowhere(pipe):
 
 
 @every_kind
-def test_the_header_reads_back_as_it_was(name, shelf, built_pipeline):
+def test_the_header_reads_back_as_it_was(name, shelf, built_micro):
     """Every field, through JSON, without touching a tensor."""
-    _, header = trained(built_pipeline, name, **KINDS[name])
+    _, header = trained(built_micro, name, **KINDS[name])
     assert read_header(shelf[name][0]) == header
 
 
@@ -328,7 +340,7 @@ def test_a_folder_holds_what_the_contract_says(shelf):
     assert {path.name for path in folder.iterdir()} == {COEFF_FILE, "README.md"}
     assert (folder / "README.md").read_bytes() == b"# card"
     tensors = load_file(folder / COEFF_FILE)
-    assert len(tensors) == 34 and tensors[f"{LAYER}.alpha"].shape == (4, 4)
+    assert len(tensors) == 8 and tensors[f"{LAYER}.alpha"].shape == (4, 4)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     folder, _ = shelf["lora"]
     assert {path.name for path in folder.iterdir()} == {COEFF_FILE, LORA_FILE, "README.md"}
@@ -758,9 +770,9 @@ DAMAGED = {
 
 
 @pytest.fixture(scope="module")
-def untouched(built_pipeline):
+def untouched(built_micro):
     """One pipeline for all refusals: the next one would notice what the last one left."""
-    return copy.deepcopy(built_pipeline)
+    return copy.deepcopy(built_micro)
 
 
 @pytest.fixture
@@ -933,17 +945,17 @@ def rows_of(token, vectors):
 
 
 @pytest.fixture(scope="module")
-def token_shelf(built_pipeline, tmp_path_factory):
+def token_shelf(built_micro, tmp_path_factory):
     """token -> adapter folder: one alone with two vectors, one with alpha and LoRA."""
     found = {}
     for token, vectors, options in (("sks", 2, KINDS["both"]), ("ohwx", 1, {"kind": "coeff"})):
-        unet, header = trained(built_pipeline, token=token, **options)
+        unet, header = trained(built_micro, token=token, **options)
         header = header.model_copy(update={"kind": f"{header.kind}+token", "vectors": vectors})
         found[token] = tmp_path_factory.mktemp("tokens") / token / "adapter"
         save_adapter(found[token], unet, header, rows=rows_of(token, vectors))
     header = header.model_copy(update={"kind": "token", "token": "zwx", "heads": {}, "vectors": 3})
     found["zwx"] = tmp_path_factory.mktemp("tokens") / "zwx" / "adapter"
-    save_adapter(found["zwx"], built_pipeline.unet, header, rows=rows_of("zwx", 3))
+    save_adapter(found["zwx"], built_micro.unet, header, rows=rows_of("zwx", 3))
     return found
 
 

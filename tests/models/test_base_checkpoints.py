@@ -194,7 +194,7 @@ def test_a_unet_alone_is_taken_as_that_of_the_configs_folder(
     assert equal(dict(vae.state_dict()), dict(built_pipeline.vae.state_dict()))
 
 
-def test_a_unet_alone_is_trained_sampled_and_evaluated(place, other):
+def test_a_unet_alone_is_trained_sampled_and_evaluated(place, other, vit, clip):
     """The adapter's header remembers the folder, so that sample needs no option and draws the run's own pictures;
     another UNet in the file is told."""
     write(Path("unet.safetensors"), bare(original_layout(other)))
@@ -205,7 +205,7 @@ def test_a_unet_alone_is_trained_sampled_and_evaluated(place, other):
     sample()
     assert same_pixels()
     assert read_recipe(preview())["model_config"] == str(Path("model").resolve())
-    judges = ("--dino", "pocket-dino", "--clip", "pocket-clip", "--limit", "1", "-n", "1")
+    judges = ("--dino", vit, "--clip", clip, "--limit", "1", "-n", "1")
     result = call("evaluate", "run", "--steps", "2", "--drift-pictures", "0", "--output", "scores", *judges)
     assert result.exit_code == 0, result.output
     write(Path("unet.safetensors"), bare(original_layout(build_pipeline("tiny", seed=8))))
@@ -261,17 +261,17 @@ def test_scaled_fp8_is_weight_times_scale(checkpoint, saved, tmp_path, capfd, pe
     )
     file = write(tmp_path / "scaled.safetensors", stored)
     plain = write(tmp_path / "plain.safetensors", meant)
-    exact = load_pipeline(find(plain, config=str(saved)), dtype=torch.float32)
+    exact = weights(load_pipeline(find(plain, config=str(saved)), dtype=torch.float32))
     for dtype in (torch.float32, torch.bfloat16):
         pipe = load_pipeline(find(file, config=str(saved)), dtype=dtype)
-        expected = {k: w if k.startswith("vae") else w.to(dtype) for k, w in weights(exact).items()}
+        expected = {k: w if k.startswith("vae") else w.to(dtype) for k, w in exact.items()}
         assert equal(weights(pipe), expected)
     original = load_pipeline(find(saved), dtype=torch.float32)
     half_step = (
         torch.finfo(kind).eps / 2
     )  # relative; a matrix's or row's largest weight is the format's largest
     for name, weight in weights(original).items():
-        error = (weights(exact)[name] - weight).abs().max()
+        error = (exact[name] - weight).abs().max()
         assert error <= half_step * weight.abs().max(), name
     assert capfd.readouterr() == ("", "")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from forking import fork_run
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -27,6 +28,8 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def forked() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """forked(script, *arguments, cwd=...): the same in a fork."""
+def forked(run) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """forked(script, *arguments, cwd=...): the same in a fork, but where there is a GPU, which forks cannot use."""
+    if torch.cuda.is_available():
+        return run
     return lambda script, *arguments, cwd: fork_run(str(SCRIPTS / script), *arguments, cwd=cwd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import fork_run
+
+from coeffdiff.pocket.model import save_random
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def test_the_benchmark_of_steps_measures_every_arm_in_a_process_of_its_own(tmp_path, run):
+def test_the_benchmark_of_steps_measures_every_arm_in_a_process_of_its_own(tmp_path, forked):
     """One round of one step: the numbers each arm trains, two batch sizes, a table of each kind."""
     arguments = ("--size", "tiny", "--precision", "no", "--steps", "1", "--rounds", "1", "--rank", "4")
-    done = run("bench/steps.py", *arguments, "--batch", "1", "2", "--json", "figures.json", cwd=tmp_path)
+    done = forked("bench/steps.py", *arguments, "--batch", "1", "2", "--json", "figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     arms = json.loads((tmp_path / "figures.json").read_text())["rounds"][0]
     assert list(arms) == ["frozen", "coeff", "lora", "coeff+lora"]
@@ -32,8 +36,10 @@ def test_the_benchmark_of_steps_measures_every_arm_in_a_process_of_its_own(tmp_p
     assert all(line.count("| 1.00 |") == 2 for line in lora)
 
 
-def test_the_benchmark_of_attention_measures_every_backend_that_runs_here(tmp_path, run):
+def test_the_benchmark_of_attention_measures_every_backend_that_runs_here(tmp_path, forked, monkeypatch):
     """SDXL's four layers at 128 pixels: ratios to SDPA of every backend, a reason for the one that cannot run."""
+    if importlib.util.find_spec("triton"):  # users have its interpreter switched off
+        monkeypatch.setattr("coeffdiff.method.triton_kernels.INTERPRETED.value", False)
     arguments = (
         "--device",
         "cpu",
@@ -46,7 +52,7 @@ def test_the_benchmark_of_attention_measures_every_backend_that_runs_here(tmp_pa
         "--json",
         "figures.json",
     )
-    done = run("bench/attention.py", *arguments, cwd=tmp_path)
+    done = forked("bench/attention.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
     assert [(row["shape"], row["arm"]) for row in rows] == [
@@ -61,19 +67,22 @@ def test_the_benchmark_of_attention_measures_every_backend_that_runs_here(tmp_pa
             assert row["forward"][0] > 0 and row["both"][0] > 0 and row["both_mib"] >= 0
 
 
-def test_the_benchmark_of_the_check_sets_predictions_beside_runs(tmp_path, run):
-    """One run of pocket: predicted and measured memory of training and of all phases, and seconds a step."""
+def test_the_benchmark_of_the_check_sets_predictions_beside_runs(tmp_path, forked):
+    """One run of the micro model: predicted and measured memory of training and of all phases, and seconds a step."""
+    model, place = save_random("micro", tmp_path / "model"), tmp_path / "place"
+    place.mkdir()
     arguments = ("--methods", "coeff", "--batch", "1", "--checkpointing", "off", "--steps", "3")
-    done = run("bench/check.py", *arguments, cwd=tmp_path)
+    arguments += ("--model", str(model), "--resolution", "64")
+    done = forked("bench/check.py", *arguments, cwd=place)
     assert done.returncode == 0, done.stderr
     row = done.stdout.splitlines()[-1]
-    assert row.startswith("| coeff | 1 | off | 128 |")
+    assert row.startswith("| coeff | 1 | off | 64 |")
     pairs = [cell.split(" (")[0].split(" / ") for cell in row.split(" | ")[4:]]
     assert len(pairs) == 3
     for predicted, measured in pairs[:2]:
         assert float(predicted) == pytest.approx(float(measured), rel=0.3)
     assert float(pairs[2][0]) > 0 and float(pairs[2][1]) > 0
-    assert not list(tmp_path.iterdir())
+    assert not list(place.iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures for minutes where there is a GPU")
@@ -87,22 +96,14 @@ def test_without_a_gpu_its_figures_are_not_begun(tmp_path, run):
     assert done.returncode == 2 and "There is no part called nonsense." in done.stderr
 
 
-def test_tiles_are_timed_one_by_one(tmp_path, run):
-    """In Triton's interpreter: the row that is in use and a candidate, of each of two kernels; others pass by."""
+def test_tiles_are_timed_one_by_one(tmp_path):
+    """In Triton's interpreter, for two heads: the row in use and a candidate, of each of two kernels; others pass by."""
     pytest.importorskip("triton")
-    command = [
-        sys.executable,
-        str(SCRIPTS / "bench" / "tune_tiles.py"),
-        "--tokens",
-        "8",
-        "--most",
-        "1",
-        "--rounds",
-        "1",
-    ]
-    command += ["--shapes", "cross, 10 x 4096", "--kernels", "one tile", "dk", "--json", "tiles.json"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    if torch.cuda.is_available():
+        pytest.skip("forks cannot use the GPU")
+    script = "import sys, tune_tiles as t; t.SHAPES['small'] = (2, 8, 8); sys.exit(t.main())"
+    arguments = ("--most", "1", "--rounds", "1", "--shapes", "small", "--kernels", "one tile", "dk")
+    done = fork_run("-c", script, *arguments, "--json", "tiles.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "tiles.json").read_text())
     assert [row["kernel"] for row in rows] == ["one tile", "one tile", "dk", "dk"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coeffdiff.errors import CoeffDiffError
+    from coeffdiff.hosts.any_model.attach import attach, attach_from, detach, save
     from coeffdiff.hosts.applied_adapter import Adapter
-    from coeffdiff.hosts.attach import attach, attach_from, detach, save
     from coeffdiff.hosts.diffusers import load_adapter
     from coeffdiff.method.attention import mixed_attention
     from coeffdiff.training.loop import train
@@ -29,12 +29,12 @@ __all__ = [
 _PLACES = {
     "Adapter": "coeffdiff.hosts.applied_adapter",
     "CoeffDiffError": "coeffdiff.errors",
-    "attach": "coeffdiff.hosts.attach",
-    "attach_from": "coeffdiff.hosts.attach",
-    "detach": "coeffdiff.hosts.attach",
+    "attach": "coeffdiff.hosts.any_model.attach",
+    "attach_from": "coeffdiff.hosts.any_model.attach",
+    "detach": "coeffdiff.hosts.any_model.attach",
     "load_adapter": "coeffdiff.hosts.diffusers",
     "mixed_attention": "coeffdiff.method.attention",
-    "save": "coeffdiff.hosts.attach",
+    "save": "coeffdiff.hosts.any_model.attach",
     "train": "coeffdiff.training.loop",
 }
 

@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs where t
 
 from coeffdiff.errors import AdapterError
 from coeffdiff.hosts.diffusers import load_adapter, loaded_adapters, save_adapter
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import inject, injected_names
 from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, LoraHeader
 from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE

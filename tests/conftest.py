@@ -158,6 +158,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # otherwise nanobind tells of leaks at the end
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """_LONGEST first, in this order; the others as they come."""
     rank = {name: number for number, name in enumerate(_LONGEST)}
@@ -246,7 +250,7 @@ def hub(tmp_path, monkeypatch):
 def small_adapter(built_pipeline, tmp_path_factory):
     """The folder of an adapter of the tiny model with random alphas and a LoRA of rank 2."""
     from coeffdiff.hosts.diffusers import save_adapter
-    from coeffdiff.hosts.lora import add_lora
+    from coeffdiff.hosts.lora.layers import add_lora
     from coeffdiff.hosts.unet import inject
     from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 

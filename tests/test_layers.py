@@ -117,7 +117,7 @@ print(header.kind, len(alphas), len(read_lora(folder, header)), len(read_rows(fo
 def test_an_adapter_is_read_without_diffusers(tiny_pipeline, tmp_path, kind):
     """Its files need torch, safetensors and pydantic alone, so that other hosts can take them."""
     from coeffdiff.hosts.diffusers import save_adapter
-    from coeffdiff.hosts.lora import add_lora
+    from coeffdiff.hosts.lora.layers import add_lora
     from coeffdiff.hosts.unet import inject
     from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from coeffdiff.errors import AdapterError, ConfigError
-from coeffdiff.hosts.hub_address import hub_address
+from coeffdiff.hosts.hub.address import hub_address
 from coeffdiff.sampling.selection import Selection
 from coeffdiff.utils.console import print_info
 
@@ -73,7 +73,7 @@ def adapters_and_scales(given: list[str] | None, with_scales: bool = True) -> li
         run = find_newest_run(RUNS)
         print_info(f"run      {run} (the newest finished one)")
         return [(run / "adapter", None)]
-    from coeffdiff.hosts.hub import resolve_adapter
+    from coeffdiff.hosts.hub.lookup import resolve_adapter
 
     pairs = map(folder_and_scale, given) if with_scales else [(folder, None) for folder in given]
     return [(resolve_adapter(folder), scale) for folder, scale in pairs]

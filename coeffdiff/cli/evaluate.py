@@ -102,7 +102,7 @@ def evaluate(
         check_output(output)
         from coeffdiff.evaluation.evaluate import evaluate as run_evaluation
         from coeffdiff.evaluation.tables import summary
-        from coeffdiff.hosts.hub import resolve_adapter
+        from coeffdiff.hosts.hub.lookup import resolve_adapter
         from coeffdiff.sampling.options import Options
         from coeffdiff.sampling.runs import every_step
 

@@ -41,7 +41,7 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload an adapter to the Hugging Face Hub: its files, a card and the card's pictures, in one commit."""
-    from coeffdiff.hosts.hub_upload import check_repo_id, upload
+    from coeffdiff.hosts.hub.upload import check_repo_id, upload
     from coeffdiff.training.publishing import publication
     from coeffdiff.utils.launch_environment import forget_launch
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coeffdiff.evaluation.inspection import PROJECTIONS, BlockReport, HeadReport, Inspection, SimplexReport
-from coeffdiff.hosts.hub_address import origin_of
+from coeffdiff.hosts.hub.address import origin_of
 from coeffdiff.method.adapter_header import AdapterHeader
 
 # Title of a column -> key of a BlockReport's norms, where they differ

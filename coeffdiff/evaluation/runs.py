@@ -17,8 +17,8 @@ from coeffdiff.evaluation.prompts import (
     read_listing,
 )
 from coeffdiff.evaluation.protocol import Asked, Protocol, Subject, asked_for
-from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.hosts.hub_address import hub_address, origin_of
+from coeffdiff.hosts.hub.address import hub_address, origin_of
+from coeffdiff.hosts.hub.lookup import resolve_adapter
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_header import AdapterHeader, NamedSubject
 from coeffdiff.method.adapter_paths import run_of

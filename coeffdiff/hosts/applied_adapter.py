@@ -10,11 +10,11 @@ from typing import Any
 
 from coeffdiff.errors import AdapterError, InjectionError
 from coeffdiff.hosts.guard import unwatch, unwrapped, verify
-from coeffdiff.hosts.learned_token import remove_token, switch_token, token_name, verify_token
-from coeffdiff.hosts.lora import remove_lora, set_lora_scale
-from coeffdiff.hosts.lora_guard import check_removable, check_settable
+from coeffdiff.hosts.lora.guard import check_removable, check_settable
+from coeffdiff.hosts.lora.layers import remove_lora, set_lora_scale
 from coeffdiff.hosts.pipeline_guard import leave, verify_home
 from coeffdiff.hosts.text_encoders import encoders_on, settle_saving, swapped_encoder, take_off
+from coeffdiff.hosts.token.learned_token import remove_token, switch_token, token_name, verify_token
 from coeffdiff.hosts.unet import eject, set_scale
 from coeffdiff.method.adapter_header import AdapterHeader
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts.applied_adapter import Adapter, adapters_on
 from coeffdiff.hosts.guard import unwatch, unwrapped, watch
-from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.hosts.learned_token import TokenPart, add_token, remove_token
-from coeffdiff.hosts.lora import load_lora, remove_lora, save_lora
-from coeffdiff.hosts.lora_file import check_lora
+from coeffdiff.hosts.hub.lookup import resolve_adapter
+from coeffdiff.hosts.lora.file import check_lora
+from coeffdiff.hosts.lora.layers import load_lora, remove_lora, save_lora
 from coeffdiff.hosts.pipeline_guard import enter, leave
 from coeffdiff.hosts.text_encoders import (
     Encoders,
@@ -26,6 +25,7 @@ from coeffdiff.hosts.text_encoders import (
     take_off,
     tensors_on,
 )
+from coeffdiff.hosts.token.learned_token import TokenPart, add_token, remove_token
 from coeffdiff.hosts.unet import attention_layers, coefficients_of, eject, inject
 from coeffdiff.method.adapter_file import (
     alphas_of,

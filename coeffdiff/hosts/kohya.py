@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError
-from coeffdiff.hosts.hub import resolve_adapter
+from coeffdiff.hosts.hub.lookup import resolve_adapter
 from coeffdiff.method.adapter_file import pack_rows, read_header, read_lora, read_rows, rows_of
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE

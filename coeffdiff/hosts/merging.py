@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
-from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.hosts.lora_file import write_lora
+from coeffdiff.hosts.hub.lookup import resolve_adapter
+from coeffdiff.hosts.lora.file import write_lora
 from coeffdiff.hosts.merge_checks import Part, check_parts, common_base
 from coeffdiff.method.adapter_file import pack_coefficients, read_coefficients, read_lora
 from coeffdiff.method.adapter_header import (

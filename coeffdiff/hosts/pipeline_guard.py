@@ -12,7 +12,7 @@ from torch import nn
 
 from coeffdiff.errors import AdapterError, InjectionError
 from coeffdiff.hosts.guard import free_state, gate, keep_state_whole, ungate, unwrapped, verify
-from coeffdiff.hosts.lora_guard import check_fusing, check_loading
+from coeffdiff.hosts.lora.guard import check_fusing, check_loading
 from coeffdiff.hosts.text_encoders import encoders_on
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts import clip_alpha
-from coeffdiff.hosts.clip_lora import clip_lora_tensors, load_clip_lora
 from coeffdiff.hosts.guard import gate, parts_of, ungate, unwrapped
-from coeffdiff.hosts.learned_token import ExtendedEmbedding
-from coeffdiff.hosts.lora import remove_lora
+from coeffdiff.hosts.lora.clip import clip_lora_tensors, load_clip_lora
+from coeffdiff.hosts.lora.layers import remove_lora
+from coeffdiff.hosts.token.learned_token import ExtendedEmbedding
 from coeffdiff.method.adapter_file import alphas_of
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.adapter_paths import LORA_FILE

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.coefficients import Mixes
 from coeffdiff.method.families import family_of_unet

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from coeffdiff.hosts import clip_alpha
-from coeffdiff.hosts.clip_lora import add_clip_lora
+from coeffdiff.hosts.lora.clip import add_clip_lora
 from coeffdiff.method.coefficients import Mixes
 from coeffdiff.preflight.ledger import TOKENS, Ledger, ledger_for
 

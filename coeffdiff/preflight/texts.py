@@ -11,7 +11,7 @@ from coeffdiff.config.schema import SubjectSettings
 from coeffdiff.data.class_captions import class_captions
 from coeffdiff.data.photos import PhotoSet
 from coeffdiff.data.subjects import prompts_of
-from coeffdiff.hosts.token_vocabulary import announce_tokens
+from coeffdiff.hosts.token.vocabulary import announce_tokens
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.subject_token import caption_findings, holds, token_findings
 from coeffdiff.preflight.report import MOST_LISTED, Finding, PhotoCheck

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from coeffdiff.hosts.diffusers import load_adapter
-from coeffdiff.hosts.hub_address import origin_of
-from coeffdiff.hosts.token_vocabulary import announce_tokens
+from coeffdiff.hosts.hub.address import origin_of
+from coeffdiff.hosts.token.vocabulary import announce_tokens
 from coeffdiff.models.controlnet import find_controlnet
 from coeffdiff.models.opening import Asked, recipe, unlike_previews
 from coeffdiff.sampling.image_inputs import Guide, ImageOptions, read_inputs

@@ -16,7 +16,7 @@ from PIL import Image
 
 from coeffdiff import __version__
 from coeffdiff.hosts.diffusers import loaded_adapters
-from coeffdiff.hosts.hub_address import origin_of
+from coeffdiff.hosts.hub.address import origin_of
 from coeffdiff.sampling.generation import batches_of, dtype_name, generate
 from coeffdiff.sampling.image_inputs import ImageInputs
 from coeffdiff.sampling.options import Encoded, OnProgress, Options, Request, picture_size

@@ -18,8 +18,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from coeffdiff.errors import ConfigError
-from coeffdiff.hosts.attach import attach
-from coeffdiff.hosts.attention_layers import attention_layers
+from coeffdiff.hosts.any_model.attach import attach
+from coeffdiff.hosts.any_model.attention_layers import attention_layers
 from coeffdiff.utils.seeding import stable_seed
 
 ARMS = ("linear", "lora", "coeff", "coeff+lora")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError, ModelError
-from coeffdiff.hosts.attention_layers import select_layers
+from coeffdiff.hosts.any_model.attention_layers import select_layers
 from coeffdiff.models.finding import encoder_folder
 from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO, shipped
 from coeffdiff.tasks.examples import Example, Kind

@@ -22,7 +22,7 @@ from coeffdiff import __version__
 from coeffdiff.errors import ConfigError, NonFiniteLoss
 from coeffdiff.evaluation.cells import Cell, CellFolder
 from coeffdiff.evaluation.facts import device_name
-from coeffdiff.hosts.any_module import attached
+from coeffdiff.hosts.any_model.any_module import attached
 from coeffdiff.tasks.arms import PARTS, put_arm, trained_numbers
 from coeffdiff.tasks.image_text_data import FILE, ImageTextData
 from coeffdiff.tasks.image_text_model import ImageText

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from coeffdiff.errors import AdapterError
-from coeffdiff.hosts.attach import attach_from, save
+from coeffdiff.hosts.any_model.attach import attach_from, save
 from coeffdiff.method.adapter_paths import COEFF_FILE
 from coeffdiff.tasks.encoder import Encoder
 from coeffdiff.tasks.few_shot import Trained

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coeffdiff.config.schema import Settings, rate_setting
 from coeffdiff.data.batches import Batch
 from coeffdiff.hosts.guard import unwrapped
-from coeffdiff.hosts.lora import lora_off
+from coeffdiff.hosts.lora.layers import lora_off
 from coeffdiff.hosts.unet import alpha_off
 from coeffdiff.models.pipelines import conditions
 from coeffdiff.training.objective import PriorTerm, denoising_loss

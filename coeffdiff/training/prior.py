@@ -17,7 +17,7 @@ from coeffdiff.data.encoding import EncodedPhoto, sizes_of
 from coeffdiff.data.photos import Photo, PhotoSet, read_photos
 from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.hosts.guard import unwrapped
-from coeffdiff.hosts.lora import lora_off
+from coeffdiff.hosts.lora.layers import lora_off
 from coeffdiff.hosts.unet import alpha_off
 from coeffdiff.models.pipelines import conditions
 from coeffdiff.training.objective import PriorTerm

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from coeffdiff.config.schema import Settings
 from coeffdiff.data.batches import Batch
 from coeffdiff.errors import AdapterError, ConfigError
-from coeffdiff.hosts.learned_token import add_token, token_name
-from coeffdiff.hosts.token_rows import initial_rows, pull_norms
+from coeffdiff.hosts.token.learned_token import add_token, token_name
+from coeffdiff.hosts.token.rows import initial_rows, pull_norms
 from coeffdiff.method.adapter_header import row_key
 from coeffdiff.models.pipelines import text_embeddings
 from coeffdiff.models.subject_token import holds

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from coeffdiff.config.schema import Settings
 from coeffdiff.data.batches import Batch
 from coeffdiff.hosts import clip_alpha
-from coeffdiff.hosts.clip_lora import add_clip_lora
 from coeffdiff.hosts.guard import verify
+from coeffdiff.hosts.lora.clip import add_clip_lora
 from coeffdiff.hosts.text_encoders import coefficients_on, encoders_on, settle_saving
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.models.pipelines import text_embeddings

@@ -17,7 +17,7 @@ from coeffdiff import __version__
 from coeffdiff.config.schema import Settings, SubjectSettings
 from coeffdiff.errors import ResumeError
 from coeffdiff.hosts.diffusers import fill_alphas
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import (
     AdapterHeader,

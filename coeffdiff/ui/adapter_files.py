@@ -12,7 +12,7 @@ from rich.console import Console
 from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.inspection import inspect_adapter
 from coeffdiff.evaluation.inspection_tables import tables
-from coeffdiff.hosts.hub import resolve_adapter
+from coeffdiff.hosts.hub.lookup import resolve_adapter
 from coeffdiff.hosts.kohya import export_kohya
 from coeffdiff.method.adapter_paths import run_of
 from coeffdiff.training.kohya_facts import kohya_facts

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coeffdiff.errors import ConfigError
-from coeffdiff.hosts.hub import resolve_adapter
+from coeffdiff.hosts.hub.lookup import resolve_adapter
 from coeffdiff.method.adapter_paths import COEFF_FILE, kept_steps
 from coeffdiff.models.opening import Asked
 from coeffdiff.preflight.sampling_time import expected_seconds

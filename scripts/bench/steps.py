@@ -138,7 +138,7 @@ def random_unet(size: str, device: Any, dtype: Any) -> Any:
 
 def trainables(unet: Any, options: Any) -> tuple[dict[str, Any], list[Any]]:
     """What the arm trains, in float32: alphas by layer, and LoRA's parameters."""
-    from coeffdiff.hosts.lora import add_lora
+    from coeffdiff.hosts.lora.layers import add_lora
     from coeffdiff.hosts.unet import inject
 
     lora, coefficients = [], {}

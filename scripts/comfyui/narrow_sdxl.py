@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coeffdiff.errors import ConfigError
 from coeffdiff.hosts.diffusers import save_adapter
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader, Mixes, format_for
 from coeffdiff.utils.seeding import generator_for
@@ -127,7 +127,7 @@ def make_adapter(
 
     alpha, lora: standard deviations of alpha and of the LoRA's two matrices, over sqrt(in) and sqrt(rank).
     """
-    from coeffdiff.hosts.lora import remove_lora
+    from coeffdiff.hosts.lora.layers import remove_lora
     from coeffdiff.hosts.unet import eject
 
     heads: dict[str, int] = {}

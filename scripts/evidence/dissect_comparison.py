@@ -128,7 +128,7 @@ def as_parts(studio: Any, job: Any, path: Path, alpha: float, lora: float) -> di
     from coeffdiff.evaluation.comparison_subjects import subject_of
     from coeffdiff.evaluation.scoring import score_adapter
     from coeffdiff.hosts.diffusers import load_adapter
-    from coeffdiff.hosts.lora import set_lora_scale
+    from coeffdiff.hosts.lora.layers import set_lora_scale
     from coeffdiff.hosts.unet import set_scale
     from coeffdiff.sampling.device import prepare_device
 

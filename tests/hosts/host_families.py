@@ -1,4 +1,4 @@
-"""Tiny random models of each family that hosts/any_module.py and hosts/unet_attach.py are for, with inputs."""
+"""Tiny random models of each family that hosts/any_model is for, with inputs."""
 
 from __future__ import annotations
 

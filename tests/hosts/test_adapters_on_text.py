@@ -14,10 +14,10 @@ import coeffdiff
 from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
 from coeffdiff.hosts import clip_alpha
-from coeffdiff.hosts.clip_lora import add_clip_lora
 from coeffdiff.hosts.diffusers import loaded_adapters, save_adapter
 from coeffdiff.hosts.kohya import export_kohya
-from coeffdiff.hosts.lora import add_lora, lora_parameters
+from coeffdiff.hosts.lora.clip import add_clip_lora
+from coeffdiff.hosts.lora.layers import add_lora, lora_parameters
 from coeffdiff.hosts.merging import merge_adapters
 from coeffdiff.hosts.text_encoders import coefficients_on, encoders_on
 from coeffdiff.hosts.unet import coefficients_of, inject, set_scale

@@ -21,7 +21,7 @@ from torch import nn
 from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
 from coeffdiff.hosts.diffusers import check_architecture, fill_alphas, loaded_adapters, save_adapter
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import attention_layers, coefficients_of, inject
 from coeffdiff.method.adapter_file import alphas_of, read_coefficients, read_header, read_lora, read_rows
 from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, LoraHeader

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from coeffdiff import load_adapter
 from coeffdiff.cli.root import app
 from coeffdiff.errors import AdapterError, CachedAdapter
-from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.hosts.hub_address import Address, hub_address, origin_of
+from coeffdiff.hosts.hub.address import Address, hub_address, origin_of
+from coeffdiff.hosts.hub.lookup import resolve_adapter
 from coeffdiff.method.adapter_file import pack_coefficients, read_coefficients
 from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE
 from coeffdiff.utils.png import read_recipe

@@ -14,7 +14,7 @@ from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, ConfigError
 from coeffdiff.hosts.diffusers import save_adapter
 from coeffdiff.hosts.kohya import export_kohya
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 from coeffdiff.utils.seeding import generator_for

@@ -11,15 +11,15 @@ from accelerate.hooks import remove_hook_from_module
 from safetensors.torch import load_file
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError, InjectionError
-from coeffdiff.hosts.learned_token import (
+from coeffdiff.hosts.token.learned_token import (
     ExtendedEmbedding,
     add_token,
     remove_token,
     switch_token,
     verify_token,
 )
-from coeffdiff.hosts.token_rows import initial_rows, pull_norms
-from coeffdiff.hosts.token_vocabulary import _FIRST_PRIVATE, announce_tokens
+from coeffdiff.hosts.token.rows import initial_rows, pull_norms
+from coeffdiff.hosts.token.vocabulary import _FIRST_PRIVATE, announce_tokens
 from coeffdiff.method.adapter_file import save_rows
 from coeffdiff.method.adapter_header import MOST_VECTORS
 from coeffdiff.method.adapter_paths import EMBEDS_FILE

@@ -11,8 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, ConfigError
-from coeffdiff.hosts import lora
-from coeffdiff.hosts.lora import add_lora, load_lora, lora_parameters, remove_lora, save_lora, set_lora_scale
+from coeffdiff.hosts.lora import layers as lora
+from coeffdiff.hosts.lora.layers import (
+    add_lora,
+    load_lora,
+    lora_parameters,
+    remove_lora,
+    save_lora,
+    set_lora_scale,
+)
 from coeffdiff.hosts.unet import attention_layers, inject
 from coeffdiff.method.adapter_paths import LORA_FILE
 from coeffdiff.utils.seeding import generator_for

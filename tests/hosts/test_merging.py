@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts.diffusers import save_adapter
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.merging import merge_adapters
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_file import read_coefficients, read_header

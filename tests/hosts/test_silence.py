@@ -35,7 +35,7 @@ from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, BaseWeightsChanged, CoeffDiffError, InjectionError
 from coeffdiff.hosts.diffusers import loaded_adapters, save_adapter
 from coeffdiff.hosts.guard import verify
-from coeffdiff.hosts.lora import add_lora, lora_off
+from coeffdiff.hosts.lora.layers import add_lora, lora_off
 from coeffdiff.hosts.unet import alpha_off, attention_layers, inject
 from coeffdiff.method.adapter_header import FORMAT_VERSION, AdapterHeader, LoraHeader
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, LORA_FILE

@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from coeffdiff.errors import ConfigError, InjectionError
 from coeffdiff.hosts import summed_alphas
 from coeffdiff.hosts.guard import unwrapped, verify
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import (
     MixedAttnProcessor,
     attention_layers,

@@ -15,8 +15,8 @@ from torch import nn
 from coeffdiff.config.schema import ModelSettings
 from coeffdiff.errors import ConfigError, InjectionError
 from coeffdiff.hosts.diffusers import load_adapter
-from coeffdiff.hosts.lora import add_lora, lora_parameters, remove_lora
-from coeffdiff.hosts.lora_guard import check_fusing
+from coeffdiff.hosts.lora.guard import check_fusing
+from coeffdiff.hosts.lora.layers import add_lora, lora_parameters, remove_lora
 from coeffdiff.hosts.quantized import EightBitLinear, is_quantized, quantized_layers
 from coeffdiff.hosts.unet import eject, inject
 from coeffdiff.models.finding import find_backbone

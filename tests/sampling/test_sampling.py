@@ -16,7 +16,7 @@ from PIL import Image
 
 from coeffdiff.errors import AdapterError, ConfigError, InjectionError, ModelError
 from coeffdiff.hosts.diffusers import load_adapter, save_adapter
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 from coeffdiff.method.coefficients import Coefficients

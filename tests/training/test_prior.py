@@ -13,7 +13,7 @@ from coeffdiff.config.loading import load_settings
 from coeffdiff.data.batches import Batch
 from coeffdiff.data.class_captions import class_captions
 from coeffdiff.errors import ConfigError, PhotoError
-from coeffdiff.hosts.lora import add_lora, lora_parameters
+from coeffdiff.hosts.lora.layers import add_lora, lora_parameters
 from coeffdiff.hosts.unet import coefficients_of, inject
 from coeffdiff.method.coefficients import draw_dropout
 from coeffdiff.training.objective import denoising_loss

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app
 from coeffdiff.config.loading import load_settings
-from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.hosts.hub_upload import check_repo_id
+from coeffdiff.hosts.hub.lookup import resolve_adapter
+from coeffdiff.hosts.hub.upload import check_repo_id
 from coeffdiff.method.adapter_file import pack_coefficients, read_coefficients
 from coeffdiff.method.adapter_header import BaseHeader
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, LORA_FILE

@@ -18,8 +18,8 @@ from coeffdiff.config.loading import load_settings
 from coeffdiff.config.schema import ModelSettings, Settings
 from coeffdiff.data.batches import Batch
 from coeffdiff.errors import ConfigError
-from coeffdiff.hosts.learned_token import add_token, remove_token
-from coeffdiff.hosts.token_rows import initial_rows
+from coeffdiff.hosts.token.learned_token import add_token, remove_token
+from coeffdiff.hosts.token.rows import initial_rows
 from coeffdiff.method.adapter_file import read_header
 from coeffdiff.method.adapter_paths import EMBEDS_FILE
 from coeffdiff.models.finding import find_backbone

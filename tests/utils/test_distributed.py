@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from coeffdiff.cli.root import app
 from coeffdiff.errors import ConfigError, LaunchError
 from coeffdiff.hosts.diffusers import save_adapter
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 from coeffdiff.pocket.model import save_random

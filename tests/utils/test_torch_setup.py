@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from coeffdiff.errors import ConfigError
-from coeffdiff.hosts.lora import add_lora
+from coeffdiff.hosts.lora.layers import add_lora
 from coeffdiff.hosts.unet import inject, set_scale
 from coeffdiff.method.attention import mixed_attention
 from coeffdiff.method.coefficients import draw_dropout

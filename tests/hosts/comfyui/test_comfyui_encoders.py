@@ -18,9 +18,9 @@ PROMPTS = ("a photo of ohwx toy in the snow", "")
 def make(texts, tmp_path):
     """make(alpha=..., dora=...): the folder of an adapter with LoRA on UNet and text encoders, rank 3, alpha 7."""
     from coeffdiff.hosts import clip_alpha
-    from coeffdiff.hosts.clip_lora import add_clip_lora
     from coeffdiff.hosts.diffusers import save_adapter
-    from coeffdiff.hosts.lora import add_lora, remove_lora
+    from coeffdiff.hosts.lora.clip import add_clip_lora
+    from coeffdiff.hosts.lora.layers import add_lora, remove_lora
     from coeffdiff.hosts.text_encoders import coefficients_on, encoders_on, take_off
     from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
     from coeffdiff.utils.seeding import generator_for

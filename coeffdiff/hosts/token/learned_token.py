@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
 from coeffdiff.hosts.guard import gate, ungate
-from coeffdiff.hosts.token_vocabulary import original, read_with, refuse_saving
+from coeffdiff.hosts.token.vocabulary import original, read_with, refuse_saving
 from coeffdiff.method.adapter_header import PARTS
 from coeffdiff.method.families import family_of
 

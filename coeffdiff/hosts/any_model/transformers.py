@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from coeffdiff.errors import InjectionError
-from coeffdiff.hosts.attention_layers import dispatches, forward_of
+from coeffdiff.hosts.any_model.attention_layers import dispatches, forward_of
+from coeffdiff.hosts.any_model.transformers_attention import ORIGINALS, Dispatch, register, twin
 from coeffdiff.hosts.slot import SLOT
-from coeffdiff.hosts.transformers_attention import ORIGINALS, Dispatch, register, twin
 
 
 class Switch:

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from coeffdiff.errors import InjectionError
-from coeffdiff.hosts.mixing import mixed_heads
+from coeffdiff.hosts.any_model.mixing import mixed_heads
 from coeffdiff.hosts.slot import CHILD, SLOT, USED, Slot
 from coeffdiff.method.coefficients import Coefficients
 

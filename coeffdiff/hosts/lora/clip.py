@@ -1,6 +1,6 @@
 """LoRA and DoRA on the attention projections of a CLIP text encoder, through PEFT.
 
-Scale, removal and the guard are those of the UNet's (lora.py, lora_guard.py). Tensors bear the names of files.
+Scale, removal and the guard are those of the UNet's (layers.py, guard.py). Tensors bear the names of files.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from coeffdiff.errors import AdapterError
 from coeffdiff.hosts.clip_alpha import attention_modules, in_file
 from coeffdiff.hosts.guard import unwrapped, watch
-from coeffdiff.hosts.lora import lora_parameters, others_stay
-from coeffdiff.hosts.lora_guard import LoraPart
+from coeffdiff.hosts.lora.guard import LoraPart
+from coeffdiff.hosts.lora.layers import lora_parameters, others_stay
 from coeffdiff.method.lora_layout import DOWN, MAGNITUDE, peft_key
 from coeffdiff.utils.seeding import stable_seed
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError
-from coeffdiff.hosts.learned_token import ExtendedEmbedding
-from coeffdiff.hosts.token_vocabulary import original
+from coeffdiff.hosts.token.learned_token import ExtendedEmbedding
+from coeffdiff.hosts.token.vocabulary import original
 from coeffdiff.method.families import family_of
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from coeffdiff.errors import InjectionError
-from coeffdiff.hosts.attention_layers import (
+from coeffdiff.hosts.any_model.attention_layers import (
     attention_layers,
     dispatches,
     folds_heads,
@@ -18,11 +18,11 @@ from coeffdiff.hosts.attention_layers import (
     known_heads,
     select_layers,
 )
-from coeffdiff.hosts.interception import Intercepted, intercept, release
+from coeffdiff.hosts.any_model.interception import Intercepted, intercept, release
 from coeffdiff.hosts.slot import CHILD, SLOT, USED, Slot, coefficients_for, warn_if_frozen
 from coeffdiff.method.coefficients import Coefficients
 
-_INTERFACE = "coeffdiff.hosts.transformers"  # imported for its models alone
+_INTERFACE = "coeffdiff.hosts.any_model.transformers"  # imported for its models alone
 
 
 class Attachment:

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from coeffdiff.errors import AdapterMismatch, ConfigError, InjectionError
-from coeffdiff.hosts.hub import resolve_adapter
-from coeffdiff.hosts.hub_address import origin_of
+from coeffdiff.hosts.hub.address import origin_of
+from coeffdiff.hosts.hub.lookup import resolve_adapter
 from coeffdiff.method.adapter_file import alphas_of, pack_coefficients, read_attached
 from coeffdiff.method.adapter_paths import COEFF_FILE
 from coeffdiff.method.attached_header import AttachedHeader
@@ -206,9 +206,9 @@ def _host_of(model: nn.Module) -> Any:
             f"alpha cannot be attached to a {type(inner).__name__}: coeffdiff.attach takes a torch.nn.Module"
             + (f", here {found[0]}." if found else ".")
         )
-    if _is_unet(inner) and (host := import_module("coeffdiff.hosts.unet_attach")).takes(inner):
+    if _is_unet(inner) and (host := import_module("coeffdiff.hosts.any_model.unet_attach")).takes(inner):
         return host
-    return import_module("coeffdiff.hosts.any_module")
+    return import_module("coeffdiff.hosts.any_model.any_module")
 
 
 def _is_unet(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from coeffdiff.errors import InjectionError
-from coeffdiff.hosts.mixing import mixed_heads, mixed_maps
+from coeffdiff.hosts.any_model.mixing import mixed_heads, mixed_maps
 from coeffdiff.hosts.slot import CHILD, SLOT, USED, Slot
 from coeffdiff.method.coefficients import Coefficients
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, BaseWeightsChanged, ConfigError
 from coeffdiff.hosts.guard import parts_of, unwatch, unwrapped, watch
-from coeffdiff.hosts.lora_file import check_lora, plain_lora_config, write_lora
-from coeffdiff.hosts.lora_guard import LoraPart, check_removable, check_settable, lora_part
+from coeffdiff.hosts.lora.file import check_lora, plain_lora_config, write_lora
+from coeffdiff.hosts.lora.guard import LoraPart, check_removable, check_settable, lora_part
 from coeffdiff.hosts.unet import attention_layers
 from coeffdiff.method.lora_layout import peft_key
 from coeffdiff.utils.seeding import stable_seed

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from coeffdiff.errors import AdapterError
-from coeffdiff.hosts.hub_address import Address, checked_folder, hub_address, local_hint
-from coeffdiff.hosts.hub_download import fetch_adapter
+from coeffdiff.hosts.hub.address import Address, checked_folder, hub_address, local_hint
+from coeffdiff.hosts.hub.download import fetch_adapter
 from coeffdiff.method.adapter_paths import find_adapter
 from coeffdiff.utils.paths import exists
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coeffdiff.errors import AdapterError, CachedAdapter
-from coeffdiff.hosts.hub_address import Address
+from coeffdiff.hosts.hub.address import Address
 from coeffdiff.method.adapter_file import files_of, read_attached, read_header, refuse_large
 from coeffdiff.method.adapter_header import is_harmless
 from coeffdiff.method.adapter_paths import COEFF_FILE, EMBEDS_FILE, LORA_FILE

@@ -20,7 +20,7 @@ from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
 def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress], None]) -> Outcome:
     """Do a task. KeyboardInterrupt alone comes through."""
 
-    def on_bar(title: str, total: float, done: float, status: str) -> None:
+    def on_bar(title: str, done: float, total: float, status: str) -> None:
         report(Progress(title, done, total, status))
         stop.obey()
 

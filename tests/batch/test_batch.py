@@ -23,6 +23,7 @@ from coeffdiff.config.loading import load_settings
 from coeffdiff.errors import Interrupted, NonFiniteLoss
 from coeffdiff.execution.local import LocalExecutor
 from coeffdiff.pocket.model import save_random
+from coeffdiff.training import loop
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.step_log import read_log
 from coeffdiff.utils.locks import try_lock
@@ -131,15 +132,14 @@ def test_stopped_it_goes_on_and_comes_to_the_same(shop, done, tmp_path, monkeypa
     plan = plan_for(shop, tmp_path / "out")
     calls = []
 
-    def interrupted(settings, **how):
-        calls.append(settings)
-        if len(calls) == 2:
-            timer = threading.Thread(target=_interrupt, args=(plan.output / "cat" / "config.yaml",))
-            timer.start()
-        return train(settings, **how)
+    def interrupted(step, plan, *rest):
+        if plan.run.path.name == "cat" and not calls:
+            calls.append(step)
+            signal.raise_signal(signal.SIGINT)
+        return make_step(step, plan, *rest)
 
-    train = subject_worker.train
-    monkeypatch.setattr(subject_worker, "train", interrupted)
+    make_step = loop.make_step
+    monkeypatch.setattr(loop, "make_step", interrupted)
     with pytest.raises(Interrupted, match="Stopped with 1 of 4 subjects done"):
         batch(plan, LOCAL)
     assert states(gather(plan, ["mug", "cat", "sloth"])) == {
@@ -152,12 +152,6 @@ def test_stopped_it_goes_on_and_comes_to_the_same(shop, done, tmp_path, monkeypa
         "mug": "unchanged", "cat": "continued", "ghost": "failed", "sloth": "trained"
     }  # fmt: skip
     assert adapters(plan.output) == adapters(done[0].output)
-
-
-def _interrupt(after: Path) -> None:
-    while not after.exists():
-        time.sleep(0.001)
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_parts_make_up_the_whole_and_any_of_them_writes_the_table(shop, done, tmp_path):

@@ -58,10 +58,11 @@ def test_after_a_signal_no_task_begins_and_bars_end_theirs(tmp_path, capsys):
                 bar(number)
         return letter
 
+    before = signal.getsignal(signal.SIGINT)
     [outcome] = round_of(worker, tmp_path)
     assert outcome.state == "stopped" and isinstance(outcome.error, Interrupted)
     assert "stopping: what is being done is saved first" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_saves_first_is_not_ended_by_its_bar(tmp_path):

@@ -52,15 +52,20 @@ def draw_wanted(wanted: Wanted) -> Drawn:
     if not wanted.adapter:
         raise ConfigError("Choose an adapter; there is one as soon as a training has finished.")
     folder = resolve_adapter(wanted.adapter)
+    # A browser's 5.0 is 5, and a recipe would say so
     if wanted.compared:
-        selection = Selection(((folder, None),), tuple(sorted(wanted.compared)))
+        selection = Selection(((folder, None),), tuple(sorted(map(float, wanted.compared))))
     else:
-        selection = Selection(((folder, wanted.scale),))
+        selection = Selection(((folder, float(wanted.scale)),))
     return draw(
         prompts,
         selection,
         Options(
-            wanted.steps, wanted.guidance, wanted.negative_prompt, wanted.width or None, wanted.height or None
+            wanted.steps,
+            float(wanted.guidance),
+            wanted.negative_prompt,
+            wanted.width or None,
+            wanted.height or None,
         ),
         seeds=range(wanted.seed, wanted.seed + wanted.count),
         asked=Asked(),

@@ -25,7 +25,7 @@ def sample_tab(page: gr.Blocks, tab: gr.Tab) -> None:
                 markup.quiet("Pictures appear here. Each PNG carries its own recipe."), elem_id="where"
             )
             grid = gr.Image(
-                label="Grid",
+                show_label=False,
                 type="filepath",
                 interactive=False,
                 visible=False,

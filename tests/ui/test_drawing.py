@@ -38,12 +38,12 @@ def trained(tmp_path_factory):
     ("page", "options"),
     [
         ({"scale": 0.7, "count": 2, "seed": 3}, ["--adapter", "runs/ohwx:0.7", "-n", "2", "--seed", "3"]),
-        ({"scale": 1.0, "compared": [1.5, 0.0]}, ["--adapter", "runs/ohwx", "--scales", "0,1.5"]),
+        ({"scale": 1, "compared": [1.5, 0]}, ["--adapter", "runs/ohwx", "--scales", "0,1.5"]),
     ],
 )
 def test_the_page_draws_what_sample_draws(trained, monkeypatch, page, options):
     monkeypatch.chdir(trained)
-    common = {"steps": 2, "guidance": 3.0, "width": 64, "height": 64, "scheduler": "ddim"}
+    common = {"steps": 2, "guidance": 3, "width": 64, "height": 64, "scheduler": "ddim"}
     drawn = draw_wanted(Wanted("runs/ohwx", "a photo of <V> mug\n\n", **{"scale": 1.0} | page, **common))
     arguments = [
         *options,

@@ -18,6 +18,7 @@ PAGES = [
     "README.md",
     "configs/README.md",
     "coeffdiff/pocket/README.md",
+    "coeffdiff/ui/README.md",
     *(f"scripts/{folder}README.md" for folder in ("", "bench/", "build/", "evidence/")),
 ]
 COMMANDS = typer.main.get_command(app).commands

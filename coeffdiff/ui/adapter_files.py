@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
 
 from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.inspection import inspect_adapter
@@ -17,6 +14,7 @@ from coeffdiff.hosts.kohya import export_kohya
 from coeffdiff.method.adapter_paths import run_of
 from coeffdiff.training.kohya_facts import kohya_facts
 from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import recording_console
 
 _HTML = '<pre class="inspection">{code}</pre>'
 _WIDTH = 110
@@ -32,7 +30,7 @@ class Files:
 
 def table_of(adapter: str) -> str:
     """What `coeffdiff inspect` prints, as HTML."""
-    console = Console(record=True, width=_WIDTH, file=io.StringIO())
+    console = recording_console(_WIDTH)
     console.print(tables(inspect_adapter(_folder(adapter))))
     return console.export_html(code_format=_HTML, inline_styles=True)
 

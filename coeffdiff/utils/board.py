@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from coeffdiff.utils.console import QUIET_SECONDS, _lenient, duration, print_error, visible
+from coeffdiff.utils.console import (
+    QUIET_SECONDS,
+    duration,
+    error_console,
+    error_stream,
+    print_error,
+    visible,
+)
 
 
 class Board(Protocol):
@@ -24,10 +30,9 @@ class Board(Protocol):
 @contextmanager
 def board(title: str, total: int) -> Iterator[Board]:
     """Bars on a terminal, an occasional line elsewhere. total: of the tasks."""
-    if not sys.stderr.isatty():
+    if not error_stream().isatty():
         yield _Lines(title, total)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -37,7 +42,7 @@ def board(title: str, total: int) -> Iterator[Board]:
         TextColumn("{task.fields[status]}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(file=_lenient(sys.stderr))) as bars:
+    with Progress(*columns, console=error_console()) as bars:
         yield _Bars(bars, title, total)
 
 
@@ -67,7 +72,7 @@ class _Lines(_Counted):
         super().__init__(title, total)
         self._running: dict[str, str] = {}
         self._last = time.monotonic()
-        self._terminal = sys.stderr  # which a task in this process replaces by its log
+        self._terminal = error_stream()  # which a task in this process replaces by its log
 
     def at(self, name: str, title: str, done: float, total: float, status: str) -> None:
         self._running[name] = f"{name} {title} {round(done, 1):g}/{total:g}" if title else name

@@ -140,6 +140,25 @@ def print_table(table: Any) -> None:
     Console(file=_lenient(sys.stdout), width=None if sys.stdout.isatty() else 120).print(table)
 
 
+def error_stream() -> TextIO:
+    """Standard error as it is now; print_error and a later redirection take it as `file`."""
+    return sys.stderr
+
+
+def error_console() -> Any:
+    """A rich Console on standard error, for bars."""
+    from rich.console import Console
+
+    return Console(file=_lenient(sys.stderr))
+
+
+def recording_console(width: int) -> Any:
+    """A rich Console that shows nothing and keeps what it is given, to be exported."""
+    from rich.console import Console
+
+    return Console(record=True, width=width, file=io.StringIO())
+
+
 def be_lenient() -> None:
     """Write out letters that an output lacks, also in what other libraries print, such as help and usage errors."""
     for stream in (sys.stdout, sys.stderr):
@@ -181,7 +200,6 @@ def _shown_progress(title: str, total: float) -> Iterator[Bar]:
     if not sys.stderr.isatty():
         yield _lines(title, total)
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -200,7 +218,7 @@ def _shown_progress(title: str, total: float) -> Iterator[Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=_lenient(sys.stderr))) as bars:
+    with Progress(*columns, console=error_console()) as bars:
         task = bars.add_task(title, total=total, status="")
         yield lambda done, status="": bars.update(task, completed=done, status=visible(status))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from coeffdiff.errors import Interrupted
-from coeffdiff.utils.console import is_main_process, print_error
+from coeffdiff.utils.console import error_stream, is_main_process, print_error
 
 
 class Stop:
@@ -54,7 +53,7 @@ def stoppable(how: str) -> Iterator[Stop]:
     if _outermost:
         yield _outermost
         return
-    stop, terminal = Stop(), sys.stderr
+    stop, terminal = Stop(), error_stream()
     first: float | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:

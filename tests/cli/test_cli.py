@@ -295,6 +295,9 @@ def test_no_option_forgets_its_home():
         "lora_target",
         "text_column",
         "label_column",
+        "score",  # settings, as set_
+        "ray_address",
+        "host",
     }
     forgotten = []
     for command in app.registered_commands:

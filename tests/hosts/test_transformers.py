@@ -640,7 +640,10 @@ def test_the_example_with_trainer(tmp_path, monkeypatch):
     assert losses[-1] < 0.5 * losses[0], losses
     assert all(alpha.abs().mean() > 0.01 for alpha in first["alphas"].values())
     ids = {"input_ids": torch.tensor([[2, 5, 6, 8, 3]])}
-    assert torch.equal(outputs(again, ids), outputs(model, ids))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    # Weights in a file's memory lie otherwise aligned, and on some processors a product of them is rounded otherwise
+    torch.testing.assert_close(outputs(again, ids), outputs(model, ids), rtol=1e-5, atol=1e-6)
     assert Path("run/checkpoint-20/coeff.safetensors").is_file()
     resumed = source.replace("trainer.train()", "trainer.train(resume_from_checkpoint='run/checkpoint-20')")
     torch.manual_seed(0)  # of the new head

@@ -67,13 +67,13 @@ def test_the_benchmark_of_attention_measures_every_backend_that_runs_here(tmp_pa
             assert row["forward"][0] > 0 and row["both"][0] > 0 and row["both_mib"] >= 0
 
 
-def test_the_benchmark_of_the_check_sets_predictions_beside_runs(tmp_path, forked):
+def test_the_benchmark_of_the_check_sets_predictions_beside_runs(tmp_path, run):
     """One run of the micro model: predicted and measured memory of training and of all phases, and seconds a step."""
     model, place = save_random("micro", tmp_path / "model"), tmp_path / "place"
     place.mkdir()
     arguments = ("--methods", "coeff", "--batch", "1", "--checkpointing", "off", "--steps", "3")
     arguments += ("--model", str(model), "--resolution", "64")
-    done = forked("bench/check.py", *arguments, cwd=place)
+    done = run("bench/check.py", *arguments, cwd=place)
     assert done.returncode == 0, done.stderr
     row = done.stdout.splitlines()[-1]
     assert row.startswith("| coeff | 1 | off | 64 |")

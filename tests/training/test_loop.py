@@ -564,7 +564,7 @@ def test_a_run_killed_before_its_adapter_was_written_gets_it_at_resume(micro_fol
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_text_encoders_leave_memory_before_the_unet_comes(micro_folder, monkeypatch):
+def test_text_encoders_leave_memory_before_the_unet_comes(micro_folder):
     """When the UNet is loaded, no text encoder of this run is alive any more."""
     real, alive = load_pipeline, {}
 
@@ -576,9 +576,7 @@ def test_text_encoders_leave_memory_before_the_unet_comes(micro_folder, monkeypa
             alive["at start"] = sum(isinstance(o, CLIPTextModel) for o in gc.get_objects())
         return real(base, dtype=dtype, parts=parts)
 
-    for module in ("inputs", "network"):
-        monkeypatch.setattr(f"coeffdiff.training.{module}.load_pipeline", spy)
-    loop.train(settings_for(micro_folder, "run", **{"training.steps": 1}))
+    loop.train(settings_for(micro_folder, "run", **{"training.steps": 1}), load=spy)
     assert alive["before unet"] == alive["at start"]
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": [],
     "evaluate": ["one"],
     "compare": [],
+    "batch": ["subjects.yaml"],
     "toy": [],
     "image-text": ["data", "--model", "bart"],
     "classify": ["data", "--model", "vit"],

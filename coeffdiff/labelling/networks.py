@@ -18,6 +18,7 @@ from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.utils.console import quiet_libraries
 from coeffdiff.utils.hub import first_sentence
 from coeffdiff.utils.oom import is_out_of_memory
+from coeffdiff.utils.own_memory import own_memory
 
 # The longer side that a network sees, in pixels: more than any of them keeps, little enough for label maps of many
 # classes. A photo of 12 megapixels in 150 classes would take 7 GB.
@@ -72,7 +73,7 @@ def load_network(found: Found, auto: Any, device: torch.device, dtype: torch.dty
             f"The model {found.name} cannot be loaded: its weights lack {lacking[0]} and {len(lacking) - 1} others of "
             f"a {type(network).__name__}."
         )
-    return network.requires_grad_(False).eval().to(device)
+    return own_memory(network).requires_grad_(False).eval().to(device)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from coeffdiff.errors import ModelError, ShapeError
 from coeffdiff.models.finding import encoder_folder
 from coeffdiff.pocket import POCKET, POCKET_CLIP, POCKET_DINO, shipped
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.own_memory import own_memory
 from coeffdiff.utils.text import first_line
 
 # The encoders of DreamBooth's table
@@ -163,12 +164,15 @@ def _folder(name: str, own: str) -> Path:
 
 
 def _loaded(kind: Any, folder: Path, **extra: Any) -> Any:
-    """The network in float32. Raises: ValueError if the files lack weights, which transformers fills with noise."""
+    """The network in float32, in memory of its own.
+
+    Raises: ValueError if the files lack weights, which transformers fills with noise.
+    """
     network, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **extra)
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise ValueError(f"its weights lack {lacking[0]} and {len(lacking) - 1} others")
-    return network
+    return own_memory(network)
 
 
 def _unusable(name: str, error: Exception) -> ModelError:

@@ -15,6 +15,7 @@ from coeffdiff.models.finding import from_hub, hub_id
 from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.models.source import Source
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.own_memory import own_memory
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ def load_controlnet(found: ControlNet, dtype: torch.dtype) -> Any:
         raise ModelError(
             f"The ControlNet {found.name} does not fit its config: {len(odd)} tensors, such as {odd[0]}."
         )
-    return network.requires_grad_(False).eval()
+    return own_memory(network).requires_grad_(False).eval()
 
 
 def _chosen(files: set[str], half: bool) -> tuple[str | None, tuple[str, ...]] | None:

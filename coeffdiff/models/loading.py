@@ -20,6 +20,7 @@ from coeffdiff.models.scaled_fp8 import read as read_scaled
 from coeffdiff.models.source import INDEX, UNET, Backbone, Part, Source
 from coeffdiff.utils.console import quiet_libraries
 from coeffdiff.utils.heap import freed_at_once
+from coeffdiff.utils.own_memory import own_memory
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +198,7 @@ def _tensors_in_file(backbone: Backbone, network: str, dtype: torch.dtype) -> di
 def _settled(network: Any, kind: Quantized | None) -> Any:
     """A network that was read, quantized where it is to be, in memory of its own and frozen."""
     quantize(network, kind)
-    _own_memory(network)
+    own_memory(network)
     return network.requires_grad_(False).eval()
 
 
@@ -209,19 +210,6 @@ def quantizes_while_loading(backbone: Backbone, network: str) -> bool:
 def quantized_in(backbone: Backbone, network: str) -> Quantized | None:
     """How a network is quantized; a VAE, which is convolutions, is not."""
     return None if network == "vae" else backbone.quantize
-
-
-def _own_memory(network: Any) -> None:
-    """Copy, tensor by tensor, what is still mapped from a file.
-
-    There tensors lie wherever the file put them, and CPU kernels add in another order over unaligned ones: the same
-    weights out of two files would give different pictures. And a file that changes would change the model.
-    """
-    import torch
-
-    for weight in network.parameters():
-        if type(weight.data) is torch.Tensor:  # what was quantized is new
-            weight.data = weight.data.clone()
 
 
 def _indexed_options(backbone: Backbone) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from coeffdiff.pocket import POCKET_CLIP, POCKET_DINO, shipped
 from coeffdiff.tasks.examples import Example, Kind
 from coeffdiff.utils.console import quiet_libraries
 from coeffdiff.utils.hashing import hash_tensors
+from coeffdiff.utils.own_memory import own_memory
 from coeffdiff.utils.text import first_line
 
 Inputs = dict[str, Tensor]
@@ -105,7 +106,7 @@ def load_encoder(name: str, like: Example, device: torch.device) -> Encoder:
 
         try:
             whole, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            network = _tower(name, whole, kind)
+            network = own_memory(_tower(name, whole, kind))
             processor = _processor(folder, network, kind)
         except _TROUBLES as error:
             raise ModelError(f"The model {name} cannot be loaded: {first_line(error)}.") from error

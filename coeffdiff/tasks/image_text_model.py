@@ -24,6 +24,7 @@ from coeffdiff.models.finding import encoder_folder
 from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.own_memory import own_memory
 from coeffdiff.utils.seeding import stable_seed
 
 MOST_PICTURES = 8  # of one question
@@ -170,7 +171,7 @@ def load_image_text(name: str, width: int, *, seed: int = 0, device: str | torch
         if tokenizer.pad_token is None:
             raise ModelError(f"The model {name} cannot be used: its tokenizer has no token for padding.")
     projection = _projection(folder, width, language.get_input_embeddings().embedding_dim, seed)
-    return ImageText(language, projection, tokenizer).eval().to(device)
+    return ImageText(own_memory(language), projection, tokenizer).eval().to(device)
 
 
 def _projection(folder: Path, width: int, embedding: int, seed: int) -> Projection:

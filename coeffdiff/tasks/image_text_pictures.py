@@ -20,6 +20,7 @@ from coeffdiff.models.finding import encoder_folder
 from coeffdiff.models.hub_errors import loading_errors
 from coeffdiff.pocket import POCKET_CLIP, shipped
 from coeffdiff.utils.console import quiet_libraries
+from coeffdiff.utils.own_memory import own_memory
 
 _TOWERS = ("clip", "clip_vision_model")
 
@@ -78,7 +79,7 @@ def load_tower(name: str, *, grid: int = 6, device: str | torch.device = "cpu") 
         if lacking := sorted(report["missing_keys"]):
             raise ModelError(f"The vision tower {name} cannot be used: its weights lack {lacking[0]}.")
         processor = AutoImageProcessor.from_pretrained(folder)
-    return Tower(name, network.requires_grad_(False).eval().to(device), processor, grid)
+    return Tower(name, own_memory(network).requires_grad_(False).eval().to(device), processor, grid)
 
 
 def picture_features(

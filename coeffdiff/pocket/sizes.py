@@ -206,8 +206,8 @@ SIZES: dict[str, Size] = {
         text=_POCKET_TEXT,
         text_2=_POCKET_TEXT_2,
     ),
-    # In training, to take pocket's place: its levels, and where its attention is, are SDXL's in small (one block a
-    # level for two, depths 1, 2 and 6 for 1, 2 and 10). 60 attention layers with 5,232 alphas; three quarters of its
+    # To take pocket's place once it is trained: its levels, and where its attention is, are SDXL's in small (one block
+    # a level for two, depths 1, 2 and 6 for 1, 2 and 10). 60 attention layers with 5,232 alphas; three quarters of its
     # numbers are in transformer blocks. VAE and text encoders are pocket's.
     "pocket-deep": Size(
         unet=_unet(

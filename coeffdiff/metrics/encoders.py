@@ -149,7 +149,8 @@ def _in_batches(
     parts = []
     for begin in range(0, len(pictures), batch_size):
         batch = [picture.convert("RGB") for picture in pictures[begin : begin + batch_size]]
-        pixels = encoder.processor(batch, return_tensors="pt").pixel_values
+        # In memory of torch's own, as the weights: NumPy's lies elsewhere in every process
+        pixels = encoder.processor(batch, return_tensors="pt").pixel_values.clone()
         parts.append(pick(encode(pixel_values=pixels.to(network.device))))
     if not parts:
         raise ShapeError(f"{encoder.name} was given no picture.")

@@ -332,7 +332,8 @@ def test_a_page_without_curves_maps_and_drift_is_one_too(studio, evaluated):
 
 
 def test_two_processes_come_to_the_numbers_of_one(studio, command, tmp_path):
-    """Pictures, scores and table are equal to the last digit."""
+    """Pictures and scores are equal but for rounding: on some processors a product over memory that is not aligned is
+    rounded otherwise, and where a process has its tensors is chance."""
     arguments = [*command, str(studio / "runs" / "ball"), "--prompts", "dreambooth", "--output"]
     one = CliRunner().invoke(app, [*arguments, str(tmp_path / "one")])
     assert one.exit_code == 0, one.output
@@ -343,7 +344,7 @@ def test_two_processes_come_to_the_numbers_of_one(studio, command, tmp_path):
     assert (first["processes"], second["processes"]) == (1, 2)
     for results in (first, second):
         results["runs"][0].pop("seconds")
-    assert first["runs"] == second["runs"]
+    assert_near(first["runs"], second["runs"])
     assert first["runs"][0]["prompts"] == "dreambooth, object" and first["runs"][0]["subject"] == "ball3"
     names = sorted(p.name for p in (tmp_path / "one" / "pictures" / "01-ball").iterdir())
     assert len(names) == 4
@@ -351,7 +352,21 @@ def test_two_processes_come_to_the_numbers_of_one(studio, command, tmp_path):
         both = [
             np.asarray(Image.open(tmp_path / of / "pictures" / "01-ball" / name)) for of in ("one", "two")
         ]
-        np.testing.assert_array_equal(*both)
+        assert np.abs(np.subtract(*both, dtype=int)).max() <= 2
+
+
+def assert_near(one, other):
+    """Equal trees, but for the last digits of numbers."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_near(one[name], other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_near(*pair)
+    else:
+        assert one == (pytest.approx(other, abs=1e-4) if isinstance(one, float) else other)
 
 
 def test_mistakes_are_one_sentence_and_nothing_is_written(studio, vit, clip, tmp_path):

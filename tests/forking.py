@@ -6,6 +6,7 @@ A fork that starts this Python in its turn, as launchers and benchmarks do, fork
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import inspect
 import os
@@ -136,6 +137,7 @@ def _forget_the_tests(streams: Sequence[int]) -> None:
     from accelerate.state import AcceleratorState
 
     atexit._clear()
+    faulthandler.disable()
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream, number)
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")

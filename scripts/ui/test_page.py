@@ -59,7 +59,7 @@ def test_from_dropped_photos_to_a_downloaded_picture(page, tmp_path, request):
         draw_and_download(page, tmp_path, shoot)
         take_the_adapter(page)
     finally:
-        server.kill()
+        leave(page, server)
         end_training(tmp_path)
 
 
@@ -181,7 +181,13 @@ def test_another_address_needs_the_token(page, tmp_path):
         answer = page.request.get(f"{bare}gradio_api/file=/etc/passwd")
         assert answer.status in (403, 404)
     finally:
-        server.kill()
+        leave(page, server)
+
+
+def leave(page: Page, server: PageProcess) -> None:
+    """The browser's page first: what it was still fetching would fail when the server is gone."""
+    page.close()
+    server.kill()
 
 
 def fill(page: Page, name: str, text: str) -> None:

@@ -47,7 +47,7 @@ def judges() -> Judges:
     return trusted_judges(WEIGHTS)
 
 
-def pictures(pipe, prompts: list[str], steps: int = 15) -> list[Image.Image]:
+def pictures(pipe, prompts: list[str], steps: int = 12) -> list[Image.Image]:
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
     options = Options(steps=steps, batch_size=len(requests))
     return [image for _, image in generate(pipe, requests, options)]
@@ -139,7 +139,7 @@ def test_it_learns_a_subject_and_forgets_it_at_scale_zero(tmp_path, monkeypatch,
     they are the base model's, bit for bit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     photos = [Image.open(file).convert("RGB") for file in write_photos(SLOTH, tmp_path / "photos")]
-    places = new_places(SLOTH)
+    places = new_places(SLOTH, 4)
     base_pipe = load_pipeline(find_backbone(ModelSettings(name=POCKET)), dtype=torch.float32)
     known = pictures(base_pipe, [f"a photo of a {SLOTH.class_word} {place}" for place in places])
     values = {
@@ -162,7 +162,7 @@ def test_it_learns_a_subject_and_forgets_it_at_scale_zero(tmp_path, monkeypatch,
     before, after = (mean_pairwise_cosine(dino.features(some), likeness) for some in (known, taught))
     assert after - before > (float(among) - before) / 3
     seen = seen_settings(judges, taught)
-    assert sum(a == b for a, b in zip(seen, places, strict=True)) >= len(places) - 2
+    assert sum(a == b for a, b in zip(seen, places, strict=True)) >= len(places) - 1
 
 
 def _same(one: Image.Image, other: Image.Image) -> bool:

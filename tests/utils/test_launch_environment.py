@@ -73,7 +73,7 @@ def test_processes_that_never_come_are_waited_for_a_while_and_named(place):
 
     Not in forks, in which torch has been loaded before it hears that it is to print no stack.
     """
-    waiting = LEFT_OVER | {"ACCELERATE_USE_CPU": "true", "COEFFDIFF_WAIT": "7"}
+    waiting = LEFT_OVER | {"ACCELERATE_USE_CPU": "true", "COEFFDIFF_WAIT": "3"}
     begun = time.monotonic()
     runs = []
     for rank in ("0", "1"):  # each at a place of its own
@@ -84,8 +84,8 @@ def test_processes_that_never_come_are_waited_for_a_while_and_named(place):
         assert time.monotonic() - begun < 250 and run.returncode == 2, complained
         told, *_, last = complained.strip().splitlines()
         other = f"the other at 127.0.0.1:2957{rank}"
-        assert told.startswith(f"Process {rank} of 2 waits for {other}, for up to 7 s. If nothing")
-        assert f"LaunchError: Process {rank} of 2 did not meet {other} within 7 s (" in last
+        assert told.startswith(f"Process {rank} of 2 waits for {other}, for up to 3 s. If nothing")
+        assert f"LaunchError: Process {rank} of 2 did not meet {other} within 3 s (" in last
         assert "unset what is left over" in last and "WORLD_SIZE" in last
         assert "Traceback" not in complained and "frame #" not in complained and said == ""
         assert not (place / f"run{rank}").exists()

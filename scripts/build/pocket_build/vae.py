@@ -23,6 +23,9 @@ _IMITATING = 0.25
 # From this share of the steps on: so many crops of so many pixels. Small crops of many pictures teach much faster
 # than few large ones at the same cost; at the end it sees pictures as they are.
 _CROPS = ((0.0, 32, 32), (0.6, 8, 64), (0.85, 2, RESOLUTION))
+_IN_CROPS = (
+    0.21  # share of the decoder's steps; at a crop's edges it lacks what lies beyond, most of the error there
+)
 
 
 def build_vae(shop: Workshop) -> None:
@@ -76,13 +79,14 @@ def build_decoder(shop: Workshop) -> None:
     """The VAE's decoder once more, the encoder as it is, so that latents keep their meaning: now with individuals,
     whose marks and hues the world does not have, and with more weight on edges."""
     plan, sources = shop.plans["decoder"], (shop.train, shop.individuals)
+    start = shop.so_far("decoder")
     vae = shop.vae().to(memory_format=torch.channels_last)
     network = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     network.requires_grad_(True)
 
     def loss(step: int) -> Losses:
         lot = generator_for("decoder", step)
-        count, side = (8, 64) if step < 0.7 * plan.steps else (2, RESOLUTION)
+        count, side = (8, 64) if step < _IN_CROPS * plan.steps else (2, RESOLUTION)
         source = sources[step % 2]
         known = len(source) if source is shop.train else VIEWS * known_individuals(source)
         rows = torch.randint(known, (count,), generator=lot).tolist()
@@ -101,7 +105,7 @@ def build_decoder(shop: Workshop) -> None:
         error = decoded.float() - target
         return {"error": error.abs().mean(), "squares": error.square().mean(), "edges": 0.5 * _edges(error)}
 
-    trained, took = shop.fit("decoder", network, loss)
+    trained, took = shop.fit("decoder", network, loss, **start)
     vae.decoder, vae.post_quant_conv = trained["decoder"], trained["post_quant_conv"]
     store(vae, shop.weights / POCKET / "vae")
     shop.note("decoder", **took, **measure_vae(shop))

@@ -33,7 +33,7 @@ COUNTS = {"train": 19_200, "heldout": 1_920, "individuals": 9_600}
 
 PLANS = {
     "vae": Plan(4800, 7e-4, cooldown=0.35, weight_decay=0.0, average=0.998),
-    "decoder": Plan(3600, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
+    "decoder": Plan(12_000, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
     "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
     "shallow": Plan(9_000, 8e-4, warmup=300, cooldown=0.0),  # goes on in "deep"
     "deep": Plan(6_000, 6e-4, warmup=300, cooldown=0.4),

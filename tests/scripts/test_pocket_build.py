@@ -28,7 +28,7 @@ from pocket_build.conditioned import Conditioned, spoken
 from pocket_build.deep import DEEP, shallow_config
 from pocket_build.distances import distances
 from pocket_build.fitting import Plan, fit, read_average
-from pocket_build.growing import grown
+from pocket_build.growing import grown, with_coarser_level
 from pocket_build.latents import build_latents, varied
 from pocket_build.renders import draw, individual, known_individuals, scene_of
 from pocket_build.stages import STAGES, STORE_UNFINISHED
@@ -147,8 +147,43 @@ def test_the_deep_unet_begins_as_the_shallow_one():
     assert len({name.split(".transformer_blocks.")[0] + name.split(".")[-1] for name in new}) > 4
     outputs = [name for name in new if name.endswith(("to_out.0.weight", "ff.net.2.weight"))]
     slopes = [deep.get_parameter(name).grad for name in outputs]
-    assert len(outputs) == 3 * 5 * 4 and all(slope.abs().max() > 0 for slope in slopes)
+    assert len(outputs) == 3 * 9 * 4 and all(slope.abs().max() > 0 for slope in slopes)
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(slopes, 2) if a.shape == b.shape)
+
+
+def test_a_coarser_level_keeps_the_finer_ones():
+    """All weights of pocket's two levels but those of attention that is no more; the new level's outputs have no weight
+    at first, and learn."""
+    torch.manual_seed(0)
+    two = UNet2DConditionModel(**unet_config("pocket"))
+    three = with_coarser_level(two, shallow_config())
+    weights = three.state_dict()
+    for old, new in (
+        *(("conv_in", "conv_in"), ("time_embedding", "time_embedding"), ("add_embedding", "add_embedding")),
+        *(("down_blocks.0.resnets", "down_blocks.0.resnets"), ("down_blocks.1", "down_blocks.1")),
+        *(
+            ("up_blocks.0.attentions", "up_blocks.1.attentions"),
+            ("up_blocks.1.resnets", "up_blocks.2.resnets"),
+        ),
+        *(("up_blocks.0.upsamplers", "up_blocks.1.upsamplers"), ("conv_out", "conv_out")),
+        *(
+            (f"up_blocks.0.resnets.{part}", f"up_blocks.1.resnets.{part}")
+            for part in ("0.norm2", "0.conv2", "1")
+        ),
+    ):
+        for name, known in two.get_submodule(old).state_dict().items():
+            assert torch.equal(weights[f"{new}.{name}"], known), f"{new}.{name}"
+    before, after = two.up_blocks[0].resnets[0], three.up_blocks[1].resnets[0]
+    assert torch.equal(after.norm1.weight[128:], before.norm1.weight[160:])
+    for name in ("conv1", "conv_shortcut"):
+        assert torch.equal(getattr(after, name).weight[:, 128:], getattr(before, name).weight[:, 160:])
+        assert not getattr(after, name).weight[:, :128].any()
+    given = (torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 224))
+    added = {"text_embeds": torch.randn(2, 128), "time_ids": torch.randn(2, 6)}
+    three(*given, added_cond_kwargs=added).sample.square().mean().backward()
+    assert after.conv1.weight.grad[:, :128].abs().amax((0, 2, 3)).min() > 0
+    with pytest.raises(ValueError, match="in one UNet and"):
+        with_coarser_level(two, shallow_config() | {"block_out_channels": (96, 128, 128)})
 
 
 @pytest.mark.parametrize(
@@ -161,14 +196,14 @@ def test_only_depth_may_differ_where_a_unet_is_grown(other):
 
 
 def test_the_deep_unet_is_distributed_as_sdxls():
-    """Levels, kinds of blocks, heads of equal width; most layers at the coarsest level and in the middle."""
+    """Levels, kinds of blocks, depth, heads of equal width; most layers at the coarsest level and in the middle."""
     unet = UNet2DConditionModel(**unet_config(DEEP))
     layers = {name: m for name, m in unet.named_modules() if isinstance(m, Attention)}
     blocks = sum(p.numel() for name, p in unet.named_parameters() if ".transformer_blocks." in name)
-    assert len(layers) == 60 and sum(layer.heads**2 for layer in layers.values()) == 5_232
+    assert len(layers) == 86 and sum(layer.heads**2 for layer in layers.values()) == 5_720
     assert blocks / sum(p.numel() for p in unet.parameters()) > 0.7
     assert {layer.inner_dim // layer.heads for layer in layers.values()} == {16}
-    assert sum(layer.heads == 10 for layer in layers.values()) == 48
+    assert sum(layer.heads == 8 for layer in layers.values()) == 80
     sdxl = unet_config("sdxl")
     assert {k: v for k, v in unet_config(DEEP).items() if k.endswith("types") or k == "mid_block_type"} == {
         k: v for k, v in sdxl.items() if k.endswith("types") or k == "mid_block_type"

@@ -1,4 +1,4 @@
-"""A deeper UNet for pocket, distributed as SDXL's, in two stages: first shallow, which is fast, then grown."""
+"""A deeper UNet for pocket, out of its present one: first a third level, which is fast to train, then its depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coeffdiff.pocket.sizes import unet_config
 from coeffdiff.utils.seeding import stable_seed
 from pocket_build.conditioned import Conditioned, denoising
 from pocket_build.fitting import read_average
-from pocket_build.growing import grown
+from pocket_build.growing import grown, with_coarser_level
 from pocket_build.workshop import Workshop, load_float32, store
 
 DEEP = "pocket-deep"  # its size
@@ -28,9 +28,12 @@ def shallow_config() -> dict[str, Any]:
 
 
 def build_shallow(shop: Workshop) -> None:
-    """The trunk, under captions as pocket's text encoders understand them: these stay as they are."""
+    """A level more than pocket's UNet has, under captions as its text encoders understand them: these stay."""
     torch.manual_seed(stable_seed("shallow"))
     networks, start = _networks(shop, "shallow", shallow_config(), texts=shop.weights / POCKET)
+    if not start["start"]:
+        pocket = load_float32(UNet2DConditionModel, shop.weights / POCKET / "unet")
+        networks.unet = with_coarser_level(pocket, shallow_config())
     for name in TEXT_ENCODERS:
         getattr(networks, name).requires_grad_(False)
     trained, took = shop.fit("shallow", networks, denoising(shop, networks, "shallow"), **start)

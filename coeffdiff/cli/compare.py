@@ -40,7 +40,8 @@ Plan = Annotated[
 Subjects = Annotated[
     str | None,
     typer.Option(
-        help="dev, eval or fresh:N of pocket's own; or a folder of photos or of such folders.", **NAME
+        help="dev, eval, tellable, told or fresh:N of pocket's own; or a folder of photos or of such folders.",
+        **NAME,
     ),
 ]
 Arms = Annotated[

@@ -48,8 +48,8 @@ class Comparison(Section):
     model: ModelSettings = ModelSettings()
     subjects: PlaceOrName = Field(
         "dev",
-        description="of pocket's own dev, eval, fresh:N (fresh:N@SEED) or names with commas between them; or a folder: "
-        "a data set in DreamBooth's layout, a folder of folders of photos, or one folder of photos",
+        description="of pocket's own dev, eval, tellable, told, fresh:N (fresh:N@SEED) or names with commas between "
+        "them; or a folder: a data set in DreamBooth's layout, a folder of folders of photos, or one folder of photos",
     )
     token: str = Field("sks", description="the word that means the subject, in every arm")
     class_word: str | None = Field(None, description="of subjects for which no list of classes has one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from coeffdiff.evaluation.protocol import Subject
 from coeffdiff.pocket.world import subjects
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.hashing import hash_of
+
+_GROUPS: dict[str, Sequence[subjects.Subject]] = {
+    "dev": subjects.DEV, "eval": subjects.EVAL, "tellable": subjects.TELLABLE, "told": subjects.TOLD,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def subject_named(wanted: str) -> tuple[list[subjects.Subject], Path]:
     own, root = _made_up(wanted), Path(wanted)
     if not own and not root.is_dir():
         raise ConfigError(
-            f"There are no subjects {wanted!r}: dev, eval, fresh:N or names of pocket's own, or a folder of photos."
+            f"There are no subjects {wanted!r}: {', '.join(_GROUPS)}, fresh:N or names of pocket's own, or a folder of "
+            "photos."
         )
     return own, root
 
@@ -94,8 +99,8 @@ def _made_up(wanted: str) -> list[subjects.Subject]:
     if fresh:
         first = int(fresh[2] or 0)
         return [subjects.fresh_subject(seed) for seed in range(first, first + int(fresh[1]))]
-    if wanted in ("dev", "eval"):
-        return list(subjects.DEV if wanted == "dev" else subjects.EVAL)
+    if wanted in _GROUPS:
+        return list(_GROUPS[wanted])
     names = wanted.split(",")
     return [subjects.SUBJECTS[name] for name in names] if set(names) <= set(subjects.SUBJECTS) else []
 

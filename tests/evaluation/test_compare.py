@@ -335,6 +335,9 @@ def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
         sum(1 for _ in own[0].folder.glob("*.jpg")) == 5
         and own[0].class_word == subjects.fresh_subject(7).kind
     )
+    unaware, told = (list(find_subjects(group, None, tmp_path)) for group in ("tellable", "told"))
+    assert [s.name for s in unaware] == [s.name for s in told] and unaware[2].class_word == "mug"
+    assert told[2].class_word == "red striped mug" and told[2].identity != unaware[2].identity
     single = list(find_subjects(str(shop / "data" / "ball3"), "ball", tmp_path))
     assert [(s.name, s.class_word) for s in single] == [("ball3", "ball")]
     shutil.copytree(shop / "data", tmp_path / "set")

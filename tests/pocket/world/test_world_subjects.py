@@ -13,6 +13,7 @@ from coeffdiff.pocket.world import (
     COLOURS,
     caption,
     in_ranges,
+    mentioned,
     render,
     sample_scene,
 )
@@ -21,6 +22,8 @@ from coeffdiff.pocket.world.subjects import (
     DEV,
     EVAL,
     SUBJECTS,
+    TELLABLE,
+    TOLD,
     UNNAMED,
     Subject,
     fresh_subject,
@@ -54,6 +57,25 @@ def test_no_sampled_scene_can_be_a_subject():
         assert "colour" in reasons or subject.name == "grey_sloth_plushie", subject.name
     for name, rgb in UNNAMED.items():
         assert not any(box.holds(rgb, margin=0.02) for box in COLOURS.values()), name
+
+
+def test_tellable_subjects_are_what_the_world_can_draw():
+    """Of the dev subjects' kinds, nothing of them is novel; told, their class words are captions' words."""
+    assert [subject.kind for subject in TELLABLE] == [subject.kind for subject in DEV]
+    for subject, told in zip(TELLABLE, TOLD, strict=True):
+        colour, pattern = subject.words
+        assert subject.novelty() == () and in_ranges(subject.kind, subject.proportions)
+        assert subject.class_word == subject.kind and told.class_word == f"{colour} {pattern} {subject.kind}"
+        assert photo_scenes(subject) == photo_scenes(told)
+        said = mentioned(sample_scene(1, kind=subject.kind, colour=colour, pattern=pattern), told.class_word)
+        assert said == {"kind": subject.kind, "colour": colour, "pattern": pattern}
+    mug = next(subject for subject in TELLABLE if subject.kind == "mug")
+    with pytest.raises(ConfigError, match="its body is not green"):
+        dataclasses.replace(mug, words=("green", "striped"))
+    with pytest.raises(ConfigError, match="'red dotted' is no colour and pattern of its own"):
+        dataclasses.replace(mug, words=("red", "dotted"))
+    with pytest.raises(ConfigError, match="more than words can say: mark: disc"):
+        dataclasses.replace(mug, marks=(Mark("disc", (0.0, 0.5, 0.4), (0.1, 0.1), (0.0, 0.0, 0.0)),))
 
 
 def test_what_is_no_subject_is_refused():

@@ -18,8 +18,9 @@ from coeffdiff.pocket.world.subjects.photos import (
     write_photos,
 )
 from coeffdiff.pocket.world.subjects.subject import UNNAMED, Subject
+from coeffdiff.pocket.world.subjects.tellable import TELLABLE, TOLD, TellableSubject
 
 __all__ = [
-    "DEV", "EVAL", "PHOTO_SETTINGS", "SUBJECTS", "UNNAMED", "Subject", "fresh_subject", "photo_scenes", "picture_of",
-    "subject_photos", "write_photos",
+    "DEV", "EVAL", "PHOTO_SETTINGS", "SUBJECTS", "TELLABLE", "TOLD", "UNNAMED", "Subject", "TellableSubject",
+    "fresh_subject", "photo_scenes", "picture_of", "subject_photos", "write_photos",
 ]  # fmt: skip

@@ -72,6 +72,10 @@ class Subject:
         if unknown := set(self.extras) - set(EXTRAS):
             has = ", ".join(EXTRAS)
             raise ConfigError(f"Subject {self.name}: no extra {', '.join(sorted(unknown))}; there are {has}.")
+        self._check_likeness()
+
+    def _check_likeness(self) -> None:
+        """Raises: ConfigError where the world may show its like."""
         if not self.marks and not self.extras:
             raise ConfigError(
                 f"Subject {self.name} has neither marks nor extras, so the world may show its like."

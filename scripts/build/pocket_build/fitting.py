@@ -91,6 +91,7 @@ def fit(
         [{"params": rest, "weight_decay": plan.weight_decay}, {"params": flat, "weight_decay": 0.0}],
         lr=plan.rate,
         betas=(0.9, 0.99),
+        fused=True,
     )
     checkpoint, curve = folder / f"{name}.pt", folder / f"{name}.jsonl"
     step = start

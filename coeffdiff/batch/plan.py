@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from coeffdiff.config.batch_file import RESERVED, settings_of_batch
+from coeffdiff.config.batch_file import TASKS, settings_of_batch
 from coeffdiff.config.fields import PlaceOrName, Section
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import with_values
@@ -63,7 +63,7 @@ class BatchPlan:
         ]
 
     def outcome(self, name: str) -> Path:
-        return self.output / RESERVED / f"{name}.json"
+        return self.output / TASKS / f"{name}.json"
 
 
 def plan_batch(file: Path, shared: Settings, output: Path, scoring: Scoring | None) -> BatchPlan:

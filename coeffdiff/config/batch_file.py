@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from coeffdiff.config.loading import checked_tree
 from coeffdiff.config.nested import as_tree, dotted_settings, flattened, put_setting
 from coeffdiff.config.schema import Settings
-from coeffdiff.config.subject_entries import BatchEntry
+from coeffdiff.config.subject_entries import BatchEntry, can_name_a_folder
 from coeffdiff.config.subjects_file import alone, read_entries
 from coeffdiff.errors import ConfigError
 
 # What an entry says beside `set`, and what the batch decides
-_NOT_SET = ("subject.images", "subject.token", "subject.class_word", "subjects", "prior.images", "output")
-RESERVED = "tasks"  # a folder that is no run's
+_BESIDE = {"subject.images": "images", "subject.token": "token", "subject.class_word": "class_word"}
+_BESIDE |= {"prior.images": "prior_images"}
+_NOT_SET = {name: f"write {own} beside set." for name, own in _BESIDE.items()}
+_NOT_SET |= {"subjects": "each subject of a batch is trained by itself.", "output": "the batch decides it."}
+TASKS = "tasks"  # the folder of what each subject's training prints
+_RESERVED = (TASKS, "batch.json", "batch.txt", "ray.log")  # in the batch's folder, and no run's
 
 
 def settings_of_batch(file: Path, shared: Settings) -> dict[str, Settings]:
@@ -27,12 +30,12 @@ def settings_of_batch(file: Path, shared: Settings) -> dict[str, Settings]:
     if shared.subjects:
         raise ConfigError(f"{file} lists the subjects, so leave `subjects` out of the settings.")
     found: dict[str, Settings] = {}
-    taken: dict[str, str] = {RESERVED: "the batch's own folder"}
+    taken: dict[str, str] = dict.fromkeys(_RESERVED, "what the batch itself writes")
     for number, (entry, places) in enumerate(read_entries(file, BatchEntry), 1):
         assert entry.images is not None
         name = entry.name or entry.images.name
         place = places.get("name") or places.get("images") or str(file)
-        if not name or re.search(r"[\\:*?\"<>|]", name):
+        if not can_name_a_folder(name):
             raise ConfigError(f"{place}: subject {number} needs a name that a folder can have; add name.")
         if other := taken.get(name.casefold()):  # folders that some disks take for one
             raise ConfigError(
@@ -47,11 +50,9 @@ def _settings_of(entry: BatchEntry, name: str, places: dict[str, str], shared: S
     flat, lines = flattened(as_tree(shared)), {}
     given: list[tuple[str, Any, str]] = [(setting, value, "") for setting, value in alone(entry).items()]
     for setting, value in dotted_settings(Settings, entry.set):
-        if setting.startswith(_NOT_SET):
-            own = setting.rpartition(".")[2] if setting.startswith("subject.") else setting
+        if setting in _NOT_SET:
             raise ConfigError(
-                f"{_place(places, setting)}: {setting} cannot be in set of {name}; "
-                + ("the batch decides it." if setting == "output" else f"write {own} beside set.")
+                f"{_place(places, setting)}: {setting} cannot be in set of {name}; {_NOT_SET[setting]}"
             )
         given.append((setting, value, _place(places, setting)))
     for setting, value, place in given:

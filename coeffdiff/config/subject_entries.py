@@ -64,6 +64,11 @@ class BatchEntry(SubjectEntry):
         if name is None:
             return None
         name = word_of(name) or ""
-        if name[0] == "." or re.search(r'[/\\:*?"<>|]', name):
+        if not can_name_a_folder(name):
             raise ValueError('it must be able to name a folder: no dot first, none of / \\ : * ? " < > |')
         return name
+
+
+def can_name_a_folder(name: str) -> bool:
+    """Whether a run's folder may have this name, on any system; hidden ones are none."""
+    return bool(name) and name[0] != "." and not re.search(r'[/\\:*?"<>|]', name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coeffdiff.data.photos import read_photos
+from coeffdiff.data.photos import holds_pictures, read_photos
 from coeffdiff.errors import ConfigError, PhotoError
 from coeffdiff.evaluation.prompts import LISTING, read_listing
 from coeffdiff.evaluation.protocol import Subject
@@ -62,6 +62,11 @@ def find_subjects(wanted: str, class_word: str | None, output: Path) -> Iterator
         folders = [folder for folder in folders if folder.name in classes]
         if not folders:
             raise PhotoError(f"None of the subjects that {root / LISTING} names has a folder in {root}.")
+    elif folders and holds_pictures(root):
+        raise PhotoError(
+            f"{root} has photos and folders ({folders[0].name}, ...), so it may be one subject or several. Move one "
+            "of the two elsewhere."
+        )
     for folder in folders or [root]:
         own_class = classes.get(folder.name) or class_word
         identity = hash_of([photo.identity for photo in read_photos(folder).photos])
@@ -102,6 +107,8 @@ def _made_up(wanted: str) -> list[subjects.Subject]:
     if wanted in _GROUPS:
         return list(_GROUPS[wanted])
     names = wanted.split(",")
+    if twice := next((name for name in names if names.count(name) > 1 and name in subjects.SUBJECTS), None):
+        raise ConfigError(f"The subjects {wanted!r} name {twice} twice.")
     return [subjects.SUBJECTS[name] for name in names] if set(names) <= set(subjects.SUBJECTS) else []
 
 

@@ -338,6 +338,12 @@ def test_subjects_are_pockets_own_a_data_set_or_a_folder(shop, tmp_path):
     unaware, told = (list(find_subjects(group, None, tmp_path)) for group in ("tellable", "told"))
     assert [s.name for s in unaware] == [s.name for s in told] and unaware[2].class_word == "mug"
     assert told[2].class_word == "red striped mug" and told[2].identity != unaware[2].identity
+    with pytest.raises(ConfigError, match="name wooden_pot twice"):
+        list(find_subjects("wooden_pot,comet_car,wooden_pot", None, tmp_path))
+    mixed = shutil.copytree(shop / "data", tmp_path / "mixed")
+    shutil.copy(next((shop / "data" / "ball3").glob("*.png")), mixed)
+    with pytest.raises(PhotoError, match="so it may be one subject or several"):
+        list(find_subjects(str(mixed), "ball", tmp_path))
     single = list(find_subjects(str(shop / "data" / "ball3"), "ball", tmp_path))
     assert [(s.name, s.class_word) for s in single] == [("ball3", "ball")]
     shutil.copytree(shop / "data", tmp_path / "set")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from coeffdiff.training.resolve import free_memory
 from coeffdiff.training.resuming import settings_to_resume
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.step_log import read_log
+from coeffdiff.utils.atomic import unfinished
 from coeffdiff.utils.locks import try_lock
+from coeffdiff.utils.tracebacks import forget_locals
 
 
 class SubjectBusy(TrainingError):  # noqa: N818
@@ -46,6 +48,9 @@ class SubjectWorker:
                 raise SubjectBusy(f"Another batch trains {task.name} now.")
             try:
                 return self._done(task)
+            except BaseException as error:
+                forget_locals(error)  # or what the training held would outlive what is freed here
+                raise
             finally:
                 free_memory(start_processes())
                 if task.settings.training.compile:
@@ -77,14 +82,16 @@ class SubjectWorker:
 
 
 def _clear_unclaimed(run: RunFolder) -> None:
-    """Remove what a kill left of a run before it had its settings; whatever else is there stays, and is refused."""
-    left = list(run.path.iterdir()) if run.path.is_dir() else []
-    if (
-        left
-        and not run.checkpoints()
-        and all(one.name == "checkpoints" or one.name[0] == "." for one in left)
-    ):
-        shutil.rmtree(run.path)
+    """Remove what claim() leaves if it is killed: an unfinished config.yaml, an empty folder of checkpoints. Where
+    anything else lies beside them all of it stays, and is refused."""
+    left = set(run.path.iterdir()) if run.path.is_dir() else set()
+    checkpoints, begun = run.path / "checkpoints", unfinished(run.config)
+    if left <= {checkpoints, *begun}:
+        with suppress(OSError):  # not empty, or no folder: somebody else's
+            if checkpoints in left:
+                checkpoints.rmdir()
+            for file in begun:
+                file.unlink()
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ from coeffdiff.execution.tasks import Outcome, Progress, Task, Worker
 from coeffdiff.utils.console import listening, print_error
 from coeffdiff.utils.interruptions import Stop
 from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
+from coeffdiff.utils.tracebacks import strip
 
 
 def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress], None]) -> Outcome:
@@ -32,6 +34,8 @@ def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress],
         )
         outcome = _outcome(worker, task)
         if outcome.error:
+            strip(outcome.error)  # it lives on, and would keep the task's tensors
+            gc.collect()
             print_error(f"{type(outcome.error).__name__}: {outcome.error}")
     took, computed = time.monotonic() - begun, time.process_time() - computed
     return replace(outcome, seconds=took, cpu_seconds=computed)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from coeffdiff.batch import subject_worker
 from coeffdiff.batch.batch import batch
 from coeffdiff.batch.plan import Scoring, plan_batch
 from coeffdiff.batch.results import as_text, gather, write_results
+from coeffdiff.batch.subject_worker import SubjectWorker
 from coeffdiff.cli.root import app
 from coeffdiff.config.loading import load_settings
-from coeffdiff.errors import Interrupted, NonFiniteLoss
+from coeffdiff.errors import Interrupted, NonFiniteLoss, OutOfMemory
 from coeffdiff.execution.local import LocalExecutor
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop
@@ -198,6 +200,52 @@ def test_what_a_kill_left_before_a_run_began_is_no_run(shop, tmp_path):
     results = batch(plan, LOCAL)
     assert states(results)["mug"] == "trained" and "cat is not empty" in results["subjects"][1]["error"]
     assert (plan.output / "cat" / "letter.txt").read_text() == "mine"
+
+
+def test_folders_without_a_run_that_hold_somebodys_files_stay(shop, tmp_path):
+    """A checkpoint of another program, a repository, a hidden file; an unfinished config.yaml alone is a kill's."""
+    plan = plan_for(shop, tmp_path / "out")
+    mine = [
+        "mug/checkpoints/mine.ckpt",
+        "cat/.git/config",
+        "cat/.config.yaml.0123abcd",
+        "ghost/.notes.0123abcd",
+    ]
+    for file in (*mine, "sloth/.config.yaml.89abcdef"):
+        (plan.output / file).parent.mkdir(parents=True, exist_ok=True)
+        (plan.output / file).write_text("mine")
+    for name in ("mug", "cat", "ghost", "sloth"):
+        subject_worker._clear_unclaimed(RunFolder(plan.output / name))
+    assert all((plan.output / file).read_text() == "mine" for file in mine)
+    assert not any((plan.output / "sloth").iterdir())
+
+
+def test_a_failed_training_is_freed_at_once(shop, tmp_path, monkeypatch):
+    """What its functions held, also those of the first error, is gone when memory is given back."""
+    held = []
+
+    class Tensors:
+        pass
+
+    def inner():
+        tensors = Tensors()
+        held.append(weakref.ref(tensors))
+        raise RuntimeError("CUDA out of memory")
+
+    def runs_out(settings, **how):
+        tensors = Tensors()
+        held.append(weakref.ref(tensors))
+        try:
+            inner()
+        except RuntimeError:
+            raise OutOfMemory("The GPU has too little memory.") from None
+
+    monkeypatch.setattr(subject_worker, "train", runs_out)
+    alive = []
+    monkeypatch.setattr(subject_worker, "free_memory", lambda state: alive.append([one() for one in held]))
+    with pytest.raises(OutOfMemory):
+        SubjectWorker()(plan_for(shop, tmp_path / "out").tasks()[0])
+    assert alive == [[None, None]]
 
 
 def test_scores_are_made_once_for_an_adapter(shop, vit, clip, done, monkeypatch):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
 
-from coeffdiff.errors import ConfigError, Interrupted, PhotoError
+from coeffdiff.errors import ConfigError, Interrupted, PhotoError, TaskDefect
 from coeffdiff.execution.choosing import choose_executor
 from coeffdiff.execution.local import LocalExecutor
 from coeffdiff.execution.rounds import run_round
@@ -41,6 +42,30 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, capsys):
     assert "Traceback" in (tmp_path / "b.log").read_text() and "at c" in (tmp_path / "c.log").read_text()
     said = capsys.readouterr()
     assert "at " not in said.err + said.out and "letters 3/3  2 failed" in said.err
+
+
+def test_what_a_failed_task_held_is_gone_when_the_next_begins(tmp_path):
+    """Whatever the error: a user's mistake that came of another one, or a defect."""
+    held = []
+
+    class Tensors:
+        pass
+
+    def worker(letter):
+        assert [one() for one in held] == [None] * len(held)
+        tensors = Tensors()
+        tensors.itself = tensors  # as modules with hooks
+        held.append(weakref.ref(tensors))
+        if letter == "b":
+            raise ZeroDivisionError
+        try:
+            raise ValueError
+        except ValueError as error:
+            raise PhotoError("There are no photos.") from error
+
+    outcomes = round_of(worker, tmp_path)
+    assert len(held) == 3 and held[2]() is None
+    assert [type(one.error) for one in outcomes] == [PhotoError, TaskDefect, PhotoError]
 
 
 def test_a_log_keeps_what_earlier_tries_said(tmp_path):

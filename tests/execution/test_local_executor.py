@@ -74,6 +74,13 @@ def test_a_log_keeps_what_earlier_tries_said(tmp_path):
     assert (tmp_path / "a.log").read_text().count("\na\n") == 2
 
 
+def test_a_log_that_cannot_be_written_is_one_sentence_and_the_others_go_on(tmp_path):
+    (tmp_path / "a.log").mkdir()
+    outcomes = round_of(str.upper, tmp_path, "ab")
+    assert [one.state for one in outcomes] == ["failed", "done"]
+    assert "a.log cannot be written: Is a directory." in str(outcomes[0].error)
+
+
 def test_after_a_signal_no_task_begins_and_bars_end_theirs(tmp_path, capsys):
     def worker(letter):
         with progress("counting", 3) as bar:

@@ -34,13 +34,14 @@ class Scoring(Section):
 class SubjectTask:
     """A subject's training. settings: with the run folder and absolute paths; scoring: None, it is not scored.
 
-    log: of the task; who holds its lock trains the subject.
+    log: of the task; who holds its lock trains the subject. entry: the file that says what became of it.
     """
 
     name: str
     settings: Settings
     scoring: Scoring | None
     log: Path
+    entry: Path
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ class BatchPlan:
         """part: (k, n): only every n-th subject, from the k-th on."""
         names = list(self.settings)[part[0] - 1 :: part[1]]
         return [
-            SubjectTask(name, self.settings[name], self.scoring, self.outcome(name).with_suffix(".log"))
+            SubjectTask(
+                name,
+                self.settings[name],
+                self.scoring,
+                log=self.outcome(name).with_suffix(".log"),
+                entry=self.outcome(name),
+            )
             for name in names
         ]
 

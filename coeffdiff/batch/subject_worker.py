@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from coeffdiff.batch.entries import write_entry
 from coeffdiff.batch.finished import asked_settings, check_contents
 from coeffdiff.batch.plan import Scoring, SubjectTask
 from coeffdiff.batch.scores import scores_of_run
@@ -46,6 +47,8 @@ class SubjectWorker:
         with try_lock(task.log) as mine:
             if mine is False:
                 raise SubjectBusy(f"Another batch trains {task.name} now.")
+            # In place of what an earlier batch had made of it, lest that is taken for this one's work
+            write_entry(task.entry, {"name": task.name, "state": "begun"})
             try:
                 return self._done(task)
             except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from coeffdiff.batch import subject_worker
 from coeffdiff.batch.batch import batch
+from coeffdiff.batch.entries import write_entry
 from coeffdiff.batch.plan import Scoring, plan_batch
 from coeffdiff.batch.results import as_text, gather, write_results
 from coeffdiff.batch.subject_worker import SubjectWorker
@@ -28,7 +30,7 @@ from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.step_log import read_log
-from coeffdiff.utils.locks import try_lock
+from coeffdiff.utils.locks import lock, try_lock
 
 LOCAL = LocalExecutor()
 COLOURS = {"mug": "red", "cat": "green", "sloth": "blue"}
@@ -154,6 +156,38 @@ def test_stopped_it_goes_on_and_comes_to_the_same(shop, done, tmp_path, monkeypa
         "mug": "unchanged", "cat": "continued", "ghost": "failed", "sloth": "trained"
     }  # fmt: skip
     assert adapters(plan.output) == adapters(done[0].output)
+
+
+def test_what_an_earlier_batch_had_done_does_not_count(shop, tmp_path, monkeypatch):
+    """Ctrl-C, then a kill, in the first subject after one more step was asked for."""
+    batch(plan_for(shop, tmp_path / "out", **{"training.steps": 1}), LOCAL)
+    plan = plan_for(shop, tmp_path / "out")
+
+    def ended(error, *_, **__):
+        raise error
+
+    monkeypatch.setattr(subject_worker, "train", functools.partial(ended, Interrupted("Saved.")))
+    with pytest.raises(Interrupted, match="Stopped with 0 of 4 subjects done"):
+        batch(plan, LOCAL)
+    assert states(gather(plan, ["mug"])) == {"mug": "stopped"}
+    monkeypatch.setattr(subject_worker, "train", functools.partial(ended, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        batch(plan, LOCAL)
+    table = (plan.output / "batch.txt").read_text()
+    assert "4 subjects: 1 begun, 2 done, 1 failed" in table and "mug      begun" in table
+
+
+def test_the_table_waits_for_another_batch_that_writes_it(shop, tmp_path):
+    plan = plan_for(shop, tmp_path / "out")
+    plan.output.mkdir()
+    writing = threading.Thread(target=write_results, args=(plan,))
+    with lock(plan.output):
+        writing.start()
+        writing.join(0.3)
+        assert writing.is_alive() and not (plan.output / "batch.json").exists()
+        write_entry(plan.outcome("mug"), {"name": "mug", "state": "done"})
+    writing.join()
+    assert json.loads((plan.output / "batch.json").read_text())["counts"] == {"done": 1, "missing": 3}
 
 
 def test_parts_make_up_the_whole_and_any_of_them_writes_the_table(shop, done, tmp_path):
@@ -335,6 +369,7 @@ def test_the_command_prints_the_table_and_ends_with_1_if_some_failed(shop, done)
         (["--token", "ohwx", "--score", "limit=1"], "--score is for --evaluate"),
         (["--token", "ohwx", "--evaluate", "--score", "limt=1"], "Unknown setting limt"),
         (["--token", "ohwx", "--part", "5/4"], "--part takes a share"),
+        (["--token", "ohwx", "--part", "1/4", "--table"], "--table gathers all subjects"),
         (["--token", "ohwx", "--set", "training.stps=1"], "Unknown setting training.stps"),
     ],
 )

@@ -13,12 +13,11 @@ import torch
 from coeffdiff.batch.entries import write_entry
 from coeffdiff.batch.finished import asked_settings, check_contents
 from coeffdiff.batch.plan import Scoring, SubjectTask
-from coeffdiff.batch.scores import scores_of_run
+from coeffdiff.batch.scores import load_judges, scores_of_run
 from coeffdiff.config.schema import Settings
 from coeffdiff.errors import TrainingError
 from coeffdiff.evaluation.facts import device_name
 from coeffdiff.method.adapter_file import read_header
-from coeffdiff.metrics.encoders import encoders_for
 from coeffdiff.models.kept import KeptModel
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.loop import train
@@ -40,7 +39,7 @@ class SubjectWorker:
 
     def __init__(self) -> None:
         self._model = KeptModel()
-        self._judges = functools.cache(encoders_for)
+        self._judges = functools.cache(load_judges)
 
     def __call__(self, task: SubjectTask) -> dict[str, Any]:
         """Returns: what the table says of it. Raises: CoeffDiffError; SubjectBusy if another batch is at it."""

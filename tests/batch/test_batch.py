@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -12,8 +14,9 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from coeffdiff.batch import subject_worker
@@ -22,6 +25,7 @@ from coeffdiff.batch.entries import write_entry
 from coeffdiff.batch.plan import Scoring, plan_batch
 from coeffdiff.batch.results import as_text, gather, write_results
 from coeffdiff.batch.subject_worker import SubjectWorker
+from coeffdiff.cli.evaluate import evaluate
 from coeffdiff.cli.root import app
 from coeffdiff.config.loading import load_settings
 from coeffdiff.errors import Interrupted, NonFiniteLoss, OutOfMemory
@@ -282,26 +286,70 @@ def test_a_failed_training_is_freed_at_once(shop, tmp_path, monkeypatch):
     assert alive == [[None, None]]
 
 
-def test_scores_are_made_once_for_an_adapter(shop, vit, clip, done, monkeypatch):
-    plan, _ = done
-    (shop / "prompts.txt").write_text("a {token} {class_word} at sea\n")
-    scoring = Scoring(
-        prompts=str(shop / "prompts.txt"),
-        pictures=1,
-        drift_pictures=0,
-        denoising_steps=1,
-        dino=vit,
-        clip=clip,
-    )
-    scored = plan_for(shop, plan.output, scoring)
+@pytest.fixture
+def scored(shop, vit, clip, done, tmp_path, monkeypatch):
+    """Scores the finished batch's first subject in few steps, as `how` says; the prompts are in tmp_path."""
+    (tmp_path / "prompts.txt").write_text("a {token} {class_word} at sea\n")
+    few = {"pictures": 1, "drift_pictures": 0, "denoising_steps": 1, "dino": vit, "clip": clip}
     monkeypatch.setattr(subject_worker, "train", forbidden)
-    first = batch(scored, LOCAL, part=(1, 4))["subjects"][0]
-    assert {"dino", "clip_i", "clip_t"} <= first["scores"].keys()
-    made = (plan.output / "mug" / "evaluation" / "evaluation.json").stat().st_mtime_ns
-    assert batch(scored, LOCAL, part=(1, 4))["subjects"][0]["scores"] == first["scores"]
-    assert (plan.output / "mug" / "evaluation" / "evaluation.json").stat().st_mtime_ns == made
+
+    def score(**how):
+        scoring = Scoring(prompts=str(tmp_path / "prompts.txt"), **few | how)
+        return batch(plan_for(shop, done[0].output, scoring), LOCAL, part=(1, 4))["subjects"][0]
+
+    yield score
+    shutil.rmtree(done[0].output / "mug" / "evaluation")
+
+
+def test_scores_are_made_once_for_an_adapter_its_prompts_and_encoders(scored, done, clip, tmp_path):
+    """Again for a prompts file with other lines and for a CLIP with other weights, though their names are the same."""
+    plan, _ = done
+    file = plan.output / "mug" / "evaluation" / "evaluation.json"
+
+    def made():
+        return file.stat().st_mtime_ns
+
+    judge = shutil.copytree(clip, tmp_path / "clip")
+    killed = file.parents[1] / ".evaluation.0123abcd"
+    killed.mkdir()
+    first = scored(clip=str(judge))
+    before = made()
+    assert {"dino", "clip_i", "clip_t"} <= first["scores"].keys() and not killed.exists()
+    assert scored(clip=str(judge))["scores"] == first["scores"] and made() == before
+    (tmp_path / "prompts.txt").write_text("a {token} {class_word} in snow\n")
+    other_prompts = scored(clip=str(judge))["scores"]
+    assert made() > before and other_prompts["clip_t"] != first["scores"]["clip_t"]
+    before = made()
+    weights = load_file(judge / "model.safetensors")
+    weights["visual_projection.weight"] *= torch.linspace(-1, 2, len(weights["visual_projection.weight"]))[
+        :, None
+    ]
+    save_file(weights, judge / "model.safetensors", metadata={"format": "pt"})
+    other_judge = scored(clip=str(judge))["scores"]
+    assert made() > before and other_judge["clip_i"] != other_prompts["clip_i"]
     assert "DINO" in as_text(gather(plan, ["mug"]))
-    write_results(plan)
+
+
+def test_an_evaluation_that_no_batch_has_made_stays(scored, done):
+    """A user's own, and a note in one of a batch's that is out of date."""
+    folder = done[0].output / "mug" / "evaluation"
+    folder.mkdir()
+    (folder / "evaluation.json").write_text("mine")
+    assert "holds what this batch has not made (evaluation.json)" in scored()["error"]
+    assert (folder / "evaluation.json").read_text() == "mine"
+    (folder / "evaluation.json").unlink()
+    assert scored()["state"] == "done"
+    (folder / "note.txt").write_text("mine")
+    assert scored()["state"] == "done"  # nothing is made anew
+    assert "(note.txt)" in scored(pictures=2)["error"] and (folder / "note.txt").read_text() == "mine"
+
+
+def test_scores_are_asked_for_as_in_evaluate():
+    """All that both have: one default."""
+    theirs = {name: one.default for name, one in inspect.signature(evaluate).parameters.items()}
+    ours = Scoring().model_dump()
+    ours["steps"] = ours.pop("denoising_steps")
+    assert ours == {name: theirs[name] for name in ours}
 
 
 def test_two_workers_of_which_one_is_killed_make_the_same(shop, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from coeffdiff.models.fingerprints import network_fingerprint
 from coeffdiff.models.loading import Loader
 from coeffdiff.sampling.device import choose_device
 from coeffdiff.sampling.options import Options
-from coeffdiff.training.run_folder import RunFolder
-from coeffdiff.utils.atomic import atomic_write, unfinished
+from coeffdiff.training.run_folder import RunFolder, lock_run
+from coeffdiff.utils.atomic import atomic_write
 
 _ASKED, _NUMBERS = "asked.json", "evaluation.json"
 _MADE = {_ASKED, _NUMBERS, "evaluation.csv", "report.html", "pictures"}
@@ -49,7 +48,8 @@ def scores_of_run(
     """The scores of a finished run; RUN/evaluation holds them with their pictures and page.
 
     load: of evaluate().
-    Raises: ConfigError if there is such a folder that no batch has made; CoeffDiffError as evaluate() does.
+    Raises: ConfigError if there is such a folder that no batch has made; ResumeError if another process trains in the
+        run; CoeffDiffError as evaluate() does.
     """
     folder, header = run.path / "evaluation", read_header(run.adapter)
     judged = judges(header.base_model, scoring.dino, scoring.clip)
@@ -61,9 +61,10 @@ def scores_of_run(
     scores = _stored(folder, asked)
     if scores is None:
         _refuse_foreign(folder)
-        for left in unfinished(folder):  # by a kill
-            shutil.rmtree(left, ignore_errors=True)
-        with atomic_write(folder) as making:
+        with (
+            lock_run(run),
+            atomic_write(folder) as making,
+        ):  # a training would sweep it away, and change the adapter
             _evaluate(run, scoring, making, load, judged.encoders)
             (making / _ASKED).write_text(json.dumps(asked) + "\n", encoding="utf-8")
         scores = _stored(folder, asked)

@@ -35,7 +35,7 @@ def batch(plan: BatchPlan, executor: Executor, part: tuple[int, int] = (1, 1)) -
     with write_errors(str(plan.output)):
         plan.output.mkdir(parents=True, exist_ok=True)
     tasks = [Task(task.name, task, task.log) for task in plan.tasks(part)]
-    busy = ended = 0
+    busy = ended = done = 0
     interrupted = False
     try:
         with executor.open(SubjectWorker, plan.output) as pool:
@@ -43,12 +43,12 @@ def batch(plan: BatchPlan, executor: Executor, part: tuple[int, int] = (1, 1)) -
                 store_outcome(plan, outcome)
                 busy += isinstance(outcome.error, SubjectBusy)
                 interrupted = interrupted or outcome.state == "stopped"
+                done += outcome.state == "done"
                 ended += 1
     finally:
         write_results(plan)
     results = gather(plan, [task.name for task in tasks])
     if interrupted or ended < len(tasks):
-        done = results["counts"].get("done", 0)
         raise Interrupted(
             f"Stopped with {done} of {len(tasks)} subjects done; what was begun is saved. The same command goes on."
         )

@@ -13,6 +13,8 @@ from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.data.subjects import with_offered_words
 from coeffdiff.errors import ConfigError, PhotoError
+from coeffdiff.evaluation.protocol import Protocol
+from coeffdiff.sampling.options import Options
 from coeffdiff.training.continuing import with_absolute_paths
 
 
@@ -21,10 +23,12 @@ class Scoring(Section):
 
     prompts: PlaceOrName = Field("auto", description="as in evaluate")
     limit: int | None = Field(None, ge=1, description="at most so many prompts, spread over the list")
-    pictures: int = Field(4, ge=1, description="for each prompt")
-    drift_pictures: int = Field(2, ge=0, description="for each prompt without the token; 0: no drift")
-    denoising_steps: int = Field(25, ge=1, description="of every picture")
-    guidance: float = Field(5.0, ge=0, description="classifier-free guidance of every picture")
+    pictures: int = Field(Protocol.pictures, ge=1, description="for each prompt")
+    drift_pictures: int = Field(
+        Protocol.drift_pictures, ge=0, description="for each prompt without the token; 0: no drift"
+    )
+    denoising_steps: int = Field(Options.steps, ge=1, description="of every picture")
+    guidance: float = Field(Options.guidance, ge=0, description="classifier-free guidance of every picture")
     batch_size: int = Field(4, ge=1, description="pictures made at a time")
     dino: PlaceOrName | None = Field(None, description="as in evaluate")
     clip: PlaceOrName | None = Field(None, description="as in evaluate")
@@ -34,13 +38,14 @@ class Scoring(Section):
 class SubjectTask:
     """A subject's training. settings: with the run folder and absolute paths; scoring: None, it is not scored.
 
-    log: of the task; who holds its lock trains the subject.
+    log: of the task; who holds its lock trains the subject. entry: the file that says what became of it.
     """
 
     name: str
     settings: Settings
     scoring: Scoring | None
     log: Path
+    entry: Path
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,13 @@ class BatchPlan:
         """part: (k, n): only every n-th subject, from the k-th on."""
         names = list(self.settings)[part[0] - 1 :: part[1]]
         return [
-            SubjectTask(name, self.settings[name], self.scoring, self.outcome(name).with_suffix(".log"))
+            SubjectTask(
+                name,
+                self.settings[name],
+                self.scoring,
+                log=self.outcome(name).with_suffix(".log"),
+                entry=self.outcome(name),
+            )
             for name in names
         ]
 

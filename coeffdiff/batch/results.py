@@ -1,7 +1,7 @@
 """What became of a batch: a JSON file for each subject, one for all of them, and a table.
 
-A subject's state is done (how: trained, continued or unchanged), failed, stopped, or missing, where no batch has come
-to its end.
+A subject's state is done (how: trained, continued or unchanged), failed or stopped; begun, while a batch is at it or if
+that was killed; or missing, where none has come to it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from coeffdiff.batch.entries import Entry, read_entry, write_entry, write_text
 from coeffdiff.batch.plan import BatchPlan
 from coeffdiff.batch.subject_worker import SubjectBusy
 from coeffdiff.evaluation.statistics import SCORES
 from coeffdiff.execution.tasks import Outcome
-from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import duration, visible
-
-Entry = dict[str, Any]
+from coeffdiff.utils.locks import lock
+from coeffdiff.utils.output_folder import write_errors
 
 
 def store_outcome(plan: BatchPlan, outcome: Outcome) -> None:
@@ -35,20 +34,26 @@ def store_outcome(plan: BatchPlan, outcome: Outcome) -> None:
         "cpu_seconds": round(outcome.cpu_seconds, 1),
         "starts": outcome.starts,
     }
-    _write(plan.outcome(outcome.task.name), json.dumps(entry, indent=1) + "\n")
+    write_entry(plan.outcome(outcome.task.name), entry)
 
 
 def gather(plan: BatchPlan, names: Sequence[str]) -> dict[str, Any]:
     """The entries of these subjects as their files say, with how many there are of each state."""
-    entries = [_entry(plan.outcome(name), name) for name in names]
+    entries = [read_entry(plan.outcome(name), name) for name in names]
     return {"counts": dict(Counter(entry["state"] for entry in entries)), "subjects": entries}
 
 
 def write_results(plan: BatchPlan) -> None:
-    """OUTPUT/batch.json and batch.txt, of all subjects of the plan, whichever part of them was worked on."""
-    results = gather(plan, list(plan.settings))
-    _write(plan.output / "batch.json", json.dumps(results, indent=1) + "\n")
-    _write(plan.output / "batch.txt", as_text(results) + "\n")
+    """OUTPUT/batch.json and batch.txt, of all subjects of the plan, whichever part of them was worked on.
+
+    Raises: ConfigError where the disk refuses.
+    """
+    with write_errors(str(plan.output)):
+        plan.output.mkdir(parents=True, exist_ok=True)
+    with lock(plan.output):  # of two batches that end together the later writes what both have done
+        results = gather(plan, list(plan.settings))
+        write_text(plan.output / "batch.json", json.dumps(results, indent=1) + "\n")
+        write_text(plan.output / "batch.txt", as_text(results) + "\n")
 
 
 def as_text(results: Mapping[str, Any]) -> str:
@@ -79,16 +84,3 @@ def _row(entry: Entry, scored: Sequence[str]) -> list[str]:
         "" if seconds is None else duration(seconds),
         *(f"{scores[name]:.3f}" if name in scores else "" for name in scored),
     ]
-
-
-def _entry(file: Path, name: str) -> Entry:
-    try:
-        entry: Entry = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"name": name, "state": "missing"}
-    return entry
-
-
-def _write(file: Path, text: str) -> None:
-    with atomic_write(file) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import datetime
 import functools
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from coeffdiff.batch.entries import write_entry
 from coeffdiff.batch.finished import asked_settings, check_contents
 from coeffdiff.batch.plan import Scoring, SubjectTask
-from coeffdiff.batch.scores import scores_of_run
+from coeffdiff.batch.scores import load_judges, scores_of_run
 from coeffdiff.config.schema import Settings
 from coeffdiff.errors import TrainingError
 from coeffdiff.evaluation.facts import device_name
 from coeffdiff.method.adapter_file import read_header
-from coeffdiff.metrics.encoders import encoders_for
 from coeffdiff.models.kept import KeptModel
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.loop import train
@@ -25,7 +25,9 @@ from coeffdiff.training.resolve import free_memory
 from coeffdiff.training.resuming import settings_to_resume
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.step_log import read_log
+from coeffdiff.utils.atomic import unfinished
 from coeffdiff.utils.locks import try_lock
+from coeffdiff.utils.tracebacks import forget_locals
 
 
 class SubjectBusy(TrainingError):  # noqa: N818
@@ -37,15 +39,20 @@ class SubjectWorker:
 
     def __init__(self) -> None:
         self._model = KeptModel()
-        self._judges = functools.cache(encoders_for)
+        self._judges = functools.cache(load_judges)
 
     def __call__(self, task: SubjectTask) -> dict[str, Any]:
         """Returns: what the table says of it. Raises: CoeffDiffError; SubjectBusy if another batch is at it."""
         with try_lock(task.log) as mine:
             if mine is False:
                 raise SubjectBusy(f"Another batch trains {task.name} now.")
+            # In place of what an earlier batch had made of it, lest that is taken for this one's work
+            write_entry(task.entry, {"name": task.name, "state": "begun"})
             try:
                 return self._done(task)
+            except BaseException as error:
+                forget_locals(error)  # or what the training held would outlive what is freed here
+                raise
             finally:
                 free_memory(start_processes())
                 if task.settings.training.compile:
@@ -77,14 +84,16 @@ class SubjectWorker:
 
 
 def _clear_unclaimed(run: RunFolder) -> None:
-    """Remove what a kill left of a run before it had its settings; whatever else is there stays, and is refused."""
-    left = list(run.path.iterdir()) if run.path.is_dir() else []
-    if (
-        left
-        and not run.checkpoints()
-        and all(one.name == "checkpoints" or one.name[0] == "." for one in left)
-    ):
-        shutil.rmtree(run.path)
+    """Remove what claim() leaves if it is killed: an unfinished config.yaml, an empty folder of checkpoints. Where
+    anything else lies beside them all of it stays, and is refused."""
+    left = set(run.path.iterdir()) if run.path.is_dir() else set()
+    checkpoints, begun = run.path / "checkpoints", unfinished(run.config)
+    if left <= {checkpoints, *begun}:
+        with suppress(OSError):  # not empty, or no folder: somebody else's
+            if checkpoints in left:
+                checkpoints.rmdir()
+            for file in begun:
+                file.unlink()
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def batch(
 
     check_output(output)
     workers_on = choose_executor(executor, workers, ray_address)
+    if table and part != (1, 1):
+        raise ConfigError("--table gathers all subjects, of every part; leave out --part.")
     if score and not evaluate:
         raise ConfigError("--score is for --evaluate; add that.")
     flags = subject_flags(None, None, token, class_word, model, method, steps, resolution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
@@ -10,29 +11,22 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 
-from coeffdiff.errors import CoeffDiffError, Interrupted, OutOfMemory, TaskDefect
+from coeffdiff.errors import CoeffDiffError, Interrupted, OutOfMemory, TaskDefect, TaskError
 from coeffdiff.execution.tasks import Outcome, Progress, Task, Worker
 from coeffdiff.utils.console import listening, print_error
 from coeffdiff.utils.interruptions import Stop
 from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
+from coeffdiff.utils.tracebacks import strip
 
 
 def perform(worker: Worker, task: Task, stop: Stop, report: Callable[[Progress], None]) -> Outcome:
     """Do a task. KeyboardInterrupt alone comes through."""
     begun, computed = time.monotonic(), time.process_time()
-    task.log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        task.log.open("a", encoding="utf-8", buffering=1) as log,
-        redirect_stdout(log),
-        redirect_stderr(log),
-        listening(_Reporter(report, stop)),
-    ):
-        print_error(
-            f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {task.name}, process {os.getpid()} on {socket.gethostname()}"
-        )
-        outcome = _outcome(worker, task)
-        if outcome.error:
-            print_error(f"{type(outcome.error).__name__}: {outcome.error}")
+    try:
+        outcome = _logged(worker, task, _Reporter(report, stop))
+    except OSError as error:
+        what = f"{task.log} cannot be written: {error.strerror or error}."
+        outcome = Outcome(task, "failed", error=TaskError(what))
     took, computed = time.monotonic() - begun, time.process_time() - computed
     return replace(outcome, seconds=took, cpu_seconds=computed)
 
@@ -50,6 +44,26 @@ class _Reporter:
     def progress(self, title: str, done: float, total: float, status: str) -> None:
         self.report(Progress(title, done, total, status))
         self.stop.obey()
+
+
+def _logged(worker: Worker, task: Task, reporter: _Reporter) -> Outcome:
+    """Raises: OSError where the log cannot be written."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        task.log.open("a", encoding="utf-8", buffering=1) as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+        listening(reporter),
+    ):
+        print_error(
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {task.name}, process {os.getpid()} on {socket.gethostname()}"
+        )
+        outcome = _outcome(worker, task)
+        if outcome.error:
+            strip(outcome.error)  # it lives on, and would keep the task's tensors
+            gc.collect()
+            print_error(f"{type(outcome.error).__name__}: {outcome.error}")
+    return outcome
 
 
 def _outcome(worker: Worker, task: Task) -> Outcome:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,9 @@ def cluster(address: str | None, workers: int | None, log: Path) -> Iterator[Clu
             yield _divided(ray, workers, own=address == "local")
         finally:
             ray.shutdown()
-    if not log.stat().st_size:
-        log.unlink()
+    with suppress(FileNotFoundError):  # another batch that shares it was faster
+        if not log.stat().st_size:
+            log.unlink()
 
 
 def _join(ray: Any, address: str) -> None:
@@ -117,7 +118,7 @@ def _divided(ray: Any, workers: int | None, *, own: bool) -> Cluster:
         "num_cpus": 1,
         "num_gpus": 1 if gpus else 0,
         "scheduling_strategy": "SPREAD",
-        "max_restarts": -1,
+        "max_restarts": 0,  # see RayPool, which makes another
         "max_task_retries": 0,  # what a worker was at is begun again by whichever is free first
         "concurrency_groups": {"control": 1},
         "runtime_env": {"env_vars": variables | {"OMP_NUM_THREADS": threads}},

@@ -83,6 +83,14 @@ def sweep(folder: Path, *, older_than: float = 0.0) -> None:
                 path.unlink()
 
 
+def unfinished(final: Path) -> list[Path]:
+    """What killed writers of one file or folder left beside it."""
+    matches = {path: _TEMPORARY.fullmatch(path.name) for path in final.parent.glob(".*")}
+    return [
+        path for path, match in matches.items() if match and match["final"] == final.name and not match["old"]
+    ]
+
+
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two paths in one step, so that at no moment a name is free; False where the system cannot."""
     names = os.fsencode(one), os.fsencode(other)

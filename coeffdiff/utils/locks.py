@@ -15,6 +15,19 @@ def try_lock(path: Path) -> Iterator[bool | None]:
     Yields True if this process has the lock, False if another one has it, None where there are no such locks
     (Windows, some network disks) or no such path.
     """
+    with _flock(path, waiting=False) as mine:
+        yield mine
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """The same, after whoever else has it; without a lock where there are none."""
+    with _flock(path, waiting=True):
+        yield
+
+
+@contextmanager
+def _flock(path: Path, *, waiting: bool) -> Iterator[bool | None]:
     try:
         import fcntl
 
@@ -24,7 +37,7 @@ def try_lock(path: Path) -> Iterator[bool | None]:
         return
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if waiting else fcntl.LOCK_NB))
             mine: bool | None = True
         except BlockingIOError:
             mine = False

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
+import shutil
 import signal
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from coeffdiff.batch import subject_worker
 from coeffdiff.batch.batch import batch
+from coeffdiff.batch.entries import write_entry
 from coeffdiff.batch.plan import Scoring, plan_batch
 from coeffdiff.batch.results import as_text, gather, write_results
+from coeffdiff.batch.subject_worker import SubjectWorker
+from coeffdiff.cli.evaluate import evaluate
 from coeffdiff.cli.root import app
 from coeffdiff.config.loading import load_settings
-from coeffdiff.errors import Interrupted, NonFiniteLoss
+from coeffdiff.errors import Interrupted, NonFiniteLoss, OutOfMemory
 from coeffdiff.execution.local import LocalExecutor
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.step_log import read_log
-from coeffdiff.utils.locks import try_lock
+from coeffdiff.utils.locks import lock, try_lock
 
 LOCAL = LocalExecutor()
 COLOURS = {"mug": "red", "cat": "green", "sloth": "blue"}
@@ -154,6 +162,38 @@ def test_stopped_it_goes_on_and_comes_to_the_same(shop, done, tmp_path, monkeypa
     assert adapters(plan.output) == adapters(done[0].output)
 
 
+def test_what_an_earlier_batch_had_done_does_not_count(shop, tmp_path, monkeypatch):
+    """Ctrl-C, then a kill, in the first subject after one more step was asked for."""
+    batch(plan_for(shop, tmp_path / "out", **{"training.steps": 1}), LOCAL)
+    plan = plan_for(shop, tmp_path / "out")
+
+    def ended(error, *_, **__):
+        raise error
+
+    monkeypatch.setattr(subject_worker, "train", functools.partial(ended, Interrupted("Saved.")))
+    with pytest.raises(Interrupted, match="Stopped with 0 of 4 subjects done"):
+        batch(plan, LOCAL)
+    assert states(gather(plan, ["mug"])) == {"mug": "stopped"}
+    monkeypatch.setattr(subject_worker, "train", functools.partial(ended, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        batch(plan, LOCAL)
+    table = (plan.output / "batch.txt").read_text()
+    assert "4 subjects: 1 begun, 2 done, 1 failed" in table and "mug      begun" in table
+
+
+def test_the_table_waits_for_another_batch_that_writes_it(shop, tmp_path):
+    plan = plan_for(shop, tmp_path / "out")
+    plan.output.mkdir()
+    writing = threading.Thread(target=write_results, args=(plan,))
+    with lock(plan.output):
+        writing.start()
+        writing.join(0.3)
+        assert writing.is_alive() and not (plan.output / "batch.json").exists()
+        write_entry(plan.outcome("mug"), {"name": "mug", "state": "done"})
+    writing.join()
+    assert json.loads((plan.output / "batch.json").read_text())["counts"] == {"done": 1, "missing": 3}
+
+
 def test_parts_make_up_the_whole_and_any_of_them_writes_the_table(shop, done, tmp_path):
     plan = plan_for(shop, tmp_path / "out")
     assert [len(plan.tasks((k, 3))) for k in (1, 2, 3)] == [2, 1, 1]
@@ -200,26 +240,116 @@ def test_what_a_kill_left_before_a_run_began_is_no_run(shop, tmp_path):
     assert (plan.output / "cat" / "letter.txt").read_text() == "mine"
 
 
-def test_scores_are_made_once_for_an_adapter(shop, vit, clip, done, monkeypatch):
-    plan, _ = done
-    (shop / "prompts.txt").write_text("a {token} {class_word} at sea\n")
-    scoring = Scoring(
-        prompts=str(shop / "prompts.txt"),
-        pictures=1,
-        drift_pictures=0,
-        denoising_steps=1,
-        dino=vit,
-        clip=clip,
-    )
-    scored = plan_for(shop, plan.output, scoring)
+def test_folders_without_a_run_that_hold_somebodys_files_stay(shop, tmp_path):
+    """A checkpoint of another program, a repository, a hidden file; an unfinished config.yaml alone is a kill's."""
+    plan = plan_for(shop, tmp_path / "out")
+    mine = [
+        "mug/checkpoints/mine.ckpt",
+        "cat/.git/config",
+        "cat/.config.yaml.0123abcd",
+        "ghost/.notes.0123abcd",
+    ]
+    for file in (*mine, "sloth/.config.yaml.89abcdef"):
+        (plan.output / file).parent.mkdir(parents=True, exist_ok=True)
+        (plan.output / file).write_text("mine")
+    for name in ("mug", "cat", "ghost", "sloth"):
+        subject_worker._clear_unclaimed(RunFolder(plan.output / name))
+    assert all((plan.output / file).read_text() == "mine" for file in mine)
+    assert not any((plan.output / "sloth").iterdir())
+
+
+def test_a_failed_training_is_freed_at_once(shop, tmp_path, monkeypatch):
+    """What its functions held, also those of the first error, is gone when memory is given back."""
+    held = []
+
+    class Tensors:
+        pass
+
+    def inner():
+        tensors = Tensors()
+        held.append(weakref.ref(tensors))
+        raise RuntimeError("CUDA out of memory")
+
+    def runs_out(settings, **how):
+        tensors = Tensors()
+        held.append(weakref.ref(tensors))
+        try:
+            inner()
+        except RuntimeError:
+            raise OutOfMemory("The GPU has too little memory.") from None
+
+    monkeypatch.setattr(subject_worker, "train", runs_out)
+    alive = []
+    monkeypatch.setattr(subject_worker, "free_memory", lambda state: alive.append([one() for one in held]))
+    with pytest.raises(OutOfMemory):
+        SubjectWorker()(plan_for(shop, tmp_path / "out").tasks()[0])
+    assert alive == [[None, None]]
+
+
+@pytest.fixture
+def scored(shop, vit, clip, done, tmp_path, monkeypatch):
+    """Scores the finished batch's first subject in few steps, as `how` says; the prompts are in tmp_path."""
+    (tmp_path / "prompts.txt").write_text("a {token} {class_word} at sea\n")
+    few = {"pictures": 1, "drift_pictures": 0, "denoising_steps": 1, "dino": vit, "clip": clip}
     monkeypatch.setattr(subject_worker, "train", forbidden)
-    first = batch(scored, LOCAL, part=(1, 4))["subjects"][0]
-    assert {"dino", "clip_i", "clip_t"} <= first["scores"].keys()
-    made = (plan.output / "mug" / "evaluation" / "evaluation.json").stat().st_mtime_ns
-    assert batch(scored, LOCAL, part=(1, 4))["subjects"][0]["scores"] == first["scores"]
-    assert (plan.output / "mug" / "evaluation" / "evaluation.json").stat().st_mtime_ns == made
+
+    def score(**how):
+        scoring = Scoring(prompts=str(tmp_path / "prompts.txt"), **few | how)
+        return batch(plan_for(shop, done[0].output, scoring), LOCAL, part=(1, 4))["subjects"][0]
+
+    yield score
+    shutil.rmtree(done[0].output / "mug" / "evaluation")
+
+
+def test_scores_are_made_once_for_an_adapter_its_prompts_and_encoders(scored, done, clip, tmp_path):
+    """Again for a prompts file with other lines and for a CLIP with other weights, though their names are the same."""
+    plan, _ = done
+    file = plan.output / "mug" / "evaluation" / "evaluation.json"
+
+    def made():
+        return file.stat().st_mtime_ns
+
+    judge = shutil.copytree(clip, tmp_path / "clip")
+    killed = file.parents[1] / ".evaluation.0123abcd"
+    killed.mkdir()
+    first = scored(clip=str(judge))
+    before = made()
+    assert {"dino", "clip_i", "clip_t"} <= first["scores"].keys() and not killed.exists()
+    assert scored(clip=str(judge))["scores"] == first["scores"] and made() == before
+    (tmp_path / "prompts.txt").write_text("a {token} {class_word} in snow\n")
+    other_prompts = scored(clip=str(judge))["scores"]
+    assert made() > before and other_prompts["clip_t"] != first["scores"]["clip_t"]
+    before = made()
+    weights = load_file(judge / "model.safetensors")
+    weights["visual_projection.weight"] *= torch.linspace(-1, 2, len(weights["visual_projection.weight"]))[
+        :, None
+    ]
+    save_file(weights, judge / "model.safetensors", metadata={"format": "pt"})
+    other_judge = scored(clip=str(judge))["scores"]
+    assert made() > before and other_judge["clip_i"] != other_prompts["clip_i"]
     assert "DINO" in as_text(gather(plan, ["mug"]))
-    write_results(plan)
+
+
+def test_an_evaluation_that_no_batch_has_made_stays(scored, done):
+    """A user's own, and a note in one of a batch's that is out of date."""
+    folder = done[0].output / "mug" / "evaluation"
+    folder.mkdir()
+    (folder / "evaluation.json").write_text("mine")
+    assert "holds what this batch has not made (evaluation.json)" in scored()["error"]
+    assert (folder / "evaluation.json").read_text() == "mine"
+    (folder / "evaluation.json").unlink()
+    assert scored()["state"] == "done"
+    (folder / "note.txt").write_text("mine")
+    assert scored()["state"] == "done"  # nothing is made anew
+    assert "(note.txt)" in scored(pictures=2)["error"] and (folder / "note.txt").read_text() == "mine"
+
+
+def test_scores_are_asked_for_as_in_evaluate():
+    """All that both have: one default."""
+    theirs = {name: one.default for name, one in inspect.signature(evaluate).parameters.items()}
+    ours = Scoring().model_dump()
+    ours["steps"] = ours.pop("denoising_steps")
+    assert ours == {name: theirs[name] for name in ours}
 
 
 def test_two_workers_of_which_one_is_killed_make_the_same(shop, tmp_path):
@@ -287,6 +417,7 @@ def test_the_command_prints_the_table_and_ends_with_1_if_some_failed(shop, done)
         (["--token", "ohwx", "--score", "limit=1"], "--score is for --evaluate"),
         (["--token", "ohwx", "--evaluate", "--score", "limt=1"], "Unknown setting limt"),
         (["--token", "ohwx", "--part", "5/4"], "--part takes a share"),
+        (["--token", "ohwx", "--part", "1/4", "--table"], "--table gathers all subjects"),
         (["--token", "ohwx", "--set", "training.stps=1"], "Unknown setting training.stps"),
     ],
 )

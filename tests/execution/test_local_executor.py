@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
 
-from coeffdiff.errors import ConfigError, Interrupted, PhotoError
+from coeffdiff.errors import ConfigError, Interrupted, PhotoError, TaskDefect
 from coeffdiff.execution.choosing import choose_executor
 from coeffdiff.execution.local import LocalExecutor
 from coeffdiff.execution.rounds import run_round
@@ -43,10 +44,41 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, capsys):
     assert "at " not in said.err + said.out and "letters 3/3  2 failed" in said.err
 
 
+def test_what_a_failed_task_held_is_gone_when_the_next_begins(tmp_path):
+    """Whatever the error: a user's mistake that came of another one, or a defect."""
+    held = []
+
+    class Tensors:
+        pass
+
+    def worker(letter):
+        assert [one() for one in held] == [None] * len(held)
+        tensors = Tensors()
+        tensors.itself = tensors  # as modules with hooks
+        held.append(weakref.ref(tensors))
+        if letter == "b":
+            raise ZeroDivisionError
+        try:
+            raise ValueError
+        except ValueError as error:
+            raise PhotoError("There are no photos.") from error
+
+    outcomes = round_of(worker, tmp_path)
+    assert len(held) == 3 and held[2]() is None
+    assert [type(one.error) for one in outcomes] == [PhotoError, TaskDefect, PhotoError]
+
+
 def test_a_log_keeps_what_earlier_tries_said(tmp_path):
     for _ in range(2):
         round_of(print_info, tmp_path, "a")
     assert (tmp_path / "a.log").read_text().count("\na\n") == 2
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence_and_the_others_go_on(tmp_path):
+    (tmp_path / "a.log").mkdir()
+    outcomes = round_of(str.upper, tmp_path, "ab")
+    assert [one.state for one in outcomes] == ["failed", "done"]
+    assert "a.log cannot be written: Is a directory." in str(outcomes[0].error)
 
 
 def test_after_a_signal_no_task_begins_and_bars_end_theirs(tmp_path, capsys):

@@ -7,19 +7,22 @@ import functools
 import os
 import re
 import signal
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import coeffdiff
-from coeffdiff.errors import LaunchError, PhotoError, WorkerLost
+from coeffdiff.errors import Interrupted, LaunchError, PhotoError, TaskDefect, WorkerLost
 from coeffdiff.execution.marker import Marker
 from coeffdiff.execution.ray_executor import MAX_STARTS, RayExecutor
 from coeffdiff.execution.ray_worker import Place, RayWorker
 from coeffdiff.execution.rounds import run_round
-from coeffdiff.execution.tasks import Task
+from coeffdiff.execution.tasks import Progress, Task
 from coeffdiff.utils.console import print_info, progress
+from coeffdiff.utils.interruptions import Stop
 
 
 class Deadly:
@@ -28,33 +31,74 @@ class Deadly:
     def __init__(self, folder: Path) -> None:
         self.folder, self.made = folder, time.time()
 
-    def __call__(self, work: str) -> tuple[int, float]:
+    def __call__(self, work: str) -> Any:
         with (self.folder / f"{work}.count").open("a") as count:
             count.write("x")
         tries = len((self.folder / f"{work}.count").read_text())
         print_info(f"try {tries}")
         if work == "always" or (work == "once" and tries == 1):
             os.kill(os.getpid(), signal.SIGKILL)
+        if work == "unsent":
+            return threading.Lock()  # which cannot be pickled
         if work == "fails":
             raise PhotoError("There are no photos.")
         return os.getpid(), self.made
 
 
-def test_lost_workers_tasks_start_again_and_no_other_does(tmp_path, monkeypatch):
-    """Eight tasks on two workers: one that kills its worker once is done at the second try, one that always kills it is
-    given up after three; all others are done once, by workers that are made once in each of their processes."""
+class Stopping:
+    """A Watcher that asks for a stop as soon as a task is begun."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+
+    def at(self, task: Task, progress: Progress) -> None:
+        pass
+
+    def waiting(self, workers: int, of: int) -> None:
+        self.stop.ask()
+
+
+def die(folder: Path) -> None:
+    with (folder / "made.count").open("a") as count:
+        count.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    """Workers find what is defined here."""
     pytest.importorskip("ray", reason="Ray is the extra coeffdiff[ray]")
     paths = [str(Path(__file__).parent), str(Path(coeffdiff.__file__).parents[1])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))  # where workers find Deadly
-    names = ["a", "once", "b", "fails", "always", "c", "d", "e"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+def test_workers_that_die_while_they_are_made_end_it(tmp_path, importable):
+    with RayExecutor(workers=1).open(functools.partial(die, tmp_path), tmp_path) as pool:
+        (tmp_path / "ray.log").unlink()  # as another batch does that ends earlier
+        with pytest.raises(LaunchError, match="lost 3 times before it was ready"):
+            pool.ask("anything")
+    assert (tmp_path / "made.count").read_text() == "x" * MAX_STARTS
+
+
+def test_lost_workers_tasks_start_again_and_no_other_does(tmp_path, importable):
+    """Nine tasks on two workers: one that kills its worker once is done at the second try, one that always kills it is
+    given up after three; all others are done once, by workers that are made once in each of their processes. A result
+    that cannot be sent is no loss of a worker. After Ctrl-C a lost worker's task is stopped, at its first try."""
+    names = ["a", "once", "b", "fails", "always", "c", "d", "e", "unsent"]
     tasks = [Task(name, name, tmp_path / "logs" / f"{name}.log") for name in names]
     executor = RayExecutor(workers=2)
     with executor.open(functools.partial(Deadly, tmp_path), tmp_path) as pool:
         outcomes = {one.task.name: one for one in run_round(pool, tasks, "tasks")}
         pid, _ = pool.ask("asked")
+        stop = Stop()
+        last = Task("stopping", "always", tmp_path / "logs" / "stopping.log")
+        [stopped] = pool.run([last], stop, Stopping(stop))
+    assert (stopped.state, stopped.starts) == ("stopped", 1) and isinstance(stopped.error, Interrupted)
+    assert isinstance(outcomes["unsent"].error, TaskDefect) and "lock" in str(outcomes["unsent"].error)
     assert outcomes.keys() == set(names)
     counts = {name: len((tmp_path / f"{name}.count").read_text()) for name in names}
-    assert counts == dict.fromkeys(names, 1) | {"once": 2, "always": MAX_STARTS}
+    assert counts == dict.fromkeys(names, 1) | {"once": 2, "always": MAX_STARTS + 1}
+    counts["always"] -= 1  # the one after Ctrl-C
     assert {name: one.starts for name, one in outcomes.items()} == counts
     assert isinstance(outcomes["always"].error, WorkerLost) and isinstance(
         outcomes["fails"].error, PhotoError

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,8 @@ from coeffdiff.utils.console import recording_console
 
 _HTML = '<pre class="inspection">{code}</pre>'
 _WIDTH = 110
+_MADE = "made-"
+_HOUR = 3600  # seconds
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,23 @@ def zip_adapter(adapter: str, place: Path) -> Files:
     folder = _folder(adapter)
     name = _name_of(folder)
     file = place / f"{name}.zip"
-    with atomic_write(file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_write(file) as temporary, _archive(temporary) as archive:
         for inside in sorted(folder.rglob("*")):
             archive.write(inside, Path(name) / inside.relative_to(folder))
     return Files([file], [f"Unpacked, the folder {name} works wherever an adapter does."])
+
+
+def new_folder(place: Path) -> Path:
+    """A folder in place for files that a browser takes; those that it had an hour to take are deleted."""
+    for folder in place.glob(f"{_MADE}*"):
+        if time.time() - folder.stat().st_mtime > _HOUR:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=_MADE, dir=place))
+
+
+def _archive(file: Path) -> zipfile.ZipFile:
+    """Zip knows no dates before 1980, which files of containers may have."""
+    return zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False)
 
 
 def export_adapter(adapter: str, place: Path) -> Files:

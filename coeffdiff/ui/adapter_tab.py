@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from coeffdiff.ui import markup
-from coeffdiff.ui.adapter_files import Files, export_adapter, table_of, zip_adapter
+from coeffdiff.ui.adapter_files import Files, export_adapter, new_folder, table_of, zip_adapter
 from coeffdiff.ui.events import speaking
 from coeffdiff.ui.sample_tab import adapter_choices
 
@@ -34,11 +33,11 @@ def adapter_tab(page: gr.Blocks, tab: gr.Tab, place: Path) -> None:
 
     @speaking
     def packed(chosen: str | None) -> list[Any]:
-        return _offered(zip_adapter(chosen or "", _new_folder(place)))
+        return _offered(zip_adapter(chosen or "", new_folder(place)))
 
     @speaking
     def exported(chosen: str | None) -> list[Any]:
-        return _offered(export_adapter(chosen or "", _new_folder(place)))
+        return _offered(export_adapter(chosen or "", new_folder(place)))
 
     archive.click(packed, adapter, [notes, files], api_visibility="private")
     export.click(exported, adapter, [notes, files], api_visibility="private")
@@ -50,10 +49,6 @@ def adapter_tab(page: gr.Blocks, tab: gr.Tab, place: Path) -> None:
 @speaking
 def _inspect(adapter: str | None) -> str:
     return table_of(adapter) if adapter else markup.quiet("There is no adapter yet.")
-
-
-def _new_folder(place: Path) -> Path:
-    return Path(tempfile.mkdtemp(dir=place))
 
 
 def _offered(made: Files) -> list[Any]:

@@ -9,6 +9,8 @@ from typing import Any
 from coeffdiff.config.loading import load_settings
 from coeffdiff.config.schema import Settings
 from coeffdiff.data.subjects import with_offered_words
+from coeffdiff.errors import ConfigError
+from coeffdiff.utils.paths import expanded
 
 # A field of Form -> the option of `coeffdiff train`, and the setting that it stands for
 OPTIONS = {
@@ -43,14 +45,19 @@ class Form:
     def settings(self) -> Settings:
         """Raises: ConfigError for what the settings refuse."""
         flags = {setting: value for _, setting, value in self._given()}
-        preset = Path(self.preset) if self.preset else None
-        return with_offered_words(load_settings(preset, flags, self._assignments()))
+        return with_offered_words(load_settings(self._preset(), flags, self._assignments()))
 
     def arguments(self) -> list[str]:
         """The same as arguments of `coeffdiff train`."""
         given = [f"{option}={value}" for option, _, value in self._given()]
-        preset = [f"--config={self.preset}"] if self.preset else []
+        preset = [f"--config={path}"] if (path := self._preset()) else []
         return [*given, *preset, *(f"--set={line}" for line in self._assignments())]
+
+    def _preset(self) -> Path | None:
+        try:
+            return Path(expanded(self.preset)) if self.preset else None
+        except ValueError as error:
+            raise ConfigError(f"The preset {self.preset} cannot be read: {error}.") from None
 
     def _given(self) -> list[tuple[str, str, Any]]:
         values = [(*names, getattr(self, field)) for field, names in OPTIONS.items()]

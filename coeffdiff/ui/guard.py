@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 Scope = dict[str, Any]
 Application = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -55,10 +55,10 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> str | None:
         host = headers.get("host", "")
-        if not self._token and urlsplit(f"//{host}").hostname not in LOCAL_HOSTS:
+        if not self._token and _split(f"//{host}").hostname not in LOCAL_HOSTS:
             return "This page answers to 127.0.0.1 and localhost alone."
         origin = headers.get("origin")
-        if origin and urlsplit(origin).netloc != host:
+        if origin and _split(origin).netloc != host:
             return "This page takes no requests from other pages."
         foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign and not (headers.get("sec-fetch-mode") == "navigate" and scope.get("method") == "GET"):
@@ -85,6 +85,14 @@ class Guard:
         headers = [(b"location", b"/"), (b"set-cookie", cookie.encode())]
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+
+def _split(address: str) -> SplitResult:
+    """Its parts; none of what is no address, which is then nobody's."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def new_token() -> str:

@@ -24,7 +24,7 @@ def store_photos(files: Sequence[str | Path], token: str) -> Path:
     """Copy files into PHOTOS/TOKEN, or TOKEN-2, ... where that holds others; the same files stay where they are.
 
     files: photos, and captions and masks that lie beside them.
-    Raises: PhotoError for none, too many, two of one name, or a file of another kind.
+    Raises: PhotoError for none, too many, two of one name, or a file of another kind or one that is gone.
     """
     named = _by_name([Path(file) for file in files])
     for number in itertools.count(1):
@@ -49,6 +49,8 @@ def _by_name(files: list[Path]) -> dict[str, Path]:
     for file in files:
         if file.suffix.lower() not in ACCEPTED:
             raise PhotoError(f"{file.name} is no photo; drop {KINDS}.")
+        if not file.is_file():
+            raise PhotoError("The page keeps dropped photos for a day, and these are gone; drop them again.")
         if file.name in named:
             raise PhotoError(f"Two files are called {file.name}; rename one of them.")
         named[file.name] = file

@@ -16,6 +16,7 @@ from coeffdiff.training.examining import examine
 from coeffdiff.ui import markup
 from coeffdiff.ui.events import shown, speaking
 from coeffdiff.ui.form import Form
+from coeffdiff.ui.model_memory import memory_given_back
 from coeffdiff.ui.photo_store import ACCEPTED, store_photos
 from coeffdiff.ui.presets import find_presets
 
@@ -95,8 +96,8 @@ def _fields() -> list[Any]:
 
 @speaking
 def _check(*values: Any, bar: gr.Progress = gr.Progress()) -> tuple[str, Any]:  # noqa: B008  # gradio's way
-    with shown(bar):
-        report, photos, _ = examine(form_of(*values).settings())
+    with memory_given_back(), shown(bar):
+        report, photos = examine(form_of(*values).settings())[:2]
     return markup.findings(report, photos), gr.Gallery(_thumbnails(report, photos), visible=True)
 
 

@@ -15,6 +15,7 @@ from coeffdiff.ui.training_process import last_training, log_of
 from coeffdiff.utils.console import duration
 
 _ERROR = re.compile(r"[A-Za-z.]+(Error|Loss|Mismatch|Memory|Picture): ")
+_STEP = re.compile(r"step-(\d+)")
 MOST_PICTURES = 48
 _TAIL_BYTES = 20_000
 
@@ -23,7 +24,8 @@ _TAIL_BYTES = 20_000
 class RunState:
     """step: the last one in the log; steps: how many are asked for, None where nothing says so yet.
 
-    error: the sentence that ended the training. resumable: whether --resume would have something to do.
+    error: the sentence that ended the training. stopping: whether the page has asked for its end.
+    resumable: whether --resume would have something to do.
     """
 
     run: Path
@@ -34,9 +36,12 @@ class RunState:
     finished: bool
     resumable: bool
     error: str | None
+    stopping: bool = False
 
     @property
     def sentence(self) -> str:
+        if self.running and self.stopping:
+            return "Stopping: this step ends first, then a checkpoint is saved."
         if self.running and not self.step:
             return "Starting: photos and model are read."
         if self.running and self.step == self.steps:
@@ -78,6 +83,7 @@ def read_state(run: Path) -> RunState:
         finished=finished,
         resumable=not running and not finished and bool(folder.checkpoints()),
         error=None if running or finished else error_in(printed(run)),
+        stopping=running and training is not None and training.stopping,
     )
 
 
@@ -109,10 +115,10 @@ def error_in(text: str) -> str | None:
 
 def validation_pictures(run: Path) -> list[tuple[str, str]]:
     """Files and their steps in words, those of the newest step first; prompts stand in the files."""
-    files = [file for file in run.glob("samples/step-*/*.png") if file.name != GRID_FILE]
-    files.sort(key=lambda file: (-_step(file), file.name))
-    return [(str(file), f"step {_step(file)}") for file in files[:MOST_PICTURES]]
-
-
-def _step(file: Path) -> int:
-    return int(file.parent.name.removeprefix("step-"))
+    found = [
+        (int(step[1]), file)
+        for file in run.glob("samples/step-*/*.png")
+        if file.name != GRID_FILE and (step := _STEP.fullmatch(file.parent.name))
+    ]
+    found.sort(key=lambda pair: (-pair[0], pair[1].name))
+    return [(str(file), f"step {step}") for step, file in found[:MOST_PICTURES]]

@@ -6,9 +6,12 @@ import importlib.util
 import logging
 import os
 import re
+import signal
 import socket
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from coeffdiff.errors import ConfigError
@@ -19,7 +22,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{8,200}")
 
 
 def serve(host: str, port: int, token: str | None, announce: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
+    """Serve until Ctrl-C or SIGTERM; no file that was dropped on the page stays behind.
 
     Args:
         host: any but this machine's own names needs a token, which is made where none is given.
@@ -32,20 +35,47 @@ def serve(host: str, port: int, token: str | None, announce: Callable[[str], Non
         raise ConfigError("--token must be 8 to 200 letters, digits, - and _.")
     if host not in LOCAL_HOSTS and token is None:
         token = new_token()
-    with _listening(host, port) as opened, tempfile.TemporaryDirectory(prefix="coeffdiff-ui-") as folder:
+    with (
+        _ended_as_by_ctrl_c(),
+        _listening(host, port) as opened,
+        tempfile.TemporaryDirectory(prefix="coeffdiff-ui-") as folder,
+    ):
         port = opened.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
         _run(opened, Path(folder), token, port, lambda: announce(address))
 
 
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM and the end of the terminal raise KeyboardInterrupt; a signal that is ignored stays so."""
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler == signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound already, so that a port in use is said before anything slow."""
+    """A socket that listens already, so that a port in use is said before anything slow."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, socket.SOCK_STREAM)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(address)
+            opened.listen()  # two may bind to a port, and one may listen
+        except OSError:
+            opened.close()
+            raise
+    except ValueError:  # of the codec for names
+        raise ConfigError(f"--host {host!r} is no address and no name of a machine.") from None
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(

@@ -49,7 +49,7 @@ def train_tab(page: gr.Blocks, tab: gr.Tab, fields: list[Any]) -> None:
     hidden: dict[str, Any] = {"api_visibility": "private"}
     start.click(_start, fields, run, **hidden).success(**looks)
     resume.click(_resume, run, run, **hidden).success(**looks)
-    stop.click(_stop, None, None, **hidden)
+    stop.click(_stop, None, None, **hidden).success(**looks)
     for event in (page.load, tab.select):
         event(_choices, run, run, show_progress="hidden", **hidden).then(**looks)
 
@@ -71,6 +71,9 @@ def _stop() -> None:
     training = last_training()
     if not (training and training.running):
         raise ConfigError("No training runs.")
+    if training.stopping:
+        gr.Info("The training is stopping already; it saves a checkpoint after this step.")
+        return
     training.stop()
     gr.Info("The training stops after this step, and saves a checkpoint.")
 
@@ -105,7 +108,7 @@ def _look(run: str | None, seen: tuple[Any, ...]) -> list[Any]:
         gr.Gallery(shown) if changed_pictures else gr.skip(),
         printed(Path(run)) if run else "",
         gr.Button(interactive=not busy),
-        gr.Button(interactive=_runs(state)),
+        gr.Button(interactive=_stoppable(state)),
         gr.Button(interactive=bool(state and state.resumable and not busy)),
         now,
     ]
@@ -115,5 +118,5 @@ def _curve(run: str | None) -> str:
     return markup.curve(RunFolder(Path(run)).log) if run else ""
 
 
-def _runs(state: RunState | None) -> bool:
-    return bool(state and state.running)
+def _stoppable(state: RunState | None) -> bool:
+    return bool(state and state.running and not state.stopping)

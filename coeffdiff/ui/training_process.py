@@ -5,13 +5,14 @@ A record beside the runs names the process; it counts as running only while a pr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -29,11 +30,15 @@ _RECORD = "training.json"
 
 @dataclass(frozen=True)
 class Training:
-    """The process that the page started last. created: when it began, in seconds since 1970, as the system has it."""
+    """The process that the page started last. created: when it began, in seconds since 1970, as the system has it.
+
+    stopping: whether it was asked to stop.
+    """
 
     run: str
     pid: int
     created: float
+    stopping: bool = False
 
     @property
     def running(self) -> bool:
@@ -41,8 +46,13 @@ class Training:
         return process is not None
 
     def stop(self) -> None:
-        """As Ctrl-C does: the step ends, a checkpoint is saved."""
-        if process := self._process():
+        """As Ctrl-C does: the step ends, a checkpoint is saved. Asked once: a second Ctrl-C would end it unsaved.
+
+        Raises: ConfigError if the record cannot be written; the training goes on.
+        """
+        process = self._process()
+        if process and not self.stopping:
+            _keep(replace(self, stopping=True))
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGINT)
 
@@ -67,7 +77,10 @@ def last_training() -> Training | None:
 
 def log_of(run: Path) -> Path:
     """What the training of a run has printed."""
-    return RECORDS / f"{run.name}.log"
+    where = run.resolve()
+    elsewhere = where.parent != RUNS.resolve()
+    mark = f"-{hashlib.sha256(str(where).encode()).hexdigest()[:12]}" if elsewhere else ""
+    return RECORDS / f"{run.name}{mark}.log"
 
 
 def start_training(form: Form) -> Training:
@@ -105,7 +118,16 @@ def _start(run: Path, arguments: Sequence[str], mode: str) -> Training:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    training = Training(str(run), process.pid, psutil.Process(process.pid).create_time())
+    try:
+        training = Training(str(run), process.pid, psutil.Process(process.pid).create_time())
+        _keep(training)
+    except BaseException:  # no page would find it again
+        process.kill()
+        process.wait()
+        raise
+    return training
+
+
+def _keep(training: Training) -> None:
     with write_errors(f"The record {RECORDS / _RECORD}"), atomic_write(RECORDS / _RECORD) as temporary:
         temporary.write_text(json.dumps(asdict(training)), encoding="utf-8")
-    return training

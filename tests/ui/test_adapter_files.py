@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from coeffdiff.errors import AdapterError, ConfigError
-from coeffdiff.ui.adapter_files import export_adapter, table_of, zip_adapter
+from coeffdiff.ui.adapter_files import export_adapter, new_folder, table_of, zip_adapter
 
 
 def test_the_zip_holds_the_adapter(small_adapter, tmp_path):
@@ -60,3 +61,19 @@ def test_files_are_called_as_the_run_and_its_step(small_adapter, tmp_path, monke
     assert made.files == [tmp_path / f"{name}.zip"]
     with zipfile.ZipFile(made.files[0]) as archive:
         assert f"{name}/coeff.safetensors" in archive.namelist()
+
+
+def test_files_without_a_date_are_packed(small_adapter, tmp_path):
+    shutil.copytree(small_adapter, tmp_path / "adapter")
+    os.utime(tmp_path / "adapter" / "coeff.safetensors", (0, 0))
+    assert zip_adapter(str(tmp_path / "adapter"), tmp_path).files[0].is_file()
+
+
+def test_what_was_made_for_the_browser_does_not_pile_up(tmp_path):
+    """Uploads lie beside it and stay."""
+    (tmp_path / "upload").mkdir()
+    old, fresh = new_folder(tmp_path), new_folder(tmp_path)
+    for folder in (old, tmp_path / "upload"):
+        os.utime(folder, (0, 0))
+    newest = new_folder(tmp_path)
+    assert set(tmp_path.iterdir()) == {tmp_path / "upload", fresh, newest}

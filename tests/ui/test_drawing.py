@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app
 from coeffdiff.errors import ConfigError
+from coeffdiff.ui import drawing, model_memory
 from coeffdiff.ui.drawing import Wanted, draw_wanted, find_adapters
 from coeffdiff.utils.png import read_recipe
 
@@ -84,3 +85,30 @@ def test_runs_and_their_steps_are_offered(trained, monkeypatch):
 def test_what_cannot_be_drawn_is_said(adapter, prompts, sentence):
     with pytest.raises(ConfigError, match=sentence):
         draw_wanted(Wanted(adapter, prompts, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "label"),
+    [
+        ("count", "Pictures a prompt"),
+        ("seed", "First seed"),
+        ("steps", "Steps"),
+        ("guidance", "Guidance"),
+        ("scale", "Scale"),
+    ],
+)
+def test_an_emptied_field_is_named(field, label):
+    with pytest.raises(ConfigError, match=f"{label} is empty; write a number"):
+        draw_wanted(Wanted("runs/ohwx", "a photo", **{"scale": 1.0} | {field: None}))
+
+
+def test_fields_that_were_never_opened_ask_for_nothing(monkeypatch):
+    """And memory is given back after each drawing."""
+    drawn, freed = [], []
+    monkeypatch.setattr(drawing, "resolve_adapter", Path)
+    monkeypatch.setattr(drawing, "draw", lambda *_, **options: drawn.append(options))
+    monkeypatch.setattr(model_memory, "free_memory", freed.append)
+    names = ("negative_prompt", "width", "height", "scheduler", "precision", "offload")
+    draw_wanted(Wanted("runs/ohwx", "a photo", 1.0, **dict.fromkeys(names)))
+    draw_wanted(Wanted("runs/ohwx", "a photo", 1.0))
+    assert drawn[0] == drawn[1] and len(freed) == 2

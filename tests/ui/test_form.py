@@ -55,3 +55,13 @@ def test_presets_of_the_working_folder_come_first(tmp_path, monkeypatch):
     found = find_presets()
     assert found["pocket"] == "configs/pocket.yaml"
     assert found["sdxl-8gb"].endswith("sdxl-8gb.yaml")
+
+
+def test_a_preset_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("training: {seed: 7}\n")
+    form = Form(str(tmp_path), "ohwx", preset="~/own.yaml")
+    assert form.settings().training.seed == 7
+    assert f"--config={tmp_path / 'own.yaml'}" in form.arguments()
+    with pytest.raises(ConfigError, match=r"The preset \$NOWHERE/x\.yaml .*not expanded"):
+        Form("", preset="$NOWHERE/x.yaml").settings()

@@ -38,7 +38,8 @@ def test_this_machine_is_answered_by_its_names(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "10.0.0.1"]
+    "host",
+    ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "10.0.0.1", "[", "[::1", "[x]"],
 )
 def test_a_foreign_name_that_leads_here_is_refused(host):
     """DNS rebinding: a page of evil.example whose name has become 127.0.0.1."""
@@ -50,6 +51,7 @@ def test_other_pages_may_link_here_and_do_nothing_else():
     assert answer_of(method="POST", origin="http://evil.example")[0] == 403
     assert answer_of(method="POST", origin="http://127.0.0.1:8000")[0] == 403
     assert answer_of(method="POST", origin="null")[0] == 403
+    assert answer_of(method="POST", origin="http://[")[0] == 403
     assert answer_of(sec_fetch_site="cross-site", sec_fetch_mode="no-cors")[0] == 403
     assert answer_of(sec_fetch_site="cross-site", sec_fetch_mode="navigate")[0] == 200
     assert answer_of(method="POST", sec_fetch_site="cross-site", sec_fetch_mode="navigate")[0] == 403

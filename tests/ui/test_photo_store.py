@@ -57,3 +57,12 @@ def test_other_files_are_refused(dropped, monkeypatch):
     with pytest.raises(PhotoError, match="2 files are more"):
         store_photos([dropped("c.png"), dropped("d.png")], "ohwx")
     assert not Path("runs").exists()
+
+
+def test_photos_that_the_page_has_cleared_are_to_be_dropped_again(dropped):
+    one = dropped("a.png")
+    folder = store_photos([one], "ohwx")
+    one.unlink()
+    with pytest.raises(PhotoError, match="drop them again"):
+        store_photos([one], "ohwx")
+    assert [path.name for path in folder.iterdir()] == ["a.png"]

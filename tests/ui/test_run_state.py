@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,18 @@ def test_pictures_of_the_newest_step_come_first(run):
     shown = validation_pictures(run)
     assert [caption for _, caption in shown] == ["step 10", "step 10", "step 5"]
     assert shown[0][0] == "runs/ohwx/samples/step-000010/001-a.png"
+
+
+def test_a_training_that_was_asked_to_stop_says_so(run, monkeypatch):
+    trains(monkeypatch, run)
+    asked = replace(run_state.last_training(), stopping=True)
+    monkeypatch.setattr(run_state, "last_training", lambda: asked)
+    assert read_state(run).stopping
+    assert read_state(run).sentence.startswith("Stopping: ")
+
+
+def test_pictures_of_a_folder_without_a_step_are_left_out(run):
+    for name in ("step-final", "step-000005"):
+        (run / "samples" / name).mkdir(parents=True)
+        save_png(Image.new("RGB", (8, 8)), run / "samples" / name / "001-a.png")
+    assert [caption for _, caption in validation_pictures(run)] == ["step 5"]

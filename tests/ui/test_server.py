@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import signal
 import socket
 
 import pytest
 from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app
+from coeffdiff.errors import ConfigError
 from coeffdiff.ui import server
 from coeffdiff.ui.server import serve
 
@@ -72,6 +74,39 @@ def test_a_port_in_use_is_one_sentence(served):
         port = taken.getsockname()[1]
         code, said = ui("--port", str(port))
     assert code == 2 and f"port {port}" in said and "Name another --port" in said
+
+
+def test_of_two_pages_on_a_port_one_is_served(served):
+    """The first may not have begun to answer yet."""
+    with server._listening("127.0.0.1", 0) as first:
+        code, said = ui("--port", str(first.getsockname()[1]))
+    assert code == 2 and "Name another --port" in said
+
+
+@pytest.mark.parametrize("host", ["192.168..1", "a" * 70 + ".example"])
+def test_a_host_that_is_none_is_one_sentence(served, host):
+    with pytest.raises(ConfigError, match=r"--host .* is no address"):
+        serve(host, 0, None, lambda address: None)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_tidies_up_as_ctrl_c_does(served, monkeypatch, name):
+    places = []
+
+    def run(opened, folder, *_):
+        places.append(folder)
+        (folder / "photo.png").write_text("")
+        signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr(server, "_run", run)
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            serve("127.0.0.1", 0, None, lambda address: None)
+        assert signal.getsignal(getattr(signal, name)) == signal.SIG_DFL
+    finally:
+        signal.signal(getattr(signal, name), before)
+    assert len(places) == 1 and not places[0].exists()
 
 
 def test_an_address_that_is_not_this_machines_is_one_sentence(served):

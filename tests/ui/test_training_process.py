@@ -118,3 +118,32 @@ def test_a_damaged_record_is_none(stand_in):
     for text in ("", "{", "[]", '{"run": "a"}', "null"):
         (training_process.RECORDS / "training.json").write_text(text)
         assert last_training() is None
+
+
+def test_it_is_asked_to_stop_once(stand_in, monkeypatch):
+    """A second Ctrl-C would end it without saving."""
+    training = start_training(Form("photos", "ohwx"))
+    sent = []
+    monkeypatch.setattr(training_process.psutil.Process, "send_signal", lambda _, number: sent.append(number))
+    for _ in range(2):
+        last_training().stop()
+    assert sent == [signal.SIGINT] and last_training().stopping
+    assert training.running and not training.stopping
+
+
+def test_without_a_record_nothing_trains(stand_in, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training_process.json, "dumps", full)
+    with pytest.raises(ConfigError, match=r"The record .* No space left"):
+        start_training(Form("photos", "ohwx"))
+    assert len(stand_in) == 1 and stand_in[0].returncode == -signal.SIGKILL
+
+
+def test_a_run_elsewhere_has_a_log_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [log_of(Path(run)).name for run in ("runs/ohwx", "other/ohwx", "third/ohwx", "runs/deeper/ohwx")]
+    assert names[0] == "ohwx.log" and len(set(names)) == 4
+    assert log_of(tmp_path / "runs" / "ohwx") == log_of(Path("runs/ohwx"))
+    assert log_of(tmp_path / "other" / "ohwx") == log_of(Path("other/ohwx"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from coeffdiff import demo as demos
+from coeffdiff.cli.demo import demo as demo_command
 from coeffdiff.cli.root import app
 from coeffdiff.demo import Result, demo, new_places
 from coeffdiff.errors import ConfigError, LaunchError
@@ -163,6 +165,13 @@ def test_the_command_answers_and_takes_the_next_free_folder(monkeypatch):
         "coeffdiff train --images" in result.stderr
         and "coeffdiff sample --adapter demo-3/run" in result.stderr
     )
+
+
+def test_the_command_has_the_functions_defaults():
+    """It names them itself, since it is loaded without torch."""
+    function, command = (inspect.signature(of).parameters for of in (demo, demo_command.__wrapped__))
+    for name in ("subject", "method", "steps", "seed"):
+        assert command[name].default == function[name].default
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coeffdiff.cli.options import PATH, Method, ResultAsJson, TrainingSteps
+from coeffdiff.cli.options import PATH, Method, ResultAsJson
 from coeffdiff.cli.root import answering, app
 from coeffdiff.utils.console import duration, print_info, print_json, print_result
 from coeffdiff.utils.output_folder import check_output
@@ -21,7 +21,7 @@ def demo(
     ] = None,
     subject: Annotated[str, typer.Option(help="The made-up subject to learn.")] = "grey_sloth_plushie",
     method: Annotated[Method, typer.Option(help="What is trained.")] = "coeff+lora",
-    steps: TrainingSteps = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and of the pictures.")] = 0,
     as_json: ResultAsJson = False,
 ) -> None:

@@ -89,5 +89,5 @@ def folder_and_scale(text: str) -> tuple[str, float | None]:
     except ValueError:
         here = Path(folder).exists() or Path(re.sub(r"@\w+$", "", folder)).is_dir()
         if here or hub_address(folder):
-            raise AdapterError(f"--adapter {text}: the scale {scale!r} is not a number.") from None
+            raise AdapterError(f"{text}: the scale {scale!r} is not a number.") from None
         return text, None

@@ -68,7 +68,7 @@ def batch(
     table: Table = False,
     as_json: NumbersAsJson = False,
 ) -> None:
-    """Train many subjects, each in a run of its own, here or on a Ray cluster; resumes. Exit code 1 if some fail."""
+    """Train many subjects, each in a run of its own, here or on Ray; resumes. Exit code 1 unless all are done."""
     from coeffdiff.config.loading import load_section, load_settings
     from coeffdiff.execution.choosing import choose_executor
 

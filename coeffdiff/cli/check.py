@@ -51,7 +51,7 @@ def check(
     settings = load_settings(config, flags, set_ or ())
     settings = with_offered_words(settings)
     if not all(subject.images for subject in settings.each_subject):
-        raise ConfigError("A check needs --images; for instance: check --images photos/ --token sks.")
+        raise ConfigError("A check needs --images; for instance: check --images photos/ --token ohwx.")
     from coeffdiff.preflight.report import table
     from coeffdiff.training.examining import examine
 

@@ -34,7 +34,7 @@ Runs = Annotated[
     typer.Argument(
         parser=expanded_text,
         metavar="RUN[:SCALE]...",
-        help="Run or adapter folders, or user/repo on the Hub, each scored alone.",
+        help="Run or adapter folders, RUN@STEP, or user/repo on the Hub, each scored alone.",
     ),
 ]
 Photos = Annotated[

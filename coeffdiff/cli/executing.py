@@ -22,7 +22,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 ExecutorOption = Annotated[
     ExecutorName,
-    typer.Option("--executor", help="local: this process. ray: workers of a Ray cluster (coeffdiff[ray])."),
+    typer.Option("--executor", help="local: this process. ray: workers of a Ray cluster (coeffdiff\\[ray])."),
 ]
 Workers = Annotated[
     int | None,

@@ -20,7 +20,12 @@ Layout = Literal["kohya"]
 @answering
 def export(
     adapter: Annotated[
-        str, typer.Argument(parser=expanded_text, metavar="ADAPTER", help="Run or adapter folder.")
+        str,
+        typer.Argument(
+            parser=expanded_text,
+            metavar="ADAPTER",
+            help="Run or adapter folder, RUN@STEP, or user/repo on the Hub.",
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The file to write, such as ohwx.safetensors.", **PATH)],
     to: Annotated[

@@ -23,7 +23,7 @@ AdapterFolder = Annotated[
     typer.Argument(
         parser=expanded_text,
         metavar="ADAPTER",
-        help="Run or adapter folder, or user/repo on the Hub. (default: newest finished run)",
+        help="Run or adapter folder, RUN@STEP, or user/repo on the Hub. (default: newest finished run)",
     ),
 ]
 Output = Annotated[Path | None, typer.Option(help="Folder for a picture of all alphas as heat maps.", **PATH)]

@@ -23,7 +23,7 @@ def merge(
         typer.Argument(
             parser=expanded_text,
             metavar="DIR[:SCALE]...",
-            help="Run or adapter folders, or user/repo on the Hub.",
+            help="Run or adapter folders, RUN@STEP, or user/repo on the Hub.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the merged adapter.", **PATH)],

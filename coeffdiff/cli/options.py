@@ -46,7 +46,7 @@ def expanded_path(text: Any) -> Path:
 PATH: dict[str, Any] = {"parser": expanded_path, "metavar": "PATH"}
 NAME: dict[str, Any] = {"parser": expanded_text, "metavar": "NAME"}
 Images = Annotated[Path | None, typer.Option(help="Folder with the photos.", **PATH)]
-Token = Annotated[str | None, typer.Option(help="The word for the subject, such as sks.")]
+Token = Annotated[str | None, typer.Option(help="The word for the subject, such as ohwx.")]
 ClassWord = Annotated[str | None, typer.Option(help='What the subject is, such as "stuffed animal".')]
 Subjects = Annotated[
     Path | None,

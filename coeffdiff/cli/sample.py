@@ -38,7 +38,7 @@ Adapters = Annotated[
     typer.Option(
         parser=expanded_text,
         metavar="DIR[:SCALE]",
-        help="Run or adapter folder, RUN@STEP, or user/repo[@revision] on the Hub; repeatable, adapters add up; none "
+        help="Run or adapter folder, RUN@STEP, or user/repo\\[@revision] on the Hub; repeatable, adapters add up; none "
         "for the bare model. (default: newest run)",
     ),
 ]
@@ -169,7 +169,7 @@ def _all_prompts(given: list[str], file: Path | None) -> list[str]:
     prompts = [*given, *(_read_prompts(file) if file else ())]
     if not prompts:
         raise ConfigError(
-            'There is nothing to draw: pass --prompt "a photo of sks dog in the snow" or --prompts-file.'
+            'There is nothing to draw: pass --prompt "a photo of <V> dog in the snow" or --prompts-file.'
         )
     return prompts
 

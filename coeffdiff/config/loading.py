@@ -83,7 +83,7 @@ def _merged(
         name, separator, text = (part.strip() for part in assignment.partition("="))
         if not separator or not name:
             raise ConfigError(
-                f"--set {assignment!r} is not of the form name=value, such as training.steps=300."
+                f"{assignment!r} is not of the form name=value, such as {next(iter(dict(fields_of(kind))))}=..."
             )
         value = _assigned(kind, name, text)
         given += dotted_settings(kind, {name: value}) if isinstance(value, dict) else [(name, value)]

@@ -35,7 +35,9 @@ def refuse_incomplete(settings: Settings) -> None:
             continue
         if settings.subjects:
             raise ConfigError(f"Subject {number} of {len(settings.subjects)} has no {missing}; give it one.")
-        raise ConfigError(f"Training needs --{missing}; for instance: train --images photos/ --token sks.")
+        raise ConfigError(
+            f"The subject has no {missing}: train --images photos/ --token ohwx, or the same in a file of subjects."
+        )
 
 
 def read_subjects(settings: Settings, on_file: Callable[[int], None] = lambda done: None) -> PhotoSet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ def evaluate(
 
     pages: dict[int, RunPage] = {}
     for group in groups:
-        pages |= _score_group(group, encoders[group.session.base.name], output, team, load)
+        # Who lends the networks has other options
+        with nullcontext() if load else group.session.oom_hints(options):
+            pages |= _score_group(group, encoders[group.session.base.name], output, team, load)
     in_order = [pages[number] for number in sorted(pages)]
     facts = evaluation_facts(device, dtype, team.size, candidates[0].protocol)
     results = facts | {

@@ -21,7 +21,15 @@ from coeffdiff.models.foreign import (
     other_task,
 )
 from coeffdiff.models.scaled_fp8 import is_scaled, unreadable
-from coeffdiff.models.source import INDEX, PICKLES, Source, config_files, networks_of
+from coeffdiff.models.source import (
+    CONFIG_SETTING,
+    INDEX,
+    PICKLES,
+    VAE_SETTING,
+    Source,
+    config_files,
+    networks_of,
+)
 
 # Of Stable Diffusion 1.5's pipelines in diffusers, those whose networks are the base model's
 _TASKS = ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint")
@@ -146,14 +154,14 @@ def check_single_file(path: Path, model: ModelSettings) -> tuple[Family, bool]:
         if model.config:
             return family, True
         what = (
-            "is a UNet alone, without text encoders and VAE; pass model.config with a diffusers folder of "
-            f"{family.a_label} model (--set model.config=FOLDER) to take it as that folder's UNet"
+            "is a UNet alone, without text encoders and VAE; pass "
+            f"{CONFIG_SETTING} with a diffusers folder of {family.a_label} model to take it as that folder's UNet"
         )
     elif len(missing) == len(parts):
         first = min(keys, default="missing")
         what = f"is no {NAMED} checkpoint in the original layout (its first tensor is {first})"
     else:
-        hint = "; pass model.vae with one" if missing == ["VAE"] else "; pass --model with a whole one"
+        hint = f"; pass {VAE_SETTING} with one" if missing == ["VAE"] else "; pass --model with a whole one"
         what = f"is no complete {family.label} checkpoint: {' and '.join(missing)} missing{hint}"
     raise ModelError(f"{path} {what}.")
 

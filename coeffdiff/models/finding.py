@@ -17,11 +17,13 @@ from coeffdiff.models.checking import check_configs, check_single_file, read_jso
 from coeffdiff.models.files import files_of, joined_path, source_of, variant_choices, weights_of
 from coeffdiff.models.hub_errors import hub_access_errors
 from coeffdiff.models.source import (
+    CONFIG_SETTING,
     ENCODER_WEIGHTS,
     INDEX,
     PICKLES,
     SMALL_FILES,
     VAE,
+    VAE_SETTING,
     Backbone,
     Source,
     config_files,
@@ -64,7 +66,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
     if backbone.file and backbone.family is not family:
         raise ModelError(
             f"{backbone.file} is {backbone.family.a_label} model, and {backbone.source.name}, which is to give its "
-            f"configs, is {family.a_label} model; pass model.config with a diffusers folder of "
+            f"configs, is {family.a_label} model; pass {CONFIG_SETTING} with a diffusers folder of "
             f"{backbone.family.a_label} model."
         )
     backbone = replace(backbone, family=family, quantize=model.quantize)
@@ -75,7 +77,7 @@ def find_backbone(model: ModelSettings) -> Backbone:
     if latents != 4:
         raise ModelError(
             f"The VAE of {model.vae or backbone.name} has {latents} latent channels, but {family.label}'s UNet "
-            f"takes 4; pass model.vae with a VAE for {family.label}."
+            f"takes 4; pass {VAE_SETTING} with a VAE for {family.label}."
         )
     for network in backbone.networks:
         if not backbone.in_file(network):
@@ -96,7 +98,7 @@ def _check_vae(backbone: Backbone) -> None:
         assert backbone.vae is not None
         raise ModelError(
             f"The VAE {backbone.vae[0].name} scales latents by {now}, that of {backbone.source.name} by {before}, "
-            f"so it belongs to another family of models; pass model.vae with a VAE for {backbone.family.label}."
+            f"so it belongs to another family of models; pass {VAE_SETTING} with a VAE for {backbone.family.label}."
         )
 
 
@@ -142,8 +144,7 @@ def from_hub(
     remote = frozenset(file.rfilename for file in info.siblings or ())
     if COEFF_FILE in remote and not remote.intersection(markers):
         raise ModelError(
-            f"{repo} on the hub is an adapter, not a base model; pass it as --adapter, and --model with what it was "
-            "trained on."
+            f"{repo} on the hub is an adapter, not a base model; pass --model with the model that it was trained on."
         )
     if not remote.intersection(markers):
         raise ModelError(
@@ -214,8 +215,8 @@ def _configs_for(file: Path, config: str | None, family: Family) -> Source:
     if isinstance(cached, str):
         return Source(name, Path(cached).parent)
     how = (
-        f"run `hf download {name} --include '*.json' --include '*.txt'` once (a few MB), or pass model.config "
-        f"with a diffusers folder of {family.a_label} model"
+        f"run `hf download {name} --include '*.json' --include '*.txt'` once (a few MB), or pass "
+        f"{CONFIG_SETTING} with a diffusers folder of {family.a_label} model"
     )
     if config is None:
         raise ModelError(

@@ -17,7 +17,7 @@ from typing import Any
 
 from coeffdiff.method.families import FAMILIES, NAMED, SD15, SDXL, Family
 from coeffdiff.models.source import UNET as UNET_NETWORK
-from coeffdiff.models.source import networks_of
+from coeffdiff.models.source import VAE_SETTING, networks_of
 
 UNET = UNET_NETWORK.prefix
 CONTROL_KEYS = frozenset(("__metadata__", "v_pred", "ztsnr", "scaled_fp8"))  # beside a UNet's weights
@@ -65,7 +65,7 @@ _OF_ANY: Signatures = (
 _OF_OTHERS: Signatures = (
     (
         _only(r".*\.alpha$"),
-        "is an adapter, not a base model; pass it as --adapter, and --model with what it was trained on",
+        "is an adapter, not a base model; pass --model with the model that it was trained on",
     ),
     (
         _holds(r"ip_adapter\.|image_proj\."),
@@ -83,7 +83,7 @@ _OF_OTHERS: Signatures = (
         _only(
             r"first_stage_model\.|encoder\.(conv_in|down|mid|norm_out|conv_)|decoder\.|(post_)?quant_conv\."
         ),
-        f"is a VAE alone; pass it as model.vae, {_FOLDER_OF}, and --model with a whole model",
+        f"is a VAE alone; pass it as {VAE_SETTING}, {_FOLDER_OF}, and --model with a whole model",
     ),
     (
         _only(r"(text_model|text_projection|logit_scale|encoder\.layers|embeddings|final_layer_norm)\b"),

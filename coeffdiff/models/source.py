@@ -13,6 +13,9 @@ from coeffdiff.method.number_formats import Quantized
 Part = Literal["text", "vae", "unet"]
 
 INDEX = "model_index.json"
+CONFIG_SETTING = "model.config (train: --set model.config=FOLDER; sample, evaluate: --model-config FOLDER)"
+VAE_SETTING = "model.vae (train: --set model.vae=VAE; sample, evaluate: --vae VAE)"
+"""As sentences name them, which any command may print."""
 
 
 @dataclass(frozen=True)

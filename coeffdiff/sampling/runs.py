@@ -19,11 +19,11 @@ def find_newest_run(runs: Path) -> Path:
     if begun:
         raise AdapterError(
             f"No run under {runs} has finished yet ({', '.join(str(run) for run in begun[:3])}): continue one with "
-            "coeffdiff train --resume, or name an adapter with --adapter."
+            "coeffdiff train --resume, or name an adapter."
         )
     raise AdapterError(
-        f"There is no finished run under {runs}: train one with coeffdiff train --images photos/ --token sks, or "
-        "name an adapter with --adapter (none for the bare model)."
+        f"There is no finished run under {runs}: train one with coeffdiff train --images photos/ --token ohwx, or "
+        "name an adapter."
     )
 
 

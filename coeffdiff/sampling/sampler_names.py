@@ -128,8 +128,9 @@ def find_sampler(name: str) -> Found | str | None:
             return f"diffusers has no sampler {missing[start]}; the nearest is {MISSING[missing[start]]}"
         one = names[start]
         if word in MISSING_SPACINGS:
-            near = MISSING_SPACINGS[word]
-            return f"diffusers has no schedule of noise levels {word!r}; the nearest is {near} ({one.label} Karras)"
+            return (
+                f"diffusers has no schedule of noise levels {word!r}; the nearest is {MISSING_SPACINGS[word]}"
+            )
         label = f"{one.label} {word.title() if word != 'sgm uniform' else 'SGM Uniform'}".strip()
         plain = dict.fromkeys(SIGMAS, False)
         return Found(

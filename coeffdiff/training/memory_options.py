@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coeffdiff.config.schema import Settings
 from coeffdiff.preflight.memory_options import memory_options
+from coeffdiff.training.resuming import may_change
 
 
 def training_switches(settings: Settings, device_type: str, *, resumed: bool = False) -> list[str]:
@@ -15,7 +16,8 @@ def training_switches(settings: Settings, device_type: str, *, resumed: bool = F
         device_type,
         quantize=settings.model.quantize,
     )
-    switches = [option.named("--set ") for option in options if option.suggested]
-    if switches and resumed:
-        switches[-1] += " (these begin a new run: a resumed one keeps its settings)"
-    return switches
+    suggested = [option for option in options if option.suggested]
+    return [
+        option.named("--set ") + (" (begins a new run)" if resumed and not may_change(option.values) else "")
+        for option in suggested
+    ]

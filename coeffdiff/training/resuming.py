@@ -45,6 +45,11 @@ _FREE = (
 _PLACES = ("subject.images", "subjects", "prior.images", "model.name", "model.vae", "model.config")
 
 
+def may_change(names: Iterable[str]) -> bool:
+    """Whether a run that goes on may have all of these settings otherwise than it began."""
+    return all(name.startswith(_FREE) for name in names)
+
+
 def settings_to_resume(
     run: RunFolder, file: Path | None, flags: dict[str, Any], assignments: Iterable[str]
 ) -> Settings:

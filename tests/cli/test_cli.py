@@ -14,7 +14,9 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from PIL import Image
+from rich.text import Text
 from safetensors import safe_open
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from coeffdiff import __version__
@@ -79,6 +81,22 @@ def call(*arguments: str):
 def train(folder: Path, *more: str):
     subject = ["--images", str(folder / "photos"), "--token", "sks"]
     return call("train", "--model", str(folder / "model"), *subject, *QUICK, *more)
+
+
+@pytest.mark.parametrize(
+    ("command", "text"), [("batch", "coeffdiff[ray]"), ("sample", "user/repo[@revision]")]
+)
+def test_help_keeps_square_brackets(command, text):
+    """Rich takes them for markup."""
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert text in shown
+
+
+def test_no_help_has_brackets_that_rich_would_take():
+    for name, command in get_command(app).commands.items():
+        for parameter in command.params:
+            told = getattr(parameter, "help", None) or ""
+            assert Text.from_markup(told).plain == told.replace("\\[", "["), f"{name} {parameter.name}"
 
 
 def test_help_answers_without_loading_what_is_slow():

@@ -22,7 +22,8 @@ from coeffdiff.config.fields import EVALUATION_FIRST_SEED
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import save_settings, with_values
 from coeffdiff.data.photos import read_photos
-from coeffdiff.errors import ConfigError, PhotoError
+from coeffdiff.errors import ConfigError, OutOfMemory, PhotoError
+from coeffdiff.evaluation import evaluate as scoring_module
 from coeffdiff.evaluation.evaluate import evaluate
 from coeffdiff.evaluation.facts import device_name
 from coeffdiff.evaluation.prompts import LISTING, Prompts
@@ -33,6 +34,7 @@ from coeffdiff.hosts.diffusers import load_adapter, save_adapter
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.metrics.encoders import Encoders, load_clip, load_dino
+from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket.model import save_random
 from coeffdiff.sampling import generation
 from coeffdiff.sampling.options import Options, Request
@@ -421,6 +423,21 @@ def test_adapters_follow_each_other_under_sequential_offload(studio, vit, clip, 
         ).results
         found.append([one["scores"] for one in results["runs"]])
     assert found[0] == found[1] and found[0][0] != found[0][1]
+
+
+def test_out_of_memory_names_the_options_that_evaluate_has(studio, vit, clip, tmp_path, monkeypatch):
+    """Not where the networks are lent, as by a batch, whose options have other names."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(scoring_module, "_score_candidate", full)
+    asked = {"drift_pictures": 0, "options": Options(steps=2, batch_size=4), "dino": vit, "clip": clip}
+    run = [(str(studio / "runs" / "ball"), None)]
+    with pytest.raises(OutOfMemory, match="--batch-size 1"):
+        evaluate(run, tmp_path / "own", **asked)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(run, tmp_path / "lent", load=load_pipeline, **asked)
 
 
 def test_a_mask_that_cannot_be_read_is_named(tmp_path):

@@ -182,7 +182,9 @@ def test_a_unet_alone_is_taken_as_that_of_the_configs_folder(
     """Its own weights, the folder's other networks, and fingerprints that say so; without model.config refused."""
     marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     file = write(tmp_path / "unet.safetensors", LAYOUTS[layout](other) | marks)
-    assert "is a UNet alone, without text encoders and VAE; pass model.config with" in sentence(find, file)
+    assert "is a UNet alone, without text encoders and VAE; pass model.config (train: " in sentence(
+        find, file
+    )
     found = find(file, config=str(saved))
     pipe = load_pipeline(found, dtype=dtype)
     rest = ("text_encoder", "text_encoder_2", "vae")
@@ -226,7 +228,10 @@ def test_the_configs_folder_of_a_unet_alone_needs_the_other_networks(saved, chec
 def test_a_single_file_without_vae_takes_another(saved, checkpoint, built_pipeline, tmp_path):
     held = {k: w for k, w in checkpoint.items() if not k.startswith("first_stage_model.")}
     file = write(tmp_path / "model.safetensors", held)
-    assert "VAE missing; pass model.vae with one." in sentence(find, file, config=str(saved))
+    assert (
+        "VAE missing; pass model.vae (train: --set model.vae=VAE; sample, evaluate: --vae VAE) with one."
+        in sentence(find, file, config=str(saved))
+    )
     pipe = load_pipeline(find(file, config=str(saved), vae=str(saved)), dtype=torch.float32)
     assert equal(weights(pipe), weights(built_pipeline))
 

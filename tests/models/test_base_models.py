@@ -552,7 +552,7 @@ def test_a_repository_in_another_layout_is_refused(hub, tmp_path):
     assert "has no model_index.json, so it is not in diffusers' layout" in sentence(find, "me/tiny")
     (tmp_path / "files" / "coeff.safetensors").write_bytes(b"")
     upload(hub, tmp_path / "files")
-    assert "me/tiny on the hub is an adapter, not a base model; pass it as --adapter" in sentence(
+    assert "me/tiny on the hub is an adapter, not a base model; pass --model with" in sentence(
         find, "me/tiny"
     )
 

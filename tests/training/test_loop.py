@@ -614,7 +614,7 @@ def test_fp16_without_a_gpu_is_refused(micro_folder):
 
 @pytest.mark.parametrize("missing", ["subject.images", "subject.token"])
 def test_training_needs_photos_and_a_token(micro_folder, missing):
-    with pytest.raises(ConfigError, match="Training needs --"):
+    with pytest.raises(ConfigError, match="The subject has no "):
         loop.train(settings_for(micro_folder, "run", **{missing: None}).model_copy(deep=True))
     assert not Path("run").exists()
 

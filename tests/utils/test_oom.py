@@ -123,10 +123,12 @@ def test_alpha_alone_has_no_rank_and_lora_alone_no_backend():
     ]
 
 
-def test_a_resumed_run_keeps_its_settings():
-    """What is recommended would be refused at --resume, so it is said that it begins a new run."""
-    (switch,) = training_switches(settings(**{"method.lora.rank": 8}), "cpu", resumed=True)
-    assert switch.endswith("(these begin a new run: a resumed one keeps its settings)")
+def test_what_a_resumed_run_may_not_change_begins_a_new_one():
+    """It would be refused at --resume; what changes no result is not."""
+    values = {"method.lora.rank": 8, "training.gradient_checkpointing": False}
+    free, other = training_switches(settings(**values), "cpu", resumed=True)
+    assert free == "--set training.gradient_checkpointing=true"
+    assert other == "--set method.lora.rank=4 (begins a new run)"
 
 
 def test_sampling_has_switches_of_its_own():

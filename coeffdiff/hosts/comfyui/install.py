@@ -23,7 +23,7 @@ _NOT_COPIED = shutil.ignore_patterns(
 
 
 def install(comfyui: Path) -> tuple[Path, bool]:
-    """Write custom_nodes/coeffdiff, atomically; what an earlier call wrote is replaced.
+    """Write custom_nodes/coeffdiff, atomically; what an earlier call wrote is replaced. Make models/coeffdiff.
 
     comfyui: ComfyUI's folder, or the base folder of ComfyUI Desktop.
     Returns: the folder, and whether it was there before.
@@ -42,6 +42,9 @@ def install(comfyui: Path) -> tuple[Path, bool]:
         )
     with write_errors(f"The folder {final}"), atomic_write(final) as temporary:
         write_node(temporary)
+        (parent.parent / "models" / NAME).mkdir(
+            parents=True, exist_ok=True
+        )  # for adapters, before the first start
     sweep(parent, older_than=3600)
     return final, there
 

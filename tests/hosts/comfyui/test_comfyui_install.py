@@ -92,6 +92,7 @@ def test_comfyui_desktop_has_a_base_folder(tmp_path):
     for name in ("custom_nodes", "models", "user"):
         (tmp_path / name).mkdir()
     assert install(tmp_path)[0] == tmp_path / "custom_nodes" / "coeffdiff"
+    assert (tmp_path / "models" / "coeffdiff").is_dir()  # a copied run shall not take its place
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import gradio as gr
 from coeffdiff.ui import markup
 from coeffdiff.ui.adapter_files import Files, export_adapter, new_folder, table_of, zip_adapter
 from coeffdiff.ui.events import speaking
-from coeffdiff.ui.sample_tab import adapter_choices
+from coeffdiff.ui.sample_tab import list_adapters
 
 
 def adapter_tab(page: gr.Blocks, tab: gr.Tab, place: Path) -> None:
@@ -42,8 +42,7 @@ def adapter_tab(page: gr.Blocks, tab: gr.Tab, place: Path) -> None:
     archive.click(packed, adapter, [notes, files], api_visibility="private")
     export.click(exported, adapter, [notes, files], api_visibility="private")
     adapter.change(_inspect, adapter, table, api_visibility="private")
-    for event in (page.load, tab.select):
-        event(adapter_choices, adapter, adapter, show_progress="hidden", api_visibility="private")
+    list_adapters(adapter, (page.load, tab.select))
 
 
 @speaking

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
 import gradio as gr
@@ -43,15 +44,21 @@ def sample_tab(page: gr.Blocks, tab: gr.Tab) -> None:
         api_visibility="private",
         show_progress_on=where,
     )
-    for event in (page.load, tab.select):
-        event(adapter_choices, fields[0], fields[0], show_progress="hidden", api_visibility="private")
+    list_adapters(fields[0], (page.load, tab.select))
+
+
+def list_adapters(adapter: Any, events: Iterable[Callable[..., Any]]) -> None:
+    """At each event a dropdown gets the adapters there are, the newest chosen until the user chooses one."""
+    chosen, quiet = gr.State(None), {"show_progress": "hidden", "api_visibility": "private"}
+    adapter.input(lambda value: value, adapter, chosen, **quiet)
+    for event in events:
+        event(adapter_choices, chosen, adapter, **quiet)
 
 
 def adapter_choices(chosen: str | None) -> Any:
-    """The adapters there are, for a dropdown; what was chosen before stays."""
+    """The adapters there are, for a dropdown. chosen: by the user."""
     found = find_adapters()
-    kept = chosen if chosen else next(iter(found.values()), None)
-    return gr.Dropdown(list(found.items()), value=kept)
+    return gr.Dropdown(list(found.items()), value=chosen or next(iter(found.values()), None))
 
 
 def _fields() -> list[Any]:

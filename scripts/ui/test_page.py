@@ -120,6 +120,9 @@ def find_stop_and_resume(page: Page, address: str, folder: Path, pid: int, steps
     stopped = steps_done(folder)
     assert stopped < steps
     assert (folder / "runs" / TOKEN / "checkpoints" / f"step-{stopped:06d}").is_dir()
+    tab(page, "Pictures")  # the step that there is; the result takes its place, since nobody chose the step
+    expect(page.locator("#adapter input")).to_have_value(f"{TOKEN}, step {stopped}")
+    tab(page, "Training")
     page.locator("#resume").click()
     expect(page.locator("#status")).to_contain_text(f"Finished after {steps} steps", timeout=600_000)
     lines = (folder / "runs" / TOKEN / "log.jsonl").read_text().splitlines()

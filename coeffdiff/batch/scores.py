@@ -61,10 +61,8 @@ def scores_of_run(
     scores = _stored(folder, asked)
     if scores is None:
         _refuse_foreign(folder)
-        with (
-            lock_run(run),
-            atomic_write(folder) as making,
-        ):  # a training would sweep it away, and change the adapter
+        # A training meanwhile would sweep the folder away, and change the adapter
+        with lock_run(run), atomic_write(folder) as making:
             _evaluate(run, scoring, making, load, judged.encoders)
             (making / _ASKED).write_text(json.dumps(asked) + "\n", encoding="utf-8")
         scores = _stored(folder, asked)

@@ -112,9 +112,8 @@ class RayPool:
         outcome: Outcome | None = None
         try:
             outcome = self._ray.get(ended[0])
-        except (
-            self._ray.exceptions.RayTaskError
-        ) as error:  # around the task, as an outcome that cannot be sent
+        except self._ray.exceptions.RayTaskError as error:
+            # Around the task, as an outcome that cannot be sent
             outcome = Outcome(task, "failed", error=TaskDefect(f"The task's worker failed: {_cause(error)}"))
         except self._ray.exceptions.RayError:
             self._replace(actor)
@@ -149,9 +148,8 @@ class RayPool:
         self._prepared_by[actor.prepare.remote()] = (actor, lost)
 
     def _replace(self, actor: Any, lost: int = 0) -> None:
-        self._ray.kill(
-            actor
-        )  # which only could not be reached, perhaps, and would be at the task with another
+        # It could not be reached, perhaps, and would be at the task together with another
+        self._ray.kill(actor)
         self._begin_actor(lost)
 
     def _look(self, watcher: Watcher) -> None:

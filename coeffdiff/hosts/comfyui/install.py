@@ -42,9 +42,8 @@ def install(comfyui: Path) -> tuple[Path, bool]:
         )
     with write_errors(f"The folder {final}"), atomic_write(final) as temporary:
         write_node(temporary)
-        (parent.parent / "models" / NAME).mkdir(
-            parents=True, exist_ok=True
-        )  # for adapters, before the first start
+        # For adapters, before ComfyUI starts with the node for the first time
+        (parent.parent / "models" / NAME).mkdir(parents=True, exist_ok=True)
     sweep(parent, older_than=3600)
     return final, there
 

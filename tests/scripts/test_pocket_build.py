@@ -211,7 +211,7 @@ def test_the_deep_unet_is_distributed_as_sdxls():
 
 
 def test_the_deep_unet_cut_short_goes_on_where_there_is_no_checkpoint(built, tmp_path):
-    """From what is stored: at a rate of zero it stays as it is."""
+    """From what is stored: at a rate of zero it stays as it is. What it began from need not be there any more."""
     away = tmp_path / "away"
     away.mkdir()
     for part in ("renders", "latents"):
@@ -228,6 +228,7 @@ def test_the_deep_unet_cut_short_goes_on_where_there_is_no_checkpoint(built, tmp
         assert there.finished(stage) and all(torch.equal(before[name], after[name]) for name in before)
         with pytest.raises(TrainingError, match="has 2 steps, and more are stored already"):
             STORE_UNFINISHED[stage](dataclasses.replace(there, folder=built.folder))
+        shutil.rmtree(unshipped / stage)
 
 
 def test_two_processes_are_not_at_one_stage_in_one_folder(built, tmp_path):

@@ -43,9 +43,9 @@ def build_shallow(shop: Workshop) -> None:
 def build_deep(shop: Workshop) -> None:
     """All of it, grown from the shallow UNet."""
     torch.manual_seed(stable_seed("deep"))
-    shallow = load_float32(UNet2DConditionModel, shop.home("shallow") / "shallow" / "unet")
     networks, start = _networks(shop, "deep", unet_config(DEEP), texts=shop.weights / POCKET)
     if not start["start"]:
+        shallow = load_float32(UNet2DConditionModel, shop.home("shallow") / "shallow" / "unet")
         networks.unet = grown(shallow, unet_config(DEEP))
     trained, took = shop.fit("deep", networks, denoising(shop, networks, "deep"), **start)
     _store(shop, "deep", trained, took)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from coeffdiff.config.fields import PlaceOrName, Section, Seed
+from coeffdiff.config.idle import idle_parts
 from coeffdiff.config.nested import as_tree, flattened
 from coeffdiff.config.schema import ModelSettings, Settings
 from coeffdiff.data.photos import read_photos
@@ -171,9 +172,7 @@ _OFF: dict[str, Any] = {"training.ema": None, "subjects": []}
 
 def deciding(settings: Settings) -> dict[str, Any]:
     """The resolved settings that decide the result of a training; without those of methods that it does not use."""
-    kind = settings.method.kind
-    learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
-    idle = tuple(f"method.{name}." for name, learns in learning.items() if not learns)
+    idle = tuple(f"method.{part}." for part in idle_parts(settings))
     idle += tuple(
         f"method.{name}.text_" for name in ("coeff", "lora") if name not in settings.method.on_text_encoders
     )

@@ -19,7 +19,7 @@ from coeffdiff.preflight.photos import check_photos, photo_findings
 from coeffdiff.preflight.prediction import predict
 from coeffdiff.preflight.report import Finding, Free, PhotoCheck, Remedy, Report
 from coeffdiff.preflight.resources import find_remedies, run_findings
-from coeffdiff.preflight.settings import model_findings, rate_findings, warmup_findings
+from coeffdiff.preflight.settings import idle_findings, model_findings, rate_findings, warmup_findings
 from coeffdiff.preflight.texts import text_findings
 
 
@@ -98,7 +98,7 @@ def remedies_for(
 def _findings_on_settings(
     settings: Settings, checks: list[PhotoCheck], base: Any, class_pictures: PhotoSet | None
 ) -> list[Finding]:
-    """On texts, schedule, model and rates."""
+    """On texts, schedule, model, idle settings and rates."""
     method, learns_token = settings.method, settings.learns_token
     return [
         *text_findings(
@@ -112,5 +112,6 @@ def _findings_on_settings(
         ),
         *warmup_findings(settings.training),
         *model_findings(base),
+        *idle_findings(settings),
         *rate_findings(method, learns_token=learns_token, optimizer=settings.training.optimizer),
     ]

@@ -14,7 +14,7 @@ Severity = Literal["note", "hint", "problem"]
 # What findings are about, other than a single photo
 _GENERAL = (
     *("memory", "time", "disk", "photos", "token", "class word", "captions"),
-    *("schedule", "model", "rate"),
+    *("schedule", "model", "method", "rate"),
 )
 MOST_LISTED = 12  # findings of one kind that are listed one by one
 

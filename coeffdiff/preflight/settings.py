@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
+from coeffdiff.config.idle import idle_parts, idle_settings
 from coeffdiff.config.optimizer_rates import auto_rate, has_one_rate
-from coeffdiff.config.schema import MethodSettings, TrainingSettings, rate_setting
+from coeffdiff.config.refusals import listed
+from coeffdiff.config.schema import MethodSettings, Settings, TrainingSettings, rate_setting
+from coeffdiff.config.tree import differences
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.noise_schedule import schedule_findings
 from coeffdiff.preflight.report import Finding
@@ -34,6 +37,22 @@ def model_findings(base: Any) -> list[Finding]:
     scheduler = load_pipeline(base, dtype=torch.float32, parts=()).scheduler
     loss_scheduler = DDPMScheduler.from_config(scheduler.config)
     return [Finding("hint", "model", sentence) for sentence in schedule_findings(loss_scheduler)]
+
+
+def idle_findings(settings: Settings) -> list[Finding]:
+    """A hint on settings that are not at their defaults and do nothing, since the method does not train their part.
+
+    Those that are "auto" by default are left out: perhaps nobody gave them.
+    """
+    begin = idle_settings(settings)
+    changed = differences(Settings(), settings).items()
+    idle = [name for name, (default, _) in changed if name.startswith(begin) and default != "auto"]
+    if not idle:
+        return []
+    parts = [part for part in idle_parts(settings) if any(part in name for name in idle)]
+    verb, kind = "do" if len(idle) > 1 else "does", settings.method.kind
+    sentence = f"{listed(idle, 'and')} {verb} nothing: the method {kind} trains no {listed(parts)}"
+    return [Finding("hint", "method", sentence)]
 
 
 def rate_findings(method: MethodSettings, *, learns_token: bool, optimizer: str = "adamw") -> list[Finding]:

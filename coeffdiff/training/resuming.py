@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from coeffdiff.config.idle import idle_settings
 from coeffdiff.config.loading import given_settings
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import differences, with_values
@@ -62,7 +63,7 @@ def settings_to_resume(
     asked = given_settings(stored, file, flags, assignments)
     asked = {name: value for name, value in asked.items() if value != "auto" and name != "output"}
     continued = with_values(stored, asked)
-    free = (*_FREE, *_idle(stored))
+    free = (*_FREE, *idle_settings(stored))
     changed = {
         name: pair
         for name, pair in differences(stored, continued).items()
@@ -74,18 +75,6 @@ def settings_to_resume(
         shown = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
         raise ResumeError(f"{run.path} began with other settings: {shown}. Drop them, or start a new run.")
     return continued
-
-
-def _idle(settings: Settings) -> tuple[str, ...]:
-    """Beginnings of the settings' names that take no part, as the method has no such part."""
-    kind = settings.method.kind
-    learning = {"coeff": "coeff" in kind, "lora": "lora" in kind, "token": settings.learns_token}
-    parts = [part for part, learns in learning.items() if not learns]
-    idle = tuple(name for part in parts for name in (f"method.{part}.", f"training.clip_{part}"))
-    on_text = settings.method.on_text_encoders
-    return idle + tuple(
-        f"method.{part}.text_learning_rate" for part in ("coeff", "lora") if part not in on_text
-    )
 
 
 def _but_for_places(subjects: list[dict[str, Any]]) -> list[dict[str, Any]]:

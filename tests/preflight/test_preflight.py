@@ -27,7 +27,7 @@ from coeffdiff.preflight.photos import SOFT, check_photos, detail, difference_ha
 from coeffdiff.preflight.prediction import Prediction
 from coeffdiff.preflight.report import MOST_LISTED, Finding, Free, Remedy, Report, lines, table
 from coeffdiff.preflight.resources import run_findings
-from coeffdiff.preflight.settings import warmup_findings
+from coeffdiff.preflight.settings import idle_findings, warmup_findings
 from coeffdiff.preflight.texts import text_findings
 from coeffdiff.utils.sizes import GIB
 
@@ -430,6 +430,27 @@ def test_a_check_needs_a_folder():
     result = call("check", "--model", "pocket")
     assert result.exit_code == 2
     assert "ConfigError: A check needs --images" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"method.kind": "coeff", "method.lora.rank": 64}, "method.lora.rank does nothing: the method coeff trains no lora"),
+        (
+            {"method.kind": "lora", "method.coeff.dropout": 0.5, "method.token.vectors": 2},
+            "method.coeff.dropout and method.token.vectors do nothing: the method lora trains no coeff or token",
+        ),
+        ({"method.kind": "coeff", "training.clip_lora": 0.5}, "training.clip_lora does nothing: the method coeff trains no lora"),
+        ({"method.kind": "coeff", "method.lora.learning_rate": 1e-3, "method.coeff.dropout": 0.5}, None),
+        ({"method.kind": "token", "method.token.vectors": 2}, None),
+        ({"subject.learn_token": True, "method.token.vectors": 2}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_a_setting_of_what_is_not_trained_is_said(tmp_path, values, said):
+    """Given, and quietly ignored, it would look as if it had been obeyed; rates may come from "auto"."""
+    settings = settings_for(tmp_path / "photos", **values)
+    assert [finding.sentence for finding in idle_findings(settings)] == ([said] if said else [])
 
 
 def test_a_report_is_plain_data(photos, pocket):

@@ -104,6 +104,7 @@ def classify(
     from coeffdiff.tasks.classify_report import as_text
     from coeffdiff.tasks.few_shot import Recipe
     from coeffdiff.utils.launch_environment import forget_launch
+    from coeffdiff.utils.oom import halved_batch, oom_hints
 
     forget_launch()
     targets = tuple(lora_target) if lora_target else None
@@ -112,7 +113,8 @@ def classify(
         validation=validation, text_column=text_column, label_column=label_column,
         recipe=Recipe(steps, batch_size, rank, targets, dropout),
     )  # fmt: skip
-    results = run(plan, output, pack_as=pack, keep=save)
+    with oom_hints(lambda: halved_batch(batch_size)):
+        results = run(plan, output, pack_as=pack, keep=save)
     if as_json:
         print_json(results)
         return

@@ -76,13 +76,15 @@ def image_text(
     from coeffdiff.tasks.image_text_results import as_markdown, differences
     from coeffdiff.utils.atomic import atomic_write
     from coeffdiff.utils.launch_environment import forget_launch
+    from coeffdiff.utils.oom import halved_batch, oom_hints
 
     forget_launch()
     arms = tuple(dict.fromkeys(arm)) if arm else DEFAULT_ARMS
     comparison = Comparison(arms, tuple(dict.fromkeys(seeds)), tries)
     plan = TuningPlan(steps, batch_size, questions, rank, dropout)
-    bench = open_bench(data, model, tower, plan, choose_device()[0])
-    results = compare_arms(bench, comparison, output / "cells")
+    with oom_hints(lambda: halved_batch(batch_size)):
+        bench = open_bench(data, model, tower, plan, choose_device()[0])
+        results = compare_arms(bench, comparison, output / "cells")
     with atomic_write(output / "results.json") as unfinished:
         unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if pack:

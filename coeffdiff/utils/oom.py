@@ -56,6 +56,11 @@ def oom_hints(switches: Callable[[], Sequence[str]]) -> Iterator[None]:
         raise OutOfMemory(oom_sentence(error, switches())) from None
 
 
+def halved_batch(batch_size: int) -> list[str]:
+    """The option that halves a batch, unless it is of one already."""
+    return [f"--batch-size {batch_size // 2}"] if batch_size > 1 else []
+
+
 def smaller_side(side: int) -> int:
     """Three quarters of a side in whole steps of 64 pixels; the side itself where that would be below 64."""
     smaller = side * 3 // 4 // 64 * 64

@@ -608,7 +608,6 @@ def test_a_mistake_about_adapters_is_one_sentence_and_leaves_nothing(trained, ar
 )
 def test_sampling_without_memory_names_what_is_left_to_turn(trained, error, monkeypatch):
     """At batch 2 in fp32 and 64 x 64: a smaller batch, half precision and 8 bits; offloading needs a GPU, and none is here."""
-    pass
 
     def fails(*_args, **_options):
         raise error
@@ -628,6 +627,24 @@ def test_sampling_without_memory_names_what_is_left_to_turn(trained, error, monk
         f"OutOfMemory: {where} has too little memory for this (20.{'00' if 'CUDA' in str(error) else '0'} MiB more were "
         f"asked for). In this order: {'; '.join(switches)}."
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "where"), [("classify", "classify.classify"), ("image-text", "image_text.open_bench")]
+)
+@pytest.mark.parametrize(
+    ("batch", "said"), [(32, "In this order: --batch-size 16."), (1, "End other programs")]
+)
+def test_the_other_tasks_without_memory_name_what_is_left(command, where, batch, said, tmp_path, monkeypatch):
+    def fails(*_args, **_options):
+        raise MemoryError
+
+    monkeypatch.setattr(f"coeffdiff.tasks.{where}", fails)
+    result = call(
+        command, str(tmp_path), "--model", "some/model", "--batch-size", str(batch), "--output", "out"
+    )
+    assert result.exit_code == 2
+    assert "OutOfMemory: This machine has too little memory for this. " + said in result.stderr
 
 
 def test_a_name_that_is_too_long_for_the_system_is_one_sentence():

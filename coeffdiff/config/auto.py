@@ -35,24 +35,24 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
 
     Raises: ConfigError for learning rates that nobody gave with an optimizer of which none is known.
 
-    The paper names no SDXL values (steps, rates, batch); these are ours. LoRA's 1e-4 and 500 steps at an
-    effective batch of 4 are what the established SDXL recipes share. Alpha's rate is three times LoRA's: on pocket,
-    two subjects, 300 steps, mean |alpha| came to 0.02 at LoRA's own rate, 0.05 at three times it (0.13 where alpha
-    learned alone) and alone to 0.27 at ten times it, where the places that prompts name began to go (setting accuracy
-    0.50 and 0.83). The ratio for SDXL is taken from there. On pocket LoRA at 1e-3 looks nearer to six subjects after
-    300 steps than after 100 (DINO, photos masked: +0.107 [-0.002, +0.218], undecided; configs/compare/ablations.yaml
-    beside controls.yaml), with cleaner pictures, at a cost: prompts of other things drift 0.10 farther.
+    The paper names no SDXL values (steps, rates, batch); these are ours. LoRA's 1e-4 and 500 steps at an effective
+    batch of 4 are what the established SDXL recipes share. All that is said of pocket below is of its earlier,
+    shallower UNet (scripts/evidence/README.md). Alpha's rate is three times LoRA's: on pocket, two subjects, 300
+    steps, mean |alpha| came to 0.02 at LoRA's own rate, 0.05 at three times it (0.13 where alpha learned alone) and
+    alone to 0.27 at ten times it, where the places that prompts name began to go (setting accuracy 0.50 and 0.83).
+    The ratio for SDXL is taken from there. On pocket LoRA at 1e-3 looks nearer to six subjects after 300 steps than
+    after 100 (DINO, photos masked: +0.107 [-0.002, +0.218], undecided), with cleaner pictures, at a cost: prompts
+    of other things drift 0.10 farther.
 
-    Captions dropped: on pocket a tenth brings LoRA, with alpha or without, a little nearer to subjects (DINO, photos
-    masked: +0.024 and +0.030 over twelve; on the six of them that no choice was made on +0.022 and +0.018, undecided;
-    configs/compare/recipes.yaml and fresh.yaml), and prompts of other things drift 0.07 to 0.08 farther. On SDXL
-    nothing was measured, and most SDXL trainers drop none unless asked.
+    Captions dropped: on pocket a tenth brings LoRA, with alpha or without, a little nearer to subjects (DINO,
+    photos masked: +0.024 and +0.030 over twelve; on the six of them that no choice was made on +0.022 and +0.018,
+    undecided), and prompts of other things drift 0.07 to 0.08 farther. On SDXL nothing was measured, and most SDXL
+    trainers drop none unless asked.
 
     Stable Diffusion 1.5 gets SDXL's values at its own 512 px: our choice, nothing was measured on it.
 
-    A learned token's: on pocket 3e-3 was the best of 3e-3, 1e-2 and 3e-2 (configs/compare/tuning_controls.yaml). For
-    SDXL nothing was measured; 2e-3 is what the example of diffusers' textual inversion for SDXL comes to (5e-4, scaled
-    by its 4 samples a step).
+    A learned token's: on pocket 3e-3 was the best of 3e-3, 1e-2 and 3e-2. For SDXL nothing was measured; 2e-3 is
+    what the example of diffusers' textual inversion for SDXL comes to (5e-4, scaled by its 4 samples a step).
 
     On the text encoders half of the UNet's rates, as a caution and not as a finding: what they learn reaches every
     layer of the UNet at once, and other prompts with it.

@@ -4,9 +4,8 @@ python scripts/evidence/evidence_tables.py            # after a comparison has p
                                                       # packed into cells/PLAN.jsonl
 python scripts/evidence/evidence_tables.py --check    # changes nothing; exit code 1 if a table is out of date
 
-A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare;
-`dropped` is of two of them; `dissected`, `moved` and `ceiling` are what dissect_comparison.py found, `customization`
-and `rates` what measure_customization.py did, and `classify_NAME` is of the file classify/cells/NAME.jsonl.
+A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare. `dissected`,
+`moved` and `ceiling` are what dissect_comparison.py found, `classify_NAME` is of the file classify/cells/NAME.jsonl.
 """
 
 from __future__ import annotations
@@ -29,24 +28,17 @@ from PIL.PngImagePlugin import PngInfo
 
 import classify_tables
 import dissect_comparison
-import measure_customization
 
 EVIDENCE = Path(__file__).parent
 ROOT = EVIDENCE.parent.parent
 CELLS = EVIDENCE / "cells"
 DISSECTED = EVIDENCE / "dissected.json"
-CUSTOMIZATION = EVIDENCE / "customization"
 CLASSIFY = EVIDENCE / "classify"
 PLANS = {file.stem for file in (ROOT / "configs" / "compare").glob("*.yaml")}
 PLOT = EVIDENCE / "core.png"
 PAGE = EVIDENCE / "README.md"
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
-DISSECTED_FROM = {
-    "dissected": "controls",
-    "moved": "controls",
-    "ceiling": "core",
-}  # table -> the plan it is of
-DROPPED_IN = {"dev": ("recipes",), "fresh": ("fresh",), "both": ("recipes", "fresh")}  # subjects -> plans
+DISSECTED_FROM = {"dissected": "core", "moved": "core", "ceiling": "core"}  # table -> the plan it is of
 BROAD = ("dino", "dino_masked", "clip_i", "clip_t", "place", "drift", "drift_class", "drift_unrelated")
 
 
@@ -58,19 +50,21 @@ def main() -> int:
     chosen = parser.parse_args()
     os.environ["ACCELERATE_USE_CPU"] = "true"  # the cells' precision is a part of their names
     text = PAGE.read_text(encoding="utf-8")
-    asked = [match[1] for match in MARKED.finditer(text)]
-    wanted = [name for name in [*asked, *DISSECTED_FROM.values(), *DROPPED_IN["both"]] if name in PLANS]
-    plans = gathered(wanted, pack=not chosen.check)
-    found = tables(plans)
-    core = plans["core"].results
-    wrong = ["core.png"] if Image.open(PLOT).info.get("results") != digest(core) else []
+    asked = {match[1] for match in MARKED.finditer(text)}
+    plans = gathered({DISSECTED_FROM.get(name, name) for name in asked} & PLANS, pack=not chosen.check)
+    found = tables(plans, asked)
+    core = plans["core"].results if "core" in plans else None
+    undrawn = core is not None and not (
+        PLOT.exists() and Image.open(PLOT).info.get("results") == digest(core)
+    )
+    wrong = ["core.png"] * undrawn
     wrong += [match[1] for match in MARKED.finditer(text) if match[3] != f"\n{found[match[1]]}\n"]
     if chosen.check:
         if wrong:
             print(f"Not what the cells say: {', '.join(wrong)}.")
         return bool(wrong)
     PAGE.write_text(MARKED.sub(lambda match: f"{match[1]}{match[2]}\n{found[match[1]]}\n", text), "utf-8")
-    if "core.png" in wrong:
+    if core and undrawn:
         plot(core)
     return 0
 
@@ -92,22 +86,16 @@ def digest(results: Mapping[str, Any]) -> str:
     return hashlib.sha256(shown.encode()).hexdigest()[:16]
 
 
-def tables(found: Mapping[str, Gathered]) -> dict[str, str]:
+def tables(found: Mapping[str, Gathered], asked: Iterable[str]) -> dict[str, str]:
     """Markdown by the name of a table, of these plans and of what is no plan's."""
-    customized = measure_customization.kept(CUSTOMIZATION)
-    made = {
-        "customization": measure_customization.by_subject(customized),
-        "rates": measure_customization.by_variant(customized),
-    } | classify_tables.tables(CLASSIFY)
-    kept = {name: found[plan].dissected for name, plan in DISSECTED_FROM.items()}
-    made["dissected"] = dissect_comparison.table(kept["dissected"])
-    made["moved"] = dissect_comparison.moved(kept["moved"])
-    made["ceiling"] = ceiling(kept["ceiling"], found["core"].cells)
-    made["dropped"] = dropped(found)
-    forms = {
-        "core": transposed, "tuning": at_every_step, "tuning_controls": at_every_step, "edges": at_every_step,
-        "scales": at_every_scale, "ranks": by_rank,
-    }  # fmt: skip
+    own = {
+        "dissected": lambda plan: dissect_comparison.table(plan.dissected),
+        "moved": lambda plan: dissect_comparison.moved(plan.dissected),
+        "ceiling": lambda plan: ceiling(plan.dissected, plan.cells),
+    }
+    forms = {"core": transposed, "tuning": at_every_step, "ranks": by_rank}
+    made = classify_tables.tables(CLASSIFY)
+    made |= {name: form(found[DISSECTED_FROM[name]]) for name, form in own.items() if name in asked}
     return made | {name: forms.get(name, by_arm)(plan) for name, plan in found.items()}
 
 
@@ -137,7 +125,7 @@ def gathered(plans: Iterable[str], pack: bool = False) -> dict[str, Gathered]:
     from coeffdiff.utils.console import muted
 
     found = {}
-    dissected = json.loads(DISSECTED.read_text(encoding="utf-8"))
+    dissected = json.loads(DISSECTED.read_text(encoding="utf-8")) if DISSECTED.exists() else []
     with tempfile.TemporaryDirectory() as folder, muted():
         output = Path(folder)
         (output / "cells").symlink_to(CELLS, target_is_directory=True)
@@ -247,43 +235,16 @@ def ceiling(rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"{len({one['subject'] for one in renders})} subjects."])
 
 
-def dropped(found: Mapping[str, Gathered]) -> str:
-    """What a tenth of the captions dropped changes, and what alpha changes then: dev, fresh and all subjects."""
-    from coeffdiff.evaluation.statistics import SCORES, paired
-
-    shown = ("dino_masked", "clip_t", "drift_unrelated")
-    lines = ["| subjects | | " + " | ".join(" ".join(SCORES[name]) for name in shown) + " |"]
-    lines.append("|---" * (len(shown) + 2) + "|")
-    without = ", captions dropped"
-    for less, arm in (("lora", f"lora{without}"), ("coeff+lora", f"coeff+lora{without}"),
-                      (f"lora{without}", f"coeff+lora{without}")):  # fmt: skip
-        for subjects, plans in DROPPED_IN.items():
-            cells = [cell for plan in plans for cell in found[plan].cells]
-            one, other = ([cell for cell in cells if cell["arm"] == name] for name in (arm, less))
-            pairs = paired(one, other)["scores"]
-            entries = [f"{pairs['dino_masked']['of']} {subjects}", f"{arm} - {less}"]
-            entries += [f"{difference(pairs, name)}, {pairs[name]['says']}" for name in shown]
-            lines.append("| " + " | ".join(entries) + " |")
-    return "\n".join(lines)
-
-
 def at_every_step(gathered: Gathered) -> str:
-    return _curves(gathered.results, "steps", "{} steps")
-
-
-def at_every_scale(gathered: Gathered) -> str:
-    return _curves(gathered.results, "scale", "scale {:g}")
-
-
-def _curves(results: Mapping[str, Any], over: str, title: str) -> str:
-    """DINO / CLIP-T / place of each arm at every point; the point that is best of an arm's tries stands out."""
-    points = sorted({point[over] for curve in results["curves"].values() for point in curve})
-    lines = ["| arm | " + " | ".join(title.format(point) for point in points) + " |"]
+    """DINO / CLIP-T / place of each arm after so many steps; the point that is best of an arm's tries stands out."""
+    results = gathered.results
+    points = sorted({point["steps"] for curve in results["curves"].values() for point in curve})
+    lines = ["| arm | " + " | ".join(f"{point} steps" for point in points) + " |"]
     lines.append("|---" * (len(points) + 1) + "|")
     best = {(one["arm"], one["steps"], one["scale"]) for one in results["best"].values()}
     for arm, curve in results["curves"].items():
         entries = []
-        at = {point[over]: point for point in curve}
+        at = {point["steps"]: point for point in curve}
         for where in points:
             if where not in at:
                 entries.append("")

@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from forking import fork_run
+from PIL import Image
 
 import evidence_tables
-from coeffdiff.config.loading import load_section
-from coeffdiff.evaluation.comparison_plan import Comparison
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-def test_customization_is_measured_once_for_every_cell(tmp_path):
-    """Base, a trained arm in two variants and both ends: five rows; asked again, nothing is made anew, packed or not."""
-    arguments = ("--folder", "out", "--subjects", "robot_mug", "--arms", "base", "coeff", "ceiling", "floor")
-    arguments += ("--steps", "2", "--denoising-steps", "2")
-    arguments += ("--set", "method.coeff.dropout=0", "method.coeff.learning_rate=0.05")
-    script = "import sys, measure_customization as m; m.SEEDS = m.SEEDS[:1]; sys.exit(m.main())"
-    first = fork_run("-c", script, *arguments, cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert sum(line.startswith("robot_mug ") for line in first.stderr.splitlines()) == 5
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in first.stdout.splitlines()[2:7]}
-    assert list(rows) == [
-        "base",
-        "coeff method.coeff.dropout=0",
-        "coeff method.coeff.learning_rate=0.05",
-        "ceiling",
-        "floor",
-    ]
-    likeness = {name: float(row[2]) for name, row in rows.items()}
-    assert likeness["ceiling"] > likeness["floor"]
-    assert float(rows["coeff method.coeff.learning_rate=0.05"][5]) > float(
-        rows["coeff method.coeff.dropout=0"][5]
-    )  # mean |alpha|
-    cells = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").iterdir()]
-    assert {(cell["arm"], cell.get("steps")) for cell in cells} == {
-        ("base", None), ("coeff", 2), ("ceiling", None), ("floor", None)
-    }  # fmt: skip
-    for more in (("--pack",), ()):
-        again = fork_run("-c", script, *arguments, *more, cwd=tmp_path)
-        assert again.stdout.replace(" --pack", "") == first.stdout and "robot_mug" not in again.stderr
-    (packed,) = (tmp_path / "out" / "cells").iterdir()
-    assert packed.name == "dev.jsonl" and packed.read_text().count("\n") == 5
 
 
 def test_a_comparisons_adapters_are_taken_apart(tmp_path, forked):
@@ -72,46 +39,50 @@ def test_a_comparisons_adapters_are_taken_apart(tmp_path, forked):
     assert len(moved) == 2 * 5 and 0.0 < min(moved.values()) < max(moved.values()) < 0.02
 
 
-@pytest.fixture(scope="module")
-def gathered():
-    """evidence_tables.gathered, which reads each plan's cells once."""
-    read = evidence_tables.gathered
-    known: dict[str, evidence_tables.Gathered] = {}
-
-    def once(plans, pack=False):
-        assert not pack
-        known.update(read(set(plans) - known.keys()))
-        return {name: known[name] for name in plans}
-
-    return once
-
-
-def test_the_tables_are_what_the_cells_say(tmp_path, gathered, monkeypatch, capsys):
+def test_the_tables_are_what_the_cells_say(tmp_path, monkeypatch, capsys):
     """All of them as they are; with one digit changed, the table is named."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(evidence_tables, "gathered", gathered)
     monkeypatch.setattr(evidence_tables, "PAGE", tmp_path / "README.md")
     monkeypatch.setattr("sys.argv", ["evidence_tables.py", "--check"])
     readme = (SCRIPTS / "evidence" / "README.md").read_text(encoding="utf-8")
-    begin = readme.index("<!-- table: core -->")
+    name = re.findall("<!-- table: (\\w+) -->", readme)[-1]
+    begin = readme.index(f"<!-- table: {name} -->")
     spoiled = readme[:begin] + readme[begin:].replace("0.", "1.", 1)
-    for text, code, said in ((readme, 0, ""), (spoiled, 1, "Not what the cells say: core.\n")):
+    for text, code, said in ((readme, 0, ""), (spoiled, 1, f"Not what the cells say: {name}.\n")):
         (tmp_path / "README.md").write_text(text, encoding="utf-8")
         assert (evidence_tables.main(), capsys.readouterr().out) == (code, said)
 
 
-def test_what_is_compared_stands_where_tuning_found_it_best(gathered, monkeypatch):
-    """Each trained arm of the core comparison and of the controls has the settings and steps of its best try."""
+def test_a_comparison_is_packed_and_comes_out_as_tables_and_a_picture(tmp_path, monkeypatch, capsys):
+    """From fresh cells to the page; run again, and only asked, nothing is out of date."""
+    lora, others = "lora: {method.kind: lora}", "base: null, coeff: {method.kind: coeff}, coeff+lora: {}"
+    plans = tmp_path / "configs" / "compare"
+    plans.mkdir(parents=True)
+    for name, more in (
+        ("core", f", arms: {{{lora}, {others}}}"),
+        ("tuning", f", arms: {{{lora}}}, checkpoints: [1]"),
+    ):
+        (plans / f"{name}.yaml").write_text(
+            "{model: {name: pocket}, subjects: wooden_pot, seeds: [0], limit: 1, denoising_steps: 1,"
+            f" drift_pictures: 1, settings: {{training.steps: 2}}{more}}}"
+        )
+        done = fork_run(
+            *("-m", "coeffdiff", "compare", f"configs/compare/{name}.yaml", "--output", "evidence"),
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+    evidence = tmp_path / "evidence"
+    page = evidence / "README.md"
+    page.write_text("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("core", "tuning")))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    plans = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in ("core", "controls")}
-    tuned = gathered(("tuning", "tuning_controls"))
-    tries = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in tuned}
-    called = {"lora, rank 17": "rank17"}
-    for name, plan in plans.items():
-        for arm, own in plan.arms.items():
-            found = [
-                tries[tuning].arms[best["arm"]] | {"training.steps": best["steps"]}
-                for tuning, there in tuned.items()
-                if (best := there.results["best"].get(called.get(arm, arm)))
-            ]
-            assert arm == "base" or found == [own], (name, arm)
+    for name, value in (("ROOT", tmp_path), ("CELLS", evidence / "cells"), ("PAGE", page),
+                        ("PLOT", evidence / "core.png"), ("PLANS", {"core", "tuning"})):  # fmt: skip
+        monkeypatch.setattr(evidence_tables, name, value)
+    for arguments, code in ((["--check"], 1), ([], 0), (["--check"], 0)):
+        monkeypatch.setattr("sys.argv", ["evidence_tables.py", *arguments])
+        assert evidence_tables.main() == code
+    assert capsys.readouterr().out == "Not what the cells say: core.png, core, tuning.\n"
+    assert {file.name for file in (evidence / "cells").iterdir()} == {"core.jsonl", "tuning.jsonl"}
+    text = page.read_text()
+    assert "| coeff+lora - lora |" in text and "| arm | 1 steps | 2 steps |" in text
+    assert Image.open(evidence / "core.png").width > 500

@@ -50,7 +50,7 @@ from coeffdiff.utils.png import save_png
 FOLDER = Path("demo")  # or demo-2, demo-3, ... where there is one already
 TOKEN = "sks"
 PLACES = 6
-STEPS = 200  # three subjects look as near to their photos as after 300: edges.yaml, scripts/evidence
+STEPS = 200
 GUIDANCE = 3.0  # nearer to a learned subject, and cleaner, than pocket's pictures at sampling's own 5
 
 

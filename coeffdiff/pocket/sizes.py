@@ -146,9 +146,6 @@ def _text(
 _TEST_VAE = _vae(channels=(4, 8, 16, 16), layers=1, groups=4, scaling=0.8, sample_size=64)
 _TEST_TEXT = _text(vocabulary=514, width=20, layers=2, heads=5, projection=20, activation="quick_gelu")
 _TEST_TEXT_2 = _text(vocabulary=514, width=28, layers=3, heads=4, projection=36, activation="gelu")
-_POCKET_VAE = _vae(channels=(24, 48, 96, 128), layers=1, groups=4, scaling=1.0, sample_size=128)
-_POCKET_TEXT = _text(vocabulary=768, width=96, layers=3, heads=4, projection=128, activation="quick_gelu")
-_POCKET_TEXT_2 = _text(vocabulary=768, width=128, layers=3, heads=4, projection=128, activation="gelu")
 
 SIZES: dict[str, Size] = {
     # For tests that only need a whole model: a quarter of tiny's layers, so several times faster to load, to train
@@ -188,28 +185,10 @@ SIZES: dict[str, Size] = {
         text=_TEST_TEXT,
         text_2=_TEST_TEXT_2,
     ),
-    # What the package ships, see README.md. Two levels, so that 16 x 16 and 8 x 8 both have attention; many narrow
-    # heads, so that there is something to mix.
+    # What the package ships, see README.md. As in SDXL the last two of three levels have attention and most of it is at
+    # the coarsest: 86 attention layers with 5,720 alphas, 71 % of the numbers in transformer blocks. Many narrow heads,
+    # so that there is something to mix.
     "pocket": Size(
-        unet=_unet(
-            channels=(96, 160),
-            heads=(6, 10),
-            depths=(1, 1),
-            layers=1,
-            groups=8,
-            text_width=96 + 128,
-            pooled_width=128,
-            time_id_width=32,
-            sample_size=16,
-        ),
-        vae=_POCKET_VAE,
-        text=_POCKET_TEXT,
-        text_2=_POCKET_TEXT_2,
-    ),
-    # To take pocket's place once it is trained: pocket's two levels and a third, coarser one, with attention in the
-    # last two as SDXL has it, and ten blocks a transformer in the last. 86 attention layers with 5,720 alphas; 71 % of
-    # its numbers are in transformer blocks. VAE and text encoders are pocket's.
-    "pocket-deep": Size(
         unet=_unet(
             channels=(96, 160, 128),
             heads=(6, 10, 8),
@@ -221,9 +200,9 @@ SIZES: dict[str, Size] = {
             time_id_width=32,
             sample_size=16,
         ),
-        vae=_POCKET_VAE,
-        text=_POCKET_TEXT,
-        text_2=_POCKET_TEXT_2,
+        vae=_vae(channels=(24, 48, 96, 128), layers=1, groups=4, scaling=1.0, sample_size=128),
+        text=_text(vocabulary=768, width=96, layers=3, heads=4, projection=128, activation="quick_gelu"),
+        text_2=_text(vocabulary=768, width=128, layers=3, heads=4, projection=128, activation="gelu"),
     ),
     # The public configs of stabilityai/stable-diffusion-xl-base-1.0.
     "sdxl": Size(

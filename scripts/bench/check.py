@@ -1,7 +1,7 @@
 """What `coeffdiff check` predicts for runs of a model, beside what those runs then take.
 
 python scripts/bench/check.py                                         # pocket, twelve ways
-python scripts/bench/check.py --model models/random-sdxl --resolution 256 --batch 1 --precision bf16 --steps 2
+python scripts/bench/check.py --model models/random-sdxl --resolution 256 --batch 1 --precision bf16 --steps 3
 
 Every run is a process of its own on the same five made-up photos. Memory is the peak of the process (of its tensors
 on a GPU) over training and over all phases; seconds are of a training step, the median after the first. On a CPU with
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--run", help=argparse.SUPPRESS)  # one process's share
     options = parser.parse_args()
+    if options.steps < 3:
+        parser.error("--steps must be 3 or more: the first step is not counted, and a time lies between two")
     if options.run:
         print(json.dumps(predict_and_run(json.loads(options.run), options.threads)))
         return

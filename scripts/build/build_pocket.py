@@ -57,7 +57,7 @@ def main() -> int:
     try:
         if chosen.store_unfinished:
             steps = STORE_UNFINISHED[chosen.store_unfinished](shop)
-            print(f"{chosen.store_unfinished} of {steps} steps is in {shop.home(chosen.store_unfinished)}.")
+            print(f"{chosen.store_unfinished} of {steps} steps is in {shop.weights}.")
             return 0
         for stage in [name for name in STAGES if name in (chosen.stage or STAGES)]:
             if shop.finished(stage):

@@ -170,13 +170,12 @@ def test_full_size_sdxl_on_a_gpu(sdxl_on_a_gpu):
     assert 0 < activations < 2 * 2**30  # recomputed, as SDXL's default is; stored they would be 7 GiB
 
 
-def test_mixed_values_need_no_room_for_maps(pocket):
-    """As many numbers as for mixed maps and less memory, by chunks and the maps of small layers, which are stored;
-    about that of attention under a LoRA."""
+def test_mixed_values_take_about_the_memory_of_mixed_maps(pocket):
+    """As many numbers, and on pocket's small layers hardly other memory; about that of attention under a LoRA."""
     kinds = {"maps": {}, "values": {"method.coeff.mixes": "values"}, "lora": {"method.kind": "lora"}}
     maps, values, lora = (predict(pocket, **{"method.kind": "coeff"} | kind) for kind in kinds.values())
-    assert values.trained == maps.trained == 1016
-    assert 0 < maps.phases["training"] - values.phases["training"] < 32 * 2**20
+    assert values.trained == maps.trained == 5720
+    assert values.phases["training"] == pytest.approx(maps.phases["training"], rel=0.02)
     assert values.phases["training"] == pytest.approx(lora.phases["training"], rel=0.1)
 
 
@@ -184,7 +183,7 @@ def test_what_learns_takes_its_optimizers_states(pocket):
     """Sixteen times LoRA's rank: as many weights, gradients and moments more, 16 bytes a number."""
     small, large = (predict(pocket, "cuda", **{"method.lora.rank": rank}) for rank in (2, 32))
     more = large.trained - small.trained
-    assert more == 30 * (258_048 // 16)
+    assert more == 30 * (1_562_624 // 16)
     assert large.phases["training"] - small.phases["training"] == pytest.approx(16 * more, rel=0.35)
 
 
@@ -330,30 +329,30 @@ def test_a_token_alone_takes_time_too(micro):
 
 
 def test_disk_by_hand(pocket):
-    """1,016 alphas: three checkpoints (two kept, one being written) of 12 bytes a number and
+    """5,720 alphas: three checkpoints (two kept, one being written) of 12 bytes a number and
     4 for the adapter in it; a photo's mean and deviation
     of [4, 16, 16] floats; two prompts, two seeds, at steps 100, 200 and the end."""
     values = {"method.kind": "coeff", "validation.every": 100}
     found = predict(pocket, photos=(PHOTO, PHOTO), **values)
-    assert found.disk["checkpoints"] == 3 * (12 + 4) * 1016
+    assert found.disk["checkpoints"] == 3 * (12 + 4) * 5720
     assert found.disk["cache"] == 2 * (2 * 4 * 4 * 16 * 16 + 500)
     assert count_pictures(resolved(pocket, **values).validation, 300, 2) == 2 * 2 * 3
 
 
 def test_the_measured_constants_explain_what_was_measured(pocket):
-    """Peak memory of training runs of pocket (GiB, Linux, one thread; 0.50 before, with all libraries): within 20 %,
-    and what a run adds to the process within 40 % (with checkpointing it adds more than is predicted)."""
+    """Peak memory of training runs of pocket (GiB, Linux, one thread; 0.54 before, with all libraries): within 8 %, and
+    what a run adds to the process within 20 %; with checkpointing, where it adds more than is predicted, 25 and 50 %."""
     measured = {
-        ("coeff+lora", 1, False, 128): 0.629,
-        ("coeff+lora", 4, False, 128): 0.747,
-        ("coeff", 4, False, 128): 0.699,
-        ("lora", 4, False, 128): 0.718,
-        ("coeff+lora", 16, False, 128): 1.131,
-        ("coeff+lora", 16, True, 128): 0.883,
-        ("coeff+lora", 4, False, 256): 1.164,
-        ("coeff+lora", 4, True, 256): 0.907,
+        ("coeff+lora", 1, False, 128): 0.784,
+        ("coeff+lora", 4, False, 128): 0.911,
+        ("coeff", 4, False, 128): 0.799,
+        ("lora", 4, False, 128): 0.859,
+        ("coeff+lora", 16, False, 128): 1.31,
+        ("coeff+lora", 16, True, 128): 1.01,
+        ("coeff+lora", 4, False, 256): 1.25,
+        ("coeff+lora", 4, True, 256): 0.917,
     }
-    before = 0.50
+    before = 0.54
     for (kind, batch, checkpointing, resolution), peak in measured.items():
         values = {
             "method.kind": kind,
@@ -362,5 +361,5 @@ def test_the_measured_constants_explain_what_was_measured(pocket):
             "training.resolution": resolution,
         }
         added = predict(pocket, **values).phases["training"] / 2**30
-        assert before + added == pytest.approx(peak, rel=0.2), values
-        assert added == pytest.approx(peak - before, rel=0.4), values
+        assert before + added == pytest.approx(peak, rel=0.25 if checkpointing else 0.08), values
+        assert added == pytest.approx(peak - before, rel=0.5 if checkpointing else 0.2), values

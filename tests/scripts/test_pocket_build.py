@@ -22,17 +22,16 @@ from coeffdiff.pocket.sizes import unet_config
 from coeffdiff.pocket.world import caption, mentioned, sample_scene
 from coeffdiff.pocket.world.subjects import SUBJECTS
 from coeffdiff.utils.seeding import generator_for, stable_seed
-from pocket_build import clip, conditioned, dino, renders
+from pocket_build import clip, conditioned, dino, renders, workshop
 from pocket_build import judges as build_judges
 from pocket_build.conditioned import Conditioned, spoken
-from pocket_build.deep import DEEP, shallow_config
 from pocket_build.distances import distances
 from pocket_build.fitting import Plan, fit, read_average
 from pocket_build.growing import grown, with_coarser_level
 from pocket_build.latents import build_latents, varied
 from pocket_build.renders import draw, individual, known_individuals, scene_of
-from pocket_build.stages import STAGES, STORE_UNFINISHED
-from pocket_build.unet import store_unfinished
+from pocket_build.stages import STAGES
+from pocket_build.unet import shallow_config, store_unfinished, two_level_config
 from pocket_build.workshop import PLANS, Workshop
 
 
@@ -55,9 +54,7 @@ def built(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pocket")
     plans = {name: dataclasses.replace(plan, steps=2) for name, plan in PLANS.items()}
     counts = {"train": 8, "heldout": 8, "individuals": 24}
-    shop = Workshop(
-        *(folder / "work", folder / "weights", "cpu", torch.float32, 1, plans, counts, folder / "unshipped")
-    )
+    shop = Workshop(folder / "work", folder / "weights", "cpu", torch.float32, 1, plans, counts)
     for name, stage in STAGES.items():
         if name == "score":
             stage(shop, captions=2, steps=2)
@@ -74,7 +71,7 @@ def test_every_stage_leaves_its_weights_and_what_it_took(built):
     for stage, plan in built.plans.items():
         assert record[stage]["steps"] == plan.steps == 2
         assert built.finished(stage)
-        curve = [json.loads(line) for line in (built.home(stage) / "curves" / f"{stage}.jsonl").open()]
+        curve = [json.loads(line) for line in (built.weights / "curves" / f"{stage}.jsonl").open()]
         assert [line["step"] for line in curve] == [2]
     assert record["score"]["unet_steps"] == 2
     assert sum(record["score"]["named"].values()) > 0
@@ -84,7 +81,8 @@ def test_every_stage_leaves_its_weights_and_what_it_took(built):
 def test_weights_are_stored_in_half_and_load_in_full_precision_by_the_plain_classes(built):
     """As anyone would load them: no dtype named, and everything is float32, with the values of the fp16 files."""
     files = [file for file in built.weights.rglob("*.safetensors") if file.parent.name != "judges"]
-    assert len(files) == 6
+    assert len({file.parent for file in files}) == 6
+    assert max(file.stat().st_size for file in files) <= 16_000_000
     pipe = StableDiffusionXLPipeline.from_pretrained(built.weights / "pocket")
     parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
     parts += (
@@ -104,17 +102,25 @@ def test_latents_have_unit_spread(built):
     assert latents[0::2, :4].float().std() == pytest.approx(1.0, abs=0.1)
 
 
+def shards(shop: Workshop) -> dict[str, torch.Tensor]:
+    """The weights of the UNet that ships, out of all its files."""
+    files = sorted((shop.weights / "pocket" / "unet").glob("*.safetensors"))
+    return {name: weight for file in files for name, weight in load_file(file).items()}
+
+
 def test_a_unet_cut_short_is_stored_and_continued_where_there_is_no_checkpoint(built, tmp_path):
-    """Its average is what is stored; elsewhere, at a rate of zero, two more steps leave it as it is."""
+    """Its average is what is stored; elsewhere, at a rate of zero, two more steps leave it as it is. The stages before it
+    count as finished, although their weights are not there any more."""
     weights, away = tmp_path / "weights", tmp_path / "away"
     shutil.copytree(built.weights / "pocket" / "vae", weights / "pocket" / "vae")
-    (weights / "record.json").write_text(json.dumps({"vae": built.record()["vae"]}))
-    longer = built.plans | {"unet": Plan(4, 0.0, warmup=1, weight_decay=0.0)}
+    known = {stage: built.record()[stage] for stage in ("vae", "unet", "shallow")}
+    (weights / "record.json").write_text(json.dumps(known))
+    longer = built.plans | {"deep": Plan(4, 0.0, warmup=1, weight_decay=0.0)}
     here = dataclasses.replace(built, weights=weights, plans=longer)
-    assert store_unfinished(here) == 2 and not here.finished("unet")
+    assert store_unfinished(here) == 2 and not here.finished("deep")
     averaged = Conditioned()
-    read_average("unet", built.folder, averaged)
-    stored = load_file(here.unet_file)
+    read_average("deep", built.folder, averaged)
+    stored = shards(here)
     for name, weight in averaged.unet.state_dict().items():
         assert torch.equal(stored[name], weight.half()), name
     away.mkdir()
@@ -123,21 +129,51 @@ def test_a_unet_cut_short_is_stored_and_continued_where_there_is_no_checkpoint(b
     there = dataclasses.replace(here, folder=away)
     with pytest.raises(TrainingError, match="There is no checkpoint"):
         store_unfinished(there)
-    STAGES["unet"](there)
-    assert there.finished("unet")
-    again = load_file(there.unet_file)
+    assert there.finished("unet") and there.finished("shallow")
+    STAGES["deep"](there)
+    assert there.finished("deep")
+    again = shards(there)
     assert stored.keys() == again.keys() and all(torch.equal(stored[name], again[name]) for name in stored)
-    curve = [json.loads(line)["step"] for line in (weights / "curves" / "unet.jsonl").open()]
+    curve = [json.loads(line)["step"] for line in (weights / "curves" / "deep.jsonl").open()]
     assert curve == [2, 4]
     with pytest.raises(TrainingError, match="has 2 steps, and more are stored already"):
         store_unfinished(here)
+
+
+def test_what_led_to_a_lost_unet_is_made_again(built, tmp_path):
+    """Weights of the stages before it are kept nowhere but in the work folder."""
+    shop = dataclasses.replace(built, weights=Path(shutil.copytree(built.weights, tmp_path / "weights")))
+    known = shop.record()
+    del known["deep"]
+    (shop.weights / "record.json").write_text(json.dumps(known))
+    assert shop.finished("unet") and shop.finished("shallow")
+    lost = dataclasses.replace(shop, folder=tmp_path / "new")
+    assert not lost.finished("unet") and not lost.finished("shallow")
+    assert lost.so_far("shallow") == {"start": 0, "seconds": 0.0}
+    with pytest.raises(TrainingError, match="deep needs shallow, which is not finished"):
+        lost.require("deep")
+
+
+def test_a_large_network_lies_in_files_that_any_host_takes(tmp_path, monkeypatch):
+    """In shards with their index, which the plain class reads; those of an earlier, larger cut are gone."""
+    torch.manual_seed(0)
+    unet, folder = UNet2DConditionModel(**unet_config("micro")), tmp_path / "unet"
+    for size, least in (("100KB", 3), ("400KB", 2), ("15MB", 1)):
+        monkeypatch.setattr(workshop, "_SHARD", size)
+        workshop.store(unet, folder)
+        files = list(folder.glob("*.safetensors"))
+        assert len(files) >= least and (len(files) > 1) == any(folder.glob("*.index.json"))
+        again = UNet2DConditionModel.from_pretrained(folder)
+        expected = unet.state_dict()
+        assert all(torch.equal(weight, expected[name]) for name, weight in again.state_dict().items())
+    assert len(files) == 1
 
 
 def test_the_deep_unet_begins_as_the_shallow_one():
     """Grown, it predicts the same, bit for bit; every new block then learns, and no two of them the same."""
     torch.manual_seed(0)
     shallow = UNet2DConditionModel(**shallow_config())
-    deep = grown(shallow, unet_config(DEEP))
+    deep = grown(shallow, unet_config("pocket"))
     given = (torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 224))
     added = {"text_embeds": torch.randn(2, 128), "time_ids": torch.randn(2, 6)}
     before, after = (unet(*given, added_cond_kwargs=added).sample for unet in (shallow, deep))
@@ -155,7 +191,7 @@ def test_a_coarser_level_keeps_the_finer_ones():
     """All weights of pocket's two levels but those of attention that is no more; the new level's outputs have no weight
     at first, and learn."""
     torch.manual_seed(0)
-    two = UNet2DConditionModel(**unet_config("pocket"))
+    two = UNet2DConditionModel(**two_level_config())
     three = with_coarser_level(two, shallow_config())
     weights = three.state_dict()
     for old, new in (
@@ -197,7 +233,7 @@ def test_only_depth_may_differ_where_a_unet_is_grown(other):
 
 def test_the_deep_unet_is_distributed_as_sdxls():
     """Levels, kinds of blocks, depth, heads of equal width; most layers at the coarsest level and in the middle."""
-    unet = UNet2DConditionModel(**unet_config(DEEP))
+    unet = UNet2DConditionModel(**unet_config("pocket"))
     layers = {name: m for name, m in unet.named_modules() if isinstance(m, Attention)}
     blocks = sum(p.numel() for name, p in unet.named_parameters() if ".transformer_blocks." in name)
     assert len(layers) == 86 and sum(layer.heads**2 for layer in layers.values()) == 5_720
@@ -205,30 +241,9 @@ def test_the_deep_unet_is_distributed_as_sdxls():
     assert {layer.inner_dim // layer.heads for layer in layers.values()} == {16}
     assert sum(layer.heads == 8 for layer in layers.values()) == 80
     sdxl = unet_config("sdxl")
-    assert {k: v for k, v in unet_config(DEEP).items() if k.endswith("types") or k == "mid_block_type"} == {
-        k: v for k, v in sdxl.items() if k.endswith("types") or k == "mid_block_type"
-    }
-
-
-def test_the_deep_unet_cut_short_goes_on_where_there_is_no_checkpoint(built, tmp_path):
-    """From what is stored: at a rate of zero it stays as it is. What it began from need not be there any more."""
-    away = tmp_path / "away"
-    away.mkdir()
-    for part in ("renders", "latents"):
-        (away / part).symlink_to(built.folder / part)
-    unshipped = Path(shutil.copytree(built.unshipped, tmp_path / "unshipped"))
-    for stage in ("shallow", "deep"):
-        plans = built.plans | {stage: Plan(3, 0.0, warmup=1, weight_decay=0.0)}
-        there = dataclasses.replace(built, folder=away, unshipped=unshipped, plans=plans)
-        file = unshipped / stage / "unet" / "diffusion_pytorch_model.safetensors"
-        before = load_file(file)
-        assert not there.finished(stage)
-        STAGES[stage](there)
-        after = load_file(file)
-        assert there.finished(stage) and all(torch.equal(before[name], after[name]) for name in before)
-        with pytest.raises(TrainingError, match="has 2 steps, and more are stored already"):
-            STORE_UNFINISHED[stage](dataclasses.replace(there, folder=built.folder))
-        shutil.rmtree(unshipped / stage)
+    assert {
+        k: v for k, v in unet_config("pocket").items() if k.endswith("types") or k == "mid_block_type"
+    } == {k: v for k, v in sdxl.items() if k.endswith("types") or k == "mid_block_type"}
 
 
 def test_two_processes_are_not_at_one_stage_in_one_folder(built, tmp_path):
@@ -244,7 +259,7 @@ def test_two_processes_are_not_at_one_stage_in_one_folder(built, tmp_path):
 
 
 def test_a_stage_waits_for_those_it_builds_on(built, tmp_path):
-    """And the score is taken again when the UNet is another."""
+    """And the score is taken again when the UNet or the VAE is another."""
     for stage in STAGES:
         built.require(stage)
     empty = dataclasses.replace(built, weights=tmp_path)
@@ -254,22 +269,28 @@ def test_a_stage_waits_for_those_it_builds_on(built, tmp_path):
     assert built.finished("score")
     other = Path(shutil.copytree(built.weights, tmp_path / "other"))
     shop = dataclasses.replace(built, weights=other)
-    shop.unet_file.write_bytes(shop.unet_file.read_bytes() + b" ")
-    assert not shop.finished("score")
+    for part in ("vae", "unet"):
+        file = sorted((other / "pocket" / part).glob("*.safetensors"))[-1]
+        own = file.read_bytes()
+        file.write_bytes(own + b" ")
+        assert not shop.finished("score")
+        file.write_bytes(own)
+    assert shop.finished("score")
 
 
 def test_a_kill_between_training_and_storing_costs_nothing(built, tmp_path, monkeypatch):
     """The record has no such stage, so it runs again, from its last checkpoint, without a step."""
     shop = dataclasses.replace(built, weights=Path(shutil.copytree(built.weights, tmp_path / "weights")))
     known = shop.record()
-    del known["unet"]
+    del known["deep"]
     (shop.weights / "record.json").write_text(json.dumps(known))
-    stored = shop.unet_file.read_bytes()
-    shop.unet_file.unlink()
-    assert not shop.finished("unet")
+    stored = shards(shop)
+    shutil.rmtree(shop.weights / "pocket" / "unet")
+    assert not shop.finished("deep")
     monkeypatch.setattr(conditioned, "spoken", None)  # what every step calls
-    STAGES["unet"](shop)
-    assert shop.unet_file.read_bytes() == stored and shop.finished("unet")
+    STAGES["deep"](shop)
+    again = shards(shop)
+    assert all(torch.equal(again[name], stored[name]) for name in stored) and shop.finished("deep")
 
 
 def test_nothing_trains_on_what_is_measured_later(built, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from coeffdiff.metrics.encoders import Encoder, load_dino
-from coeffdiff.pocket import POCKET_DINO
+from coeffdiff.pocket import POCKET, POCKET_DINO
 from coeffdiff.pocket.world import render
 from coeffdiff.pocket.world.subjects import picture_of
 from coeffdiff.utils.atomic import atomic_write
@@ -33,7 +33,7 @@ def measure_distances(
     """Distances of pictures to renders, with equal captions; and of renders after a round trip through the VAE, which
     is what no UNet can be better than. Features are kept as files, so that a stopped measurement goes on."""
     dino = load_dino(str(shop.weights / POCKET_DINO), shop.device)
-    pipe, own = measured_pipeline(shop), fingerprint(shop.unet_file)
+    pipe, own = measured_pipeline(shop), fingerprint(shop.weights / POCKET)
 
     def pictured(indices: range) -> Tensor:
         return drawn(pipe, "distances", indices, steps=steps, guidance=guidance) / 255.0
@@ -45,7 +45,7 @@ def measure_distances(
     real = features("renders", lambda indices: _rendered(indices) / 255.0)
     found = {
         **distances(real, features(f"pictures-{own}", pictured)),
-        **{f"{name}_vae": value for name, value in distances(real, features("vae", seen)).items()},
+        **{f"{name}_vae": value for name, value in distances(real, features(f"vae-{own}", seen)).items()},
     }
     facts = {"pictures": pictures, "sampling_steps": steps, "guidance": guidance, "of": own}
     shop.note("distances", **found, **facts, **shop.machine() | {"precision": "float32"})

@@ -23,7 +23,7 @@ ROUND_TRIPS = {"train": 9_600, "individuals": 4_800}  # for those who look at pi
 def through_vae(shop: Workshop, source: Renders, pictures: int) -> Renders:
     """The first pictures of a set after a round trip, kept as files of their own for each VAE."""
     vae, files = shop.vae(), []
-    own = fingerprint(shop.weights / POCKET / "vae" / "diffusion_pytorch_model.safetensors")
+    own = fingerprint(shop.weights / POCKET / "vae")
     with progress(f"{source.name} through the VAE", pictures) as bar:
         for shard in range(pictures // renders.SHARD):
             file = shop.folder / f"renders-vae-{own}" / f"{source.name}-{shard:04d}.npy"

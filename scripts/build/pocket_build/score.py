@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coeffdiff.pocket import POCKET
 from coeffdiff.pocket.judges import QUESTIONS, trusted_judges, truth
 from coeffdiff.pocket.world import mentioned
 from coeffdiff.utils.console import progress
@@ -37,8 +38,8 @@ def score(shop: Workshop, captions: int = 500, steps: int = 25, guidance: float 
         named={name: b for name, (_, b) in hits.items()},
         sampling_steps=steps,
         guidance=guidance,
-        unet_steps=shop.record()["unet"]["steps"],
-        of=fingerprint(shop.unet_file),
+        unet_steps=shop.record()["deep"]["steps"],
+        of=fingerprint(shop.weights / POCKET),
         **shop.machine() | {"precision": "float32"},  # the pipeline's, whatever the stages are trained in
     )
     return found

@@ -1,56 +1,117 @@
-"""The UNet that ships, and its two text encoders, trained together."""
+"""The UNet and both text encoders, in three stages: two levels from nothing, a third and coarser one, all its depth."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from coeffdiff.pocket import POCKET
-from coeffdiff.pocket.sizes import euler_scheduler
+from coeffdiff.pocket.sizes import euler_scheduler, unet_config
 from coeffdiff.pocket.tokenizers import tokenizer_pair
 from coeffdiff.pocket.world import vocabulary
 from coeffdiff.utils.console import quiet_libraries
 from coeffdiff.utils.seeding import stable_seed
 from pocket_build.conditioned import Conditioned, denoising
 from pocket_build.fitting import read_average
+from pocket_build.growing import grown, with_coarser_level
 from pocket_build.workshop import Workshop, load_float32, store
 
 
+def two_level_config() -> dict[str, Any]:
+    """pocket's two finer levels, with attention in both and one transformer block wherever there are any."""
+    config = unet_config(POCKET)
+    for name in ("block_out_channels", "attention_head_dim"):
+        config[name] = config[name][:2]
+    return config | {
+        "transformer_layers_per_block": (1, 1),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+    }
+
+
+def shallow_config() -> dict[str, Any]:
+    """pocket's own, with one transformer block instead of many wherever the level is the coarsest."""
+    config = unet_config(POCKET)
+    *finer, _ = config["transformer_layers_per_block"]
+    return config | {"transformer_layers_per_block": (*finer, 1)}
+
+
 def build_unet(shop: Workshop) -> None:
+    """Two levels and the text encoders, from nothing."""
     torch.manual_seed(stable_seed("unet"))
-    networks, start = Conditioned(), shop.so_far("unet")
-    if start["start"]:
-        for name, network in networks.named_children():
-            network.load_state_dict(load_float32(type(network), shop.weights / POCKET / name).state_dict())
-    trained, took = shop.fit("unet", networks, denoising(shop, networks, "unet"), **start)
-    store_pocket(shop, trained)
-    shop.note("unet", **took)
+    networks = _begun(shop, "unet", two_level_config())
+    _finish(shop, "unet", networks)
+
+
+def build_shallow(shop: Workshop) -> None:
+    """A level more, under captions as the text encoders understand them: these stay."""
+    torch.manual_seed(stable_seed("shallow"))
+    networks = _begun(shop, "shallow", shallow_config(), after="unet")
+    if not shop.so_far("shallow")["start"]:
+        two_levels = load_float32(UNet2DConditionModel, shop.networks("unet") / "unet")
+        networks.unet = with_coarser_level(two_levels, shallow_config())
+    networks.text_encoder.requires_grad_(False)
+    networks.text_encoder_2.requires_grad_(False)
+    _finish(shop, "shallow", networks)
+
+
+def build_deep(shop: Workshop) -> None:
+    """All of it, grown from the shallow UNet."""
+    torch.manual_seed(stable_seed("deep"))
+    networks = _begun(shop, "deep", unet_config(POCKET), after="shallow")
+    if not shop.so_far("deep")["start"]:
+        shallow = load_float32(UNet2DConditionModel, shop.networks("shallow") / "unet")
+        networks.unet = grown(shallow, unet_config(POCKET))
+    _finish(shop, "deep", networks)
 
 
 def store_unfinished(shop: Workshop) -> int:
-    """Store the averaged weights of a UNet still in training, as if it were done, and return its steps.
+    """Store the averaged weights of the deep UNet still in training, as if it were done, and return its steps.
 
     Raises: TrainingError if there is no checkpoint, or one that is behind what is stored.
     """
     networks = Conditioned()
-    steps, seconds = read_average("unet", shop.folder, networks)
-    shop.require_progress("unet", steps)
-    store_pocket(shop, networks)
-    shop.note("unet", **shop.unfinished_facts("unet", steps, seconds))
+    steps, seconds = read_average("deep", shop.folder, networks)
+    shop.require_progress("deep", steps)
+    _store(shop, "deep", networks, shop.unfinished_facts("deep", steps, seconds))
     return steps
 
 
-def store_pocket(shop: Workshop, networks: Any) -> None:
-    """All that from_pretrained wants beside the VAE."""
+def _begun(shop: Workshop, stage: str, config: Mapping[str, Any], *, after: str | None = None) -> Conditioned:
+    """A stage's networks as they were stored last; or else a new UNet, with the text encoders of the stage before."""
+    networks, stored = Conditioned(config), shop.so_far(stage)["start"] > 0
+    source = shop.networks(stage) if stored else after and shop.networks(after)
     for name, network in networks.named_children():
-        store(network, shop.weights / POCKET / name)
+        if source and (stored or name != "unet"):
+            network.load_state_dict(load_float32(type(network), source / name).state_dict())
+    return networks
+
+
+def _finish(shop: Workshop, stage: str, networks: Conditioned) -> None:
+    trained, took = shop.fit(stage, networks, denoising(shop, networks, stage), **shop.so_far(stage))
+    _store(shop, stage, trained, took)
+
+
+def _store(shop: Workshop, stage: str, networks: Any, facts: Mapping[str, Any]) -> None:
+    folder = shop.networks(stage)
+    for name, network in networks.named_children():
+        store(network, folder / name)
+    if folder == shop.weights / POCKET:
+        _complete(shop, networks, folder)
+    shop.note(stage, **facts)
+
+
+def _complete(shop: Workshop, networks: Any, folder: Path) -> None:
+    """All that from_pretrained wants beside the networks."""
     first, second = tokenizer_pair(vocabulary())
     with quiet_libraries():
-        first.save_pretrained(shop.weights / POCKET / "tokenizer")
-        second.save_pretrained(shop.weights / POCKET / "tokenizer_2")
-        euler_scheduler().save_pretrained(shop.weights / POCKET / "scheduler")
+        first.save_pretrained(folder / "tokenizer")
+        second.save_pretrained(folder / "tokenizer_2")
+        euler_scheduler().save_pretrained(folder / "scheduler")
         pipe = StableDiffusionXLPipeline(
             vae=shop.vae(),
             text_encoder=networks.text_encoder,
@@ -61,4 +122,4 @@ def store_pocket(shop: Workshop, networks: Any) -> None:
             scheduler=euler_scheduler(),
             add_watermarker=False,
         )
-        pipe.save_config(shop.weights / POCKET)
+        pipe.save_config(folder)

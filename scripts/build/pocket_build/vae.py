@@ -24,7 +24,7 @@ _IMITATING = 0.25
 # than few large ones at the same cost; at the end it sees pictures as they are.
 _CROPS = ((0.0, 32, 32), (0.6, 8, 64), (0.85, 2, RESOLUTION))
 _IN_CROPS = (
-    0.21  # share of the decoder's steps; at a crop's edges it lacks what lies beyond, most of the error there
+    0.28  # share of the decoder's steps; at a crop's edges it lacks what lies beyond, most of the error there
 )
 
 

@@ -33,7 +33,7 @@ COUNTS = {"train": 19_200, "heldout": 1_920, "individuals": 9_600}
 
 PLANS = {
     "vae": Plan(4800, 7e-4, cooldown=0.35, weight_decay=0.0, average=0.998),
-    "decoder": Plan(12_000, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
+    "decoder": Plan(9_000, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
     "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
     "shallow": Plan(800, 6e-4, warmup=100, cooldown=0.0),  # goes on in "deep"
     "deep": Plan(4_000, 4e-4, warmup=300, cooldown=0.6),
@@ -52,16 +52,14 @@ REQUIRED = {
     "deep": ("shallow",),
     "clip": ("decoder",),
     "dino": ("decoder",),
-    "score": ("judges", "unet"),
-    "distances": ("dino", "unet"),
+    "score": ("judges", "deep"),
+    "distances": ("dino", "deep"),
 }
 """What must be finished before a stage. A UNet cut short may be measured."""
 MEASUREMENTS = ("score", "distances")
-
-
-UNSHIPPED = Path(__file__).parents[1] / "unshipped"
-"""What is under way or only leads to something else: in the repository, not in the package."""
-ON_THE_WAY = ("shallow", "deep")
+LEADS_TO = {"unet": "shallow", "shallow": "deep"}
+"""Stages whose weights are nothing but the beginning of another's: they stay in the work folder."""
+_SHARD = "15MB"  # no file of the package has more than 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ class Workshop:
 
     folder: renders, latents, checkpoints; a gigabyte or two, and nothing that cannot be made again.
     weights: what comes out, in the layout that the package ships.
-    unshipped: the same for stages of ON_THE_WAY.
     device, dtype: where and in what precision matrices are multiplied while training.
     workers: processes that render.
     plans: as PLANS, perhaps with other numbers of steps.
@@ -84,7 +81,6 @@ class Workshop:
     workers: int = 1
     plans: dict[str, Plan] = field(default_factory=lambda: dict(PLANS))
     counts: dict[str, int] = field(default_factory=lambda: dict(COUNTS))
-    unshipped: Path = UNSHIPPED
 
     @functools.cached_property
     def train(self) -> Renders:
@@ -106,27 +102,23 @@ class Workshop:
     def vae(self) -> AutoencoderKL:
         return load_float32(AutoencoderKL, self.weights / POCKET / "vae").to(self.device)
 
-    def home(self, stage: str) -> Path:
-        """The folder of a stage's weights, record and curve."""
-        return self.unshipped if stage in ON_THE_WAY else self.weights
+    def networks(self, stage: str) -> Path:
+        """The folder of the UNet and the text encoders of one of the three UNet stages."""
+        return self.folder / "networks" / stage if stage in LEADS_TO else self.weights / POCKET
 
     def record(self) -> dict[str, Any]:
         """What every stage took, by its name."""
-        return self._record(self.unshipped) | self._record(self.weights)
-
-    def _record(self, home: Path) -> dict[str, Any]:
-        file = home / "record.json"
+        file = self.weights / "record.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
     def note(self, stage: str, **facts: Any) -> None:
         """Put a stage into the record, and its curve beside it."""
-        home = self.home(stage)
-        known = self._record(home) | {stage: facts}
-        with atomic_write(home / "record.json", durable=True) as unfinished:
+        known = self.record() | {stage: facts}
+        with atomic_write(self.weights / "record.json", durable=True) as unfinished:
             unfinished.write_text(json.dumps(known, indent=1) + "\n")
         curve = self.folder / f"{stage}.jsonl"
         if curve.exists():
-            with atomic_write(home / "curves" / curve.name) as unfinished:
+            with atomic_write(self.weights / "curves" / curve.name) as unfinished:
                 shutil.copy(curve, unfinished)
 
     def fit(
@@ -134,15 +126,15 @@ class Workshop:
     ) -> tuple[Any, dict[str, Any]]:
         """Train to the end of the stage's plan; what it took is to be noted when the weights are stored."""
         plan, curve = self.plans[stage], self.folder / f"{stage}.jsonl"
-        before = self.home(stage) / "curves" / curve.name
-        if start and before.exists() and not curve.exists():  # the rest of it is to follow
+        before = self.weights / "curves" / curve.name
+        if start.get("start") and before.exists() and not curve.exists():  # the rest of it is to follow
             shutil.copy(before, curve)
         result, seconds = fit(stage, self.folder, network, loss, plan, device=self.device, **start)
         return result, {"steps": plan.steps, "seconds": round(seconds), "rate": plan.rate, **self.machine()}
 
     def so_far(self, stage: str) -> dict[str, Any]:
         """Steps and seconds of a stage that was cut short, averaged and stored; a checkpoint takes precedence."""
-        known = self.record().get(stage, {})
+        known = {} if self._gone(stage) else self.record().get(stage, {})
         return {"start": known.get("steps", 0), "seconds": known.get("seconds", 0.0)}
 
     def require_progress(self, stage: str, steps: int) -> None:
@@ -170,22 +162,30 @@ class Workshop:
             yield
 
     def finished(self, stage: str) -> bool:
-        """Whether a stage has all steps of its plan; or whether a measurement is of the weights that are there."""
+        """Whether a stage has all steps of its plan; or whether a measurement is of the weights that are there.
+
+        One that only leads to another is finished too once that one has begun or is finished, wherever it was made.
+        """
         known = self.record().get(stage, {})
         if stage in MEASUREMENTS:
-            return "of" in known and known["of"] == fingerprint(self.unet_file)
-        return known.get("steps", -1) >= self.plans[stage].steps
+            return "of" in known and known["of"] == fingerprint(self.weights / POCKET)
+        if known.get("steps", -1) < self.plans[stage].steps:
+            return False
+        return not self._gone(stage) or self._begun(LEADS_TO[stage]) or self.finished(LEADS_TO[stage])
+
+    def _begun(self, stage: str) -> bool:
+        return self.so_far(stage)["start"] > 0
+
+    def _gone(self, stage: str) -> bool:
+        """Whether the weights of a stage that leads to another were not kept."""
+        return stage in LEADS_TO and not self.networks(stage).exists()
 
     def require(self, stage: str) -> None:
         """Raises: TrainingError if a stage that `stage` builds on is not finished."""
         for earlier in REQUIRED[stage]:
-            measurable = stage in MEASUREMENTS and earlier == "unet" and self.unet_file.exists()
+            measurable = stage in MEASUREMENTS and earlier == "deep" and self._begun(earlier)
             if not (self.finished(earlier) or measurable):
                 raise TrainingError(f"The stage {stage} needs {earlier}, which is not finished.")
-
-    @property
-    def unet_file(self) -> Path:
-        return self.weights / POCKET / "unet" / "diffusion_pytorch_model.safetensors"
 
     def machine(self) -> dict[str, str]:
         cuda = self.device.startswith("cuda")
@@ -207,10 +207,12 @@ def load_float32(kind: Any, folder: Path) -> Any:
 def store(network: Any, folder: Path) -> None:
     """In fp16, under a config that says float32: whoever loads it plainly computes in float32.
 
-    The network itself is rounded too. Files are replaced one by one, so that there is a whole model at any time.
+    The network itself is rounded too. Files are replaced one by one, the config last, and others of the network go.
     """
     with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as unfinished, quiet_libraries():
-        nn.Module.to(network, torch.float16).save_pretrained(unfinished, safe_serialization=True)
+        nn.Module.to(network, torch.float16).save_pretrained(
+            unfinished, safe_serialization=True, max_shard_size=_SHARD
+        )
         nn.Module.to(network, torch.float32)
         config = Path(unfinished) / "config.json"
         settings = json.loads(config.read_text())
@@ -219,8 +221,12 @@ def store(network: Any, folder: Path) -> None:
             if "dtype" in part:
                 part["dtype"] = "float32"
         config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        for file in sorted(Path(unfinished).iterdir(), reverse=True):  # weights before config
+        new = sorted(Path(unfinished).iterdir(), reverse=True)  # weights before config
+        for file in new:
             file.replace(_made(folder) / file.name)
+    for file in folder.glob("*.safetensors*"):  # one file where there are shards now, or fewer shards
+        if file.name not in {kept.name for kept in new}:
+            file.unlink()
 
 
 def store_processor(name: str, folder: Path, **sizes: Any) -> None:
@@ -242,10 +248,13 @@ def _made(folder: Path) -> Path:
 
 
 def fingerprint(weights: Mapping[str, Tensor] | Path) -> str:
-    """Eight letters that change with the weights: names of caches, and of what something was made from."""
-    if isinstance(weights, Path):
-        return hashlib.blake2b(weights.read_bytes(), digest_size=4).hexdigest()
+    """Eight letters that change with the weights, in memory or in a folder's files: names of caches, and of what
+    something was made from."""
     content = hashlib.blake2b(digest_size=4)
-    for name, value in sorted(weights.items()):
-        content.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    if isinstance(weights, Path):
+        for file in sorted(weights.rglob("*.safetensors")):
+            content.update(file.relative_to(weights).as_posix().encode() + file.read_bytes())
+    else:
+        for name, value in sorted(weights.items()):
+            content.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return content.hexdigest()

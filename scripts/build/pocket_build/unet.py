@@ -43,14 +43,14 @@ def shallow_config() -> dict[str, Any]:
 def build_unet(shop: Workshop) -> None:
     """Two levels and the text encoders, from nothing."""
     torch.manual_seed(stable_seed("unet"))
-    networks = _begun(shop, "unet", two_level_config())
+    networks = _networks(shop, "unet", two_level_config())
     _finish(shop, "unet", networks)
 
 
 def build_shallow(shop: Workshop) -> None:
     """A level more, under captions as the text encoders understand them: these stay."""
     torch.manual_seed(stable_seed("shallow"))
-    networks = _begun(shop, "shallow", shallow_config(), after="unet")
+    networks = _networks(shop, "shallow", shallow_config(), after="unet")
     if not shop.so_far("shallow")["start"]:
         two_levels = load_float32(UNet2DConditionModel, shop.networks("unet") / "unet")
         networks.unet = with_coarser_level(two_levels, shallow_config())
@@ -62,7 +62,7 @@ def build_shallow(shop: Workshop) -> None:
 def build_deep(shop: Workshop) -> None:
     """All of it, grown from the shallow UNet."""
     torch.manual_seed(stable_seed("deep"))
-    networks = _begun(shop, "deep", unet_config(POCKET), after="shallow")
+    networks = _networks(shop, "deep", unet_config(POCKET), after="shallow")
     if not shop.so_far("deep")["start"]:
         shallow = load_float32(UNet2DConditionModel, shop.networks("shallow") / "unet")
         networks.unet = grown(shallow, unet_config(POCKET))
@@ -81,7 +81,9 @@ def store_unfinished(shop: Workshop) -> int:
     return steps
 
 
-def _begun(shop: Workshop, stage: str, config: Mapping[str, Any], *, after: str | None = None) -> Conditioned:
+def _networks(
+    shop: Workshop, stage: str, config: Mapping[str, Any], *, after: str | None = None
+) -> Conditioned:
     """A stage's networks as they were stored last; or else a new UNet, with the text encoders of the stage before."""
     networks, stored = Conditioned(config), shop.so_far(stage)["start"] > 0
     source = shop.networks(stage) if stored else after and shop.networks(after)

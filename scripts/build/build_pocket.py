@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument(
         "--steps", action="append", default=[], metavar="STAGE=N", help="other steps than planned; repeatable"
     )
+    parser.add_argument("--compile", action="store_true", help="the UNet's transformer blocks")
     parser.add_argument("--store-unfinished", choices=STORE_UNFINISHED, metavar="STAGE")
     chosen = parser.parse_args()
     dtype = {"auto": faster_precision(chosen.device), "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,7 +53,13 @@ def main() -> int:
             parser.error(f"--steps {given} is not of the form STAGE=N with a stage of {', '.join(plans)}")
         plans[stage] = replace(plans[stage], steps=int(steps))
     shop = Workshop(
-        chosen.folder, chosen.weights, chosen.device, dtype[chosen.precision], chosen.workers, plans
+        chosen.folder,
+        chosen.weights,
+        chosen.device,
+        dtype[chosen.precision],
+        chosen.workers,
+        plans,
+        compiled=chosen.compile,
     )
     try:
         if chosen.store_unfinished:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file
 from transformers import CLIPModel, ViTModel
@@ -24,7 +26,7 @@ from coeffdiff.pocket.world.subjects import SUBJECTS
 from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build import clip, conditioned, dino, renders, workshop
 from pocket_build import judges as build_judges
-from pocket_build.conditioned import Conditioned, spoken
+from pocket_build.conditioned import Conditioned, denoising, spoken
 from pocket_build.distances import distances
 from pocket_build.fitting import Plan, fit, read_average
 from pocket_build.growing import grown, with_coarser_level
@@ -100,6 +102,16 @@ def test_latents_have_unit_spread(built):
     latents, time_ids = build_latents(built)
     assert latents.shape == (16, 8, 16, 16) and time_ids.shape == (16, 6)
     assert latents[0::2, :4].float().std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_compiling_takes_the_transformer_blocks_alone_and_leaves_every_name(built):
+    """A checkpoint fits whether or not the UNet is compiled, and its average can be taken."""
+    networks = Conditioned()
+    names = list(networks.state_dict())
+    denoising(dataclasses.replace(built, compiled=True), networks, "deep")
+    compiled = {type(part) for part in networks.modules() if part._compiled_call_impl is not None}
+    assert compiled == {BasicTransformerBlock}
+    assert list(networks.state_dict()) == names == list(copy.deepcopy(networks).state_dict())
 
 
 def shards(shop: Workshop) -> dict[str, torch.Tensor]:

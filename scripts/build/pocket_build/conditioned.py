@@ -72,7 +72,7 @@ def denoising(shop: Workshop, networks: Conditioned, name: str) -> Callable[[int
             f"The tokenizers have {len(first)} tokens, more than the text encoders' embeddings."
         )
     scheduler = DDPMScheduler.from_config(euler_scheduler().config)
-    _prepare(networks, shop.device)
+    _prepare(networks, shop.device, compiled=shop.compiled)
 
     def loss(step: int) -> Losses:
         lot = generator_for(name, step)
@@ -97,7 +97,7 @@ def denoising(shop: Workshop, networks: Conditioned, name: str) -> Callable[[int
         with mixed(shop.device, shop.dtype):
             words, pooled = networks.words(ids, ids_2)
             # Zeros are what SDXL's pipeline takes where there is no negative prompt.
-            words, pooled = words * kept[:, None, None], pooled * kept[:, None]
+            words, pooled = (words * kept[:, None, None]).to(shop.dtype), pooled * kept[:, None]
             added = {"text_embeds": pooled, "time_ids": time_ids[rows].to(shop.device)}
             guess = networks.unet(noisy, steps, words, added_cond_kwargs=added, return_dict=False)[0]
         error = (guess.float() - noise).square().mean(dim=(1, 2, 3))
@@ -108,7 +108,7 @@ def denoising(shop: Workshop, networks: Conditioned, name: str) -> Callable[[int
     return loss
 
 
-def _prepare(networks: Conditioned, device: str) -> None:
+def _prepare(networks: Conditioned, device: str, *, compiled: bool) -> None:
     """Lay the weights out for speed; what is computed stays the same."""
     networks.unet.to(memory_format=torch.channels_last)
     if device == "cpu":
@@ -116,3 +116,5 @@ def _prepare(networks: Conditioned, device: str) -> None:
         networks.unet.set_attn_processor(AttnProcessor())
         for encoder in (networks.text_encoder, networks.text_encoder_2):
             encoder.set_attn_implementation("eager")
+    if compiled:
+        networks.unet.compile_repeated_blocks()

@@ -60,12 +60,14 @@ def build_shallow(shop: Workshop) -> None:
 
 
 def build_deep(shop: Workshop) -> None:
-    """All of it, grown from the shallow UNet."""
+    """All of it, grown from the shallow UNet; the text encoders still stay."""
     torch.manual_seed(stable_seed("deep"))
     networks = _networks(shop, "deep", unet_config(POCKET), after="shallow")
     if not shop.so_far("deep")["start"]:
         shallow = load_float32(UNet2DConditionModel, shop.networks("shallow") / "unet")
         networks.unet = grown(shallow, unet_config(POCKET))
+    networks.text_encoder.requires_grad_(False)
+    networks.text_encoder_2.requires_grad_(False)
     _finish(shop, "deep", networks)
 
 

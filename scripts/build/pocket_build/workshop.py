@@ -36,7 +36,7 @@ PLANS = {
     "decoder": Plan(9_000, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
     "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
     "shallow": Plan(800, 6e-4, warmup=100, cooldown=0.0),  # goes on in "deep"
-    "deep": Plan(4_000, 4e-4, warmup=300, cooldown=0.6),
+    "deep": Plan(12_000, 4e-4, warmup=300, cooldown=0.5),
     "clip": Plan(6000, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "dino": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "judges": Plan(6000, 2e-3, cooldown=0.5, weight_decay=0.02, average=0.99),
@@ -72,6 +72,7 @@ class Workshop:
     workers: processes that render.
     plans: as PLANS, perhaps with other numbers of steps.
     counts: pictures in each set, rounded up to whole files.
+    compiled: whether the transformer blocks of UNets are compiled, which wants a C++ compiler on CPUs.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Workshop:
     workers: int = 1
     plans: dict[str, Plan] = field(default_factory=lambda: dict(PLANS))
     counts: dict[str, int] = field(default_factory=lambda: dict(COUNTS))
+    compiled: bool = False
 
     @functools.cached_property
     def train(self) -> Renders:

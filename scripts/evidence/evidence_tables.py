@@ -1,4 +1,4 @@
-"""Write the tables of the README beside this file, and core.png, from the recorded cells.
+"""Write the tables of the README beside this file, core.png and depth.png, from the recorded cells.
 
 python scripts/evidence/evidence_tables.py            # after a comparison has put new cells into cells/, which are
                                                       # packed into cells/PLAN.jsonl
@@ -18,7 +18,7 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import classify_tables
+import depth_curve
 import dissect_comparison
 
 EVIDENCE = Path(__file__).parent
@@ -35,7 +36,6 @@ CELLS = EVIDENCE / "cells"
 DISSECTED = EVIDENCE / "dissected.json"
 CLASSIFY = EVIDENCE / "classify"
 PLANS = {file.stem for file in (ROOT / "configs" / "compare").glob("*.yaml")}
-PLOT = EVIDENCE / "core.png"
 PAGE = EVIDENCE / "README.md"
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 DISSECTED_FROM = {"dissected": "core", "moved": "core", "ceiling": "core"}  # table -> the plan it is of
@@ -53,31 +53,48 @@ def main() -> int:
     asked = {match[1] for match in MARKED.finditer(text)}
     plans = gathered({DISSECTED_FROM.get(name, name) for name in asked} & PLANS, pack=not chosen.check)
     found = tables(plans, asked)
-    core = plans["core"].results if "core" in plans else None
-    undrawn = core is not None and not (
-        PLOT.exists() and Image.open(PLOT).info.get("results") == digest(core)
-    )
-    wrong = ["core.png"] * undrawn
+    undrawn = [name for name in PICTURES if name in plans and not drawn(name, plans[name])]
+    wrong = [f"{name}.png" for name in undrawn]
     wrong += [match[1] for match in MARKED.finditer(text) if match[3] != f"\n{found[match[1]]}\n"]
     if chosen.check:
         if wrong:
             print(f"Not what the cells say: {', '.join(wrong)}.")
         return bool(wrong)
     PAGE.write_text(MARKED.sub(lambda match: f"{match[1]}{match[2]}\n{found[match[1]]}\n", text), "utf-8")
-    if core and undrawn:
-        plot(core)
+    for name in undrawn:
+        draw(name, plans[name])
     return 0
 
 
-def plot(results: Mapping[str, Any]) -> None:
-    """The picture of a comparison, with a digest in it of what it was drawn from."""
+def draw_core(plan: Gathered, file: Path) -> None:
     from coeffdiff.evaluation.plots import draw_comparison
 
-    draw_comparison(results, PLOT)
-    carried = PngInfo()
-    carried.add_text("results", digest(results))
-    with Image.open(PLOT) as image:
-        image.save(PLOT, pnginfo=carried, optimize=True)
+    draw_comparison(plan.results, file)
+
+
+PICTURES: dict[str, Callable[[Gathered, Path], None]] = {
+    "core": draw_core,
+    "depth": lambda plan, file: depth_curve.draw(plan.cells, plan.ends, file),
+}
+"""Of the plans that have one, in NAME.png."""
+
+
+def draw(name: str, plan: Gathered) -> None:
+    """A plan's picture, with a digest in it of what it was drawn from."""
+    file, carried = picture(name), PngInfo()
+    PICTURES[name](plan, file)
+    carried.add_text("results", digest(plan.results))
+    with Image.open(file) as image:
+        image.save(file, pnginfo=carried, optimize=True)
+
+
+def drawn(name: str, plan: Gathered) -> bool:
+    """Whether a plan's picture is there, of these numbers."""
+    return picture(name).exists() and Image.open(picture(name)).info.get("results") == digest(plan.results)
+
+
+def picture(name: str) -> Path:
+    return PAGE.with_name(f"{name}.png")
 
 
 def digest(results: Mapping[str, Any]) -> str:
@@ -93,7 +110,7 @@ def tables(found: Mapping[str, Gathered], asked: Iterable[str]) -> dict[str, str
         "moved": lambda plan: dissect_comparison.moved(plan.dissected),
         "ceiling": lambda plan: ceiling(plan.dissected, plan.cells),
     }
-    forms = {"core": transposed, "tuning": at_every_step, "ranks": by_rank}
+    forms = {"core": transposed, "tuning": at_every_step, "ranks": by_rank, "depth": by_depth}
     made = classify_tables.tables(CLASSIFY)
     made |= {name: form(found[DISSECTED_FROM[name]]) for name, form in own.items() if name in asked}
     return made | {name: forms.get(name, by_arm)(plan) for name, plan in found.items()}
@@ -168,6 +185,11 @@ def by_rank(gathered: Gathered) -> str:
         if lora.startswith("lora") and f"coeff+{lora}" in gathered.results["arms"]
     }
     return _by_arm(gathered.results, pairs, "less lora's of that rank")
+
+
+def by_depth(gathered: Gathered) -> str:
+    """What alpha brings by how many layers have it."""
+    return f"{depth_curve.table(gathered.cells, gathered.ends)}\n\n{how_many(gathered.results)}"
 
 
 def _by_arm(results: Mapping[str, Any], paired: Mapping[str, Any], less: str) -> str:

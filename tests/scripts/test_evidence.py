@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from forking import fork_run
 from PIL import Image
 
+import depth_curve
 import evidence_tables
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -75,8 +77,8 @@ def test_a_comparison_is_packed_and_comes_out_as_tables_and_a_picture(tmp_path, 
     page = evidence / "README.md"
     page.write_text("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("core", "tuning")))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    for name, value in (("ROOT", tmp_path), ("CELLS", evidence / "cells"), ("PAGE", page),
-                        ("PLOT", evidence / "core.png"), ("PLANS", {"core", "tuning"})):  # fmt: skip
+    given = {"ROOT": tmp_path, "CELLS": evidence / "cells", "PAGE": page, "PLANS": {"core", "tuning"}}
+    for name, value in given.items():
         monkeypatch.setattr(evidence_tables, name, value)
     for arguments, code in ((["--check"], 1), ([], 0), (["--check"], 0)):
         monkeypatch.setattr("sys.argv", ["evidence_tables.py", *arguments])
@@ -86,3 +88,42 @@ def test_a_comparison_is_packed_and_comes_out_as_tables_and_a_picture(tmp_path, 
     text = page.read_text()
     assert "| coeff+lora - lora |" in text and "| arm | 1 steps | 2 steps |" in text
     assert Image.open(evidence / "core.png").width > 500
+
+
+def on_a_line(slope: float, subjects: int = 6) -> tuple[list[dict], dict]:
+    """Cells whose gain over their reference is 0.1, and `slope` more for each doubling of 14 layers; each subject has a
+    level of its own, so that only pairs know it."""
+    arms = {"base": None, "lora": None} | {
+        f"{method}, {layers} layers": layers for method in ("coeff", "coeff+lora") for layers in (14, 28, 112)
+    }
+    cells = [
+        {"arm": arm, "subject": f"s{n}", "seed": seed, "steps": 1 if layers else 0, "scale": 1.0,
+         "scores": {"dino": n + (0.1 + slope * math.log2(layers / 14) if layers else 0.0), "clip_t": 0.5}}
+        for n in range(subjects) for seed in (0, 1) for arm, layers in arms.items()
+    ]  # fmt: skip
+    return cells, {arm: (1 if layers else 0, 1.0) for arm, layers in arms.items()}
+
+
+def test_a_gain_that_grows_with_depth_is_found_and_carried_on_to_sdxls(tmp_path):
+    """0.05 a doubling: 0.1 with 14 layers, 0.25 with 112, and 0.1 + 0.05 log2(10) = 0.266 with 140."""
+    cells, ends = on_a_line(0.05)
+    of = depth_curve.gains(cells, ends, "coeff", "dino")
+    assert len(of) == 6
+    for by_layers in of.values():
+        assert by_layers == pytest.approx({14: 0.1, 28: 0.15, 112: 0.25})
+        assert depth_curve.fitted(by_layers) == pytest.approx((0.05, 0.26610), abs=1e-5)
+    table = depth_curve.table(cells, ends).splitlines()
+    assert table[0] == "| | 14 layers | 28 layers | 112 layers | a doubling |  | the line at 140 |"
+    assert table[2].startswith("| coeff - base, DINO | +0.100 [+0.100, +0.100] | +0.150")
+    assert table[2].endswith("| +0.050 [+0.050, +0.050] | better | +0.266 [+0.266, +0.266] |")
+    assert "| +0.000 [+0.000, +0.000] | undecided | +0.000" in table[3]
+    assert len(table) == 2 + 4
+    depth_curve.draw(cells, ends, tmp_path / "depth.png")
+    assert Image.open(tmp_path / "depth.png").width > 500
+
+
+def test_a_subject_that_lacks_a_number_of_layers_takes_no_part():
+    cells, ends = on_a_line(-0.05)
+    cells = [c for c in cells if (c["subject"], c["arm"]) != ("s0", "coeff, 28 layers")]
+    assert list(depth_curve.gains(cells, ends, "coeff", "dino")) == ["s1", "s2", "s3", "s4", "s5"]
+    assert "| -0.050 [-0.050, -0.050] | worse |" in depth_curve.table(cells, ends)

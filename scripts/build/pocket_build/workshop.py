@@ -36,7 +36,7 @@ PLANS = {
     "decoder": Plan(9_000, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
     "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
     "shallow": Plan(800, 6e-4, warmup=100, cooldown=0.0),  # goes on in "deep"
-    "deep": Plan(12_000, 4e-4, warmup=300, cooldown=0.5),
+    "deep": Plan(8_000, 4e-4, warmup=300, cooldown=0.5),
     "clip": Plan(6000, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "dino": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "judges": Plan(6000, 2e-3, cooldown=0.5, weight_decay=0.02, average=0.99),

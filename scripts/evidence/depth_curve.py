@@ -51,15 +51,19 @@ def fitted(of: Mapping[int, float]) -> tuple[float, float]:
     return float(slope), float(constant + slope * np.log2(SDXL_LAYERS))
 
 
+def with_interval(difference: Mapping[str, Any]) -> str:
+    """A mean paired difference as tables show it, with its interval if it has one."""
+    if difference["low"] is None:
+        return f"{difference['difference']:+.3f}"
+    return "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**difference)
+
+
 def table(cells: Sequence[Cell], ends: Mapping[str, tuple[int, float]]) -> str:
     """A row for each method and score: the gain at each number of layers, by doubling, and on the line at SDXL's."""
     from coeffdiff.evaluation.statistics import SCORES, difference
 
     def shown(values: Sequence[float]) -> str:
-        one = difference(values)
-        if one["low"] is None:
-            return f"{one['difference']:+.3f}"
-        return f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+        return with_interval(difference(values))
 
     found = {(method, score): gains(cells, ends, method, score) for method in AGAINST for score in SHOWN}
     found = {key: by_subject for key, by_subject in found.items() if by_subject}

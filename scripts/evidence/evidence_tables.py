@@ -289,12 +289,7 @@ def percent(found: Mapping[str, Any], name: str) -> str:
 
 
 def difference(pairs: Mapping[str, Any], name: str) -> str:
-    if name not in pairs:
-        return ""
-    one = pairs[name]
-    if one["low"] is None:
-        return f"{one['difference']:+.3f}"
-    return f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+    return depth_curve.with_interval(pairs[name]) if name in pairs else ""
 
 
 def how_many(results: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ class Comparison(Section):
         },
         min_length=1,
         description="name -> settings of training, by dotted name; null is the model without an adapter. Arms named "
-        "`lora 1e-3` and `lora 3e-3` are tries of `lora`, of which the report names the best",
+        "`lora 1e-3` and `lora 3e-3` are tries of `lora`, of which the report names the best; a try may have two rates",
         examples=[{"lora": {"method.kind": "lora", "method.lora.rank": 4}}],
     )
     settings: dict[str, Any] = Field(

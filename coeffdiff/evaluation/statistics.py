@@ -24,8 +24,8 @@ Cell = Mapping[str, Any]
 RESAMPLES = 10_000
 FEWEST = 6  # subjects for a verdict: by chance all of fewer are of one sign too often (2 / 2**6 is 3 %)
 PLACES_KEPT = 0.95  # an adapter that forgets where its subject should be is not the best of its kind
-# An arm at one of the rates that it was tried at: "lora 1e-3"
-_TRY = re.compile(r"(\S+) (\d[\d.]*(?:e[+-]?\d+)?)")
+# An arm at one of the rates that it was tried at: "lora 1e-3", "coeff+lora 1e-3 1e-2"
+_TRY = re.compile(r"(\S+)(?: \d[\d.]*(?:e[+-]?\d+)?)+")
 
 # Score -> title of its column, and which direction is better
 SCORES = {

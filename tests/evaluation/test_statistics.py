@@ -93,10 +93,13 @@ def test_quantiles_are_students():
 
 
 def test_only_numbers_after_one_word_make_tries():
-    """`lora 1e-3` and `lora 3e-3` are tries of lora; `lora, rank 16`, `coeff+lora` and `no dropout` are arms."""
+    """`lora 1e-3` and `lora 3e-3` are tries of lora, `coeff+lora 1e-3 3e-3` and `coeff+lora 1e-3 1e-2` of coeff+lora;
+    `lora, rank 16` and `no dropout` are arms."""
     names = ("lora 1e-3", "lora 0.003", "lora, rank 1", "lora, rank 16", "no dropout", "no alpha")
+    names += ("coeff+lora 1e-3 3e-3", "coeff+lora 1e-3 1e-2")
     cells = [cell(arm, dino=0.5, clip_t=0.5) for arm in names]
-    assert list(summarize(cells, dict.fromkeys(names, (2, 1.0)), "lora 1e-3")["best"]) == ["lora"]
+    found = summarize(cells, dict.fromkeys(names, (2, 1.0)), "lora 1e-3")
+    assert list(found["best"]) == ["lora", "coeff+lora"]
 
 
 def test_an_arm_is_judged_where_the_plan_says_and_nowhere_else():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 SDXL_LAYERS = 140
-SHOWN = ("dino", "clip_t")
+SHOWN = ("dino_masked", "clip_t")
 AGAINST = {"coeff": "base", "coeff+lora": "lora"}
 _ARM = re.compile(r"(coeff|coeff\+lora), (\d+) layers")
 

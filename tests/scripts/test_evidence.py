@@ -13,6 +13,9 @@ from PIL import Image
 
 import depth_curve
 import evidence_tables
+from coeffdiff.config.loading import load_section
+from coeffdiff.config.nested import flattened
+from coeffdiff.evaluation.comparison_plan import Comparison
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -53,6 +56,24 @@ def test_the_tables_are_what_the_cells_say(tmp_path, monkeypatch, capsys):
     for text, code, said in ((readme, 0, ""), (spoiled, 1, f"Not what the cells say: {name}.\n")):
         (tmp_path / "README.md").write_text(text, encoding="utf-8")
         assert (evidence_tables.main(), capsys.readouterr().out) == (code, said)
+
+
+def test_what_is_compared_stands_where_tuning_found_it_best(monkeypatch):
+    """Every trained arm of the other plans has the rates and the steps of its method's best try."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    plans = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in evidence_tables.PLANS}
+    tuning = evidence_tables.gathered(["tuning"])["tuning"]
+    best = {
+        method: plans["tuning"].arms[found["arm"]] | {"training.steps": found["steps"]}
+        for method, found in tuning.results["best"].items()
+    }
+    assert set(best) == {"lora", "coeff", "coeff+lora", "values+lora"}
+    assert set(plans) == {"tuning", "core", "ablations", "depth", "ranks", "tellable", "told"}
+    for name in set(plans) - {"tuning"}:
+        for arm, given in plans[name].arms.items():
+            method = "coeff" if name == "ablations" else arm.split(",")[0]
+            settings = flattened(plans[name].settings) | flattened(given or {})
+            assert arm == "base" or best[method].items() <= settings.items(), (name, arm)
 
 
 def test_a_comparison_is_packed_and_comes_out_as_tables_and_a_picture(tmp_path, monkeypatch, capsys):
@@ -98,7 +119,7 @@ def on_a_line(slope: float, subjects: int = 6) -> tuple[list[dict], dict]:
     }
     cells = [
         {"arm": arm, "subject": f"s{n}", "seed": seed, "steps": 1 if layers else 0, "scale": 1.0,
-         "scores": {"dino": n + (0.1 + slope * math.log2(layers / 14) if layers else 0.0), "clip_t": 0.5}}
+         "scores": {"dino_masked": n + (0.1 + slope * math.log2(layers / 14) if layers else 0.0), "clip_t": 0.5}}
         for n in range(subjects) for seed in (0, 1) for arm, layers in arms.items()
     ]  # fmt: skip
     return cells, {arm: (1 if layers else 0, 1.0) for arm, layers in arms.items()}
@@ -107,14 +128,14 @@ def on_a_line(slope: float, subjects: int = 6) -> tuple[list[dict], dict]:
 def test_a_gain_that_grows_with_depth_is_found_and_carried_on_to_sdxls(tmp_path):
     """0.05 a doubling: 0.1 with 14 layers, 0.25 with 112, and 0.1 + 0.05 log2(10) = 0.266 with 140."""
     cells, ends = on_a_line(0.05)
-    of = depth_curve.gains(cells, ends, "coeff", "dino")
+    of = depth_curve.gains(cells, ends, "coeff", "dino_masked")
     assert len(of) == 6
     for by_layers in of.values():
         assert by_layers == pytest.approx({14: 0.1, 28: 0.15, 112: 0.25})
         assert depth_curve.fitted(by_layers) == pytest.approx((0.05, 0.26610), abs=1e-5)
     table = depth_curve.table(cells, ends).splitlines()
     assert table[0] == "| | 14 layers | 28 layers | 112 layers | a doubling |  | the line at 140 |"
-    assert table[2].startswith("| coeff - base, DINO | +0.100 [+0.100, +0.100] | +0.150")
+    assert table[2].startswith("| coeff - base, DINO, photos masked | +0.100 [+0.100, +0.100] | +0.150")
     assert table[2].endswith("| +0.050 [+0.050, +0.050] | better | +0.266 [+0.266, +0.266] |")
     assert "| +0.000 [+0.000, +0.000] | undecided | +0.000" in table[3]
     assert len(table) == 2 + 4
@@ -125,5 +146,5 @@ def test_a_gain_that_grows_with_depth_is_found_and_carried_on_to_sdxls(tmp_path)
 def test_a_subject_that_lacks_a_number_of_layers_takes_no_part():
     cells, ends = on_a_line(-0.05)
     cells = [c for c in cells if (c["subject"], c["arm"]) != ("s0", "coeff, 28 layers")]
-    assert list(depth_curve.gains(cells, ends, "coeff", "dino")) == ["s1", "s2", "s3", "s4", "s5"]
+    assert list(depth_curve.gains(cells, ends, "coeff", "dino_masked")) == ["s1", "s2", "s3", "s4", "s5"]
     assert "| -0.050 [-0.050, -0.050] | worse |" in depth_curve.table(cells, ends)

@@ -61,7 +61,9 @@ def test_the_tables_are_what_the_cells_say(tmp_path, monkeypatch, capsys):
 def test_what_is_compared_stands_where_tuning_found_it_best(monkeypatch):
     """Every trained arm of the other plans has the rates and the steps of its method's best try."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    plans = {name: load_section(Comparison, evidence_tables.plan_file(name)) for name in evidence_tables.PLANS}
+    plans = {
+        name: load_section(Comparison, evidence_tables.plan_file(name)) for name in evidence_tables.PLANS
+    }
     tuning = evidence_tables.gathered(["tuning"])["tuning"]
     best = {
         method: plans["tuning"].arms[found["arm"]] | {"training.steps": found["steps"]}

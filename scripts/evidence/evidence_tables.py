@@ -5,7 +5,8 @@ python scripts/evidence/evidence_tables.py            # after a comparison has p
 python scripts/evidence/evidence_tables.py --check    # changes nothing; exit code 1 if a table is out of date
 
 A table stands between `<!-- table: core -->` and `<!-- end -->`, where core is a plan of configs/compare. `dissected`,
-`moved` and `ceiling` are what dissect_comparison.py found, `classify_NAME` is of the file classify/cells/NAME.jsonl.
+`moved` and `ceiling` are what dissect_comparison.py found, `shares` is gain_shares.py's, `classify_NAME` is of the file
+classify/cells/NAME.jsonl.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from PIL.PngImagePlugin import PngInfo
 import classify_tables
 import depth_curve
 import dissect_comparison
+import gain_shares
 
 EVIDENCE = Path(__file__).parent
 ROOT = EVIDENCE.parent.parent
@@ -38,7 +40,8 @@ CLASSIFY = EVIDENCE / "classify"
 PLANS = {file.stem for file in (ROOT / "configs" / "compare").glob("*.yaml")}
 PAGE = EVIDENCE / "README.md"
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
-DISSECTED_FROM = {"dissected": "core", "moved": "core", "ceiling": "core"}  # table -> the plan it is of
+# Table -> the plans it is of, where that is not the one of its name
+MADE_FROM = dict.fromkeys(("dissected", "moved", "ceiling"), ("core",)) | {"shares": gain_shares.PLANS}
 BROAD = ("dino", "dino_masked", "clip_i", "clip_t", "place", "drift", "drift_class", "drift_unrelated")
 
 
@@ -51,7 +54,8 @@ def main() -> int:
     os.environ["ACCELERATE_USE_CPU"] = "true"  # the cells' precision is a part of their names
     text = PAGE.read_text(encoding="utf-8")
     asked = {match[1] for match in MARKED.finditer(text)}
-    plans = gathered({DISSECTED_FROM.get(name, name) for name in asked} & PLANS, pack=not chosen.check)
+    needed = {plan for name in asked for plan in MADE_FROM.get(name, (name,))}
+    plans = gathered(needed & PLANS, pack=not chosen.check)
     found = tables(plans, asked)
     undrawn = [name for name in PICTURES if name in plans and not drawn(name, plans[name])]
     wrong = [f"{name}.png" for name in undrawn]
@@ -105,14 +109,17 @@ def digest(results: Mapping[str, Any]) -> str:
 
 def tables(found: Mapping[str, Gathered], asked: Iterable[str]) -> dict[str, str]:
     """Markdown by the name of a table, of these plans and of what is no plan's."""
-    own = {
-        "dissected": lambda plan: dissect_comparison.table(plan.dissected),
-        "moved": lambda plan: dissect_comparison.moved(plan.dissected),
-        "ceiling": lambda plan: ceiling(plan.dissected, plan.cells),
+    own: dict[str, Callable[..., str]] = {
+        "dissected": lambda core: dissect_comparison.table(core.dissected),
+        "moved": lambda core: dissect_comparison.moved(core.dissected),
+        "ceiling": lambda core: ceiling(core.dissected, core.cells),
+        "shares": lambda *_: gain_shares.table({name: plan.cells for name, plan in found.items()}),
     }
     forms = {"core": transposed, "tuning": at_every_step, "ranks": by_rank, "depth": by_depth}
     made = classify_tables.tables(CLASSIFY)
-    made |= {name: form(found[DISSECTED_FROM[name]]) for name, form in own.items() if name in asked}
+    made |= {
+        name: form(*(found[plan] for plan in MADE_FROM[name])) for name, form in own.items() if name in asked
+    }
     return made | {name: forms.get(name, by_arm)(plan) for name, plan in found.items()}
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import depth_curve
 import evidence_tables
+import gain_shares
 from coeffdiff.config.loading import load_section
 from coeffdiff.config.nested import flattened
 from coeffdiff.evaluation.comparison_plan import Comparison
@@ -150,3 +151,29 @@ def test_a_subject_that_lacks_a_number_of_layers_takes_no_part():
     cells = [c for c in cells if (c["subject"], c["arm"]) != ("s0", "coeff, 28 layers")]
     assert list(depth_curve.gains(cells, ends, "coeff", "dino_masked")) == ["s1", "s2", "s3", "s4", "s5"]
     assert "| -0.050 [-0.050, -0.050] | worse |" in depth_curve.table(cells, ends)
+
+
+def test_alphas_share_of_loras_gain_is_of_the_means_over_subjects():
+    """Gains of 0.1, 0.2, 0.3 beside 0.2, 0.4, 0.6 are half, with certainty; a subject that lacks an arm is left out."""
+    scores = {"base": 0.1, "lora": 0.3, "coeff": 0.2}
+    cells = [
+        {"arm": arm, "subject": f"s{n}", "seed": seed,
+         "scores": {"dino_masked": 0.1 + (value - 0.1) * n + (0.01 if seed else -0.01)}}
+        for n in (1, 2, 3) for seed in (0, 1) for arm, value in scores.items()
+    ]  # fmt: skip
+    cells.append({"arm": "lora", "subject": "s4", "seed": 0, "scores": {"dino_masked": 9.0}})
+    told = [{"arm": "base", "subject": "s1", "seed": 0, "scores": {"dino_masked": 0.25}}]
+    table = gain_shares.table({"core": cells, "depth": [], "tellable": cells[:18], "told": told}).splitlines()
+    assert (
+        table[2]
+        == table[3].replace("tellable", "eval")
+        == "| eval, 3 | 0.100 | 0.500 | 0.300 | 50 % [50, 50] |"
+    )
+    assert table[4:] == ["| the same, told, 1 | 0.250 | | | |"]
+
+
+def test_an_uncertain_share_has_an_interval_around_it():
+    lora, alone = [0.5, 0.6, 0.7, 0.5, 0.6, 0.7], [0.1, 0.5, 0.2, 0.4, 0.3, 0.3]
+    ratio, low, high = gain_shares.share([0.0] * 6, lora, alone)
+    assert ratio == pytest.approx(0.5)
+    assert 0.3 < low < 0.45 and 0.55 < high < 0.75

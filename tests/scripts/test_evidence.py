@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,12 @@ def test_a_comparisons_adapters_are_taken_apart(tmp_path, forked):
 
 
 def test_the_tables_are_what_the_cells_say(tmp_path, monkeypatch, capsys):
-    """All of them as they are; with one digit changed, the table is named."""
+    """All of them, and the pictures, as they are; with one digit changed, the table is named."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(evidence_tables, "PAGE", tmp_path / "README.md")
     monkeypatch.setattr("sys.argv", ["evidence_tables.py", "--check"])
+    for picture in (SCRIPTS / "evidence").glob("*.png"):
+        shutil.copy(picture, tmp_path)
     readme = (SCRIPTS / "evidence" / "README.md").read_text(encoding="utf-8")
     name = re.findall("<!-- table: (\\w+) -->", readme)[-1]
     begin = readme.index(f"<!-- table: {name} -->")

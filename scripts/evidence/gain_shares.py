@@ -7,6 +7,7 @@ caption alone brings the base model to them, `told` says.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,7 +63,7 @@ def table(cells: Mapping[str, Sequence[Cell]]) -> str:
                 f"{group}, {len(everywhere)}",
                 *(f"{statistics.fmean(column):.3f}" for column in columns),
             ]
-            between = f" [{100 * low:.0f}, {100 * high:.0f}]" if low == low else ""
+            between = f" [{100 * low:.0f}, {100 * high:.0f}]" if math.isfinite(low) else ""
             rows.append("| " + " | ".join([*entries, f"{100 * ratio:.0f} %{between}"]) + " |")
     if told := means(cells[TOLD], "base"):
         rows.append(f"| the same, told, {len(told)} | {statistics.fmean(told.values()):.3f} | | | |")

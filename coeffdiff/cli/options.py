@@ -61,7 +61,9 @@ BaseModel = Annotated[
         help="Hub id, diffusers folder, .safetensors file, or pocket. (default: SDXL base 1.0)", **NAME
     ),
 ]
-TrainedMethod = Annotated[Method | None, typer.Option(help="What is trained. (default: coeff+lora)")]
+TrainedMethod = Annotated[
+    Method | None, typer.Option(help="What is trained. (default: coeff+lora; for small models lora)")
+]
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.", **PATH)]
 TrainingSteps = Annotated[int | None, typer.Option(help="Optimizer steps. (default: by model)")]
 Pixels = Annotated[int | None, typer.Option(help="In pixels. (default: the model's own)")]

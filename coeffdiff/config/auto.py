@@ -36,38 +36,38 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     Raises: ConfigError for learning rates that nobody gave with an optimizer of which none is known.
 
     The paper names no SDXL values (steps, rates, batch); these are ours. LoRA's 1e-4 and 500 steps at an effective
-    batch of 4 are what the established SDXL recipes share. All that is said of pocket below is of its earlier,
-    shallower UNet (scripts/evidence/README.md). Alpha's rate is three times LoRA's: on pocket, two subjects, 300
-    steps, mean |alpha| came to 0.02 at LoRA's own rate, 0.05 at three times it (0.13 where alpha learned alone) and
-    alone to 0.27 at ten times it, where the places that prompts name began to go (setting accuracy 0.50 and 0.83).
-    The ratio for SDXL is taken from there. On pocket LoRA at 1e-3 looks nearer to six subjects after 300 steps than
-    after 100 (DINO, photos masked: +0.107 [-0.002, +0.218], undecided), with cleaner pictures, at a cost: prompts
-    of other things drift 0.10 farther.
+    batch of 4 are what the established SDXL recipes share.
 
-    Captions dropped: on pocket a tenth brings LoRA, with alpha or without, a little nearer to subjects (DINO,
-    photos masked: +0.024 and +0.030 over twelve; on the six of them that no choice was made on +0.022 and +0.018,
-    undecided), and prompts of other things drift 0.07 to 0.08 farther. On SDXL nothing was measured, and most SDXL
-    trainers drop none unless asked.
+    Small models get what was best on pocket (scripts/evidence/README.md, Tuning and Core): LoRA at 3e-4 for 200
+    steps; alpha at 1e-3 beside it, where more was worse, and at 1e-2 alone, where 1e-3 taught next to nothing. So
+    alpha's rate is three times LoRA's beside it, and thirty times alone; for full-size models these two ratios are
+    carried over, untested. Their method is LoRA, since alpha beside it brought nothing that could be seen; for
+    full-size models coeff+lora stays, the paper's own recipe for SDXL, untested by us.
 
     Stable Diffusion 1.5 gets SDXL's values at its own 512 px: our choice, nothing was measured on it.
 
-    A learned token's: on pocket 3e-3 was the best of 3e-3, 1e-2 and 3e-2. For SDXL nothing was measured; 2e-3 is
-    what the example of diffusers' textual inversion for SDXL comes to (5e-4, scaled by its 4 samples a step).
+    A learned token's: on pocket's earlier UNet 3e-3 was the best of 3e-3, 1e-2 and 3e-2. For SDXL nothing was
+    measured; 2e-3 is what the example of diffusers' textual inversion for SDXL comes to (5e-4, scaled by its 4
+    samples a step).
 
     On the text encoders half of the UNet's rates, as a caution and not as a finding: what they learn reaches every
     layer of the UNet at once, and other prompts with it.
     """
-    large = facts.is_large
+    large, method = facts.is_large, {}
+    if settings.method.kind == "auto":
+        method = {"method.kind": "coeff+lora" if large else "lora"}
+        settings = with_values(settings, method)
     half = ("bf16" if facts.bf16 else "fp16") if facts.device_type == "cuda" else "no"
     crops = 8 if settings.photos.crop == "random" else 1
     optimizer = settings.training.optimizer
     refuse_unknown_rates(optimizer, learning_rates(settings))
     lora_rate = settings.method.lora.learning_rate
     if lora_rate == "auto":
-        adamw = 1e-4 if large else 1e-3
+        adamw = 1e-4 if large else 3e-4
         lora_rate = auto_rate(optimizer, adamw) or adamw
     # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
-    coeff_rate, given = _rounded(min(3 * lora_rate, 1e30)), settings.method.coeff.learning_rate
+    ratio = 3 if "lora" in settings.method.kind else 30
+    coeff_rate, given = _rounded(min(ratio * lora_rate, 1e30)), settings.method.coeff.learning_rate
     adamw = 2e-3 if large else 3e-3
     token_rate = auto_rate(optimizer, adamw) or adamw
     if has_one_rate(optimizer):
@@ -81,8 +81,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         "method.lora.text_learning_rate": _rounded(on_text * lora_rate),
         "method.coeff.text_learning_rate": _rounded(on_text * (coeff_rate if given == "auto" else given)),
         "method.token.learning_rate": token_rate,
-        "subject.caption_dropout": 0.0 if large else 0.1,
-        "training.steps": 500 if large else 300,
+        "training.steps": 500 if large else 200,
         "training.batch_size": 1 if large else 4,
         "training.accumulate": 4 if large else 1,
         "training.resolution": facts.native_resolution,
@@ -91,7 +90,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         "training.log_every": 10 if facts.device_type == "cuda" else 1,
     }
     flat = flattened(as_tree(settings))
-    chosen = {name: value for name, value in choices.items() if flat[name] == "auto"}
+    chosen = method | {name: value for name, value in choices.items() if flat[name] == "auto"}
     resolved = with_values(settings, chosen)
     refuse_unequal_rates(optimizer, learning_rates(resolved))
     return resolved, chosen

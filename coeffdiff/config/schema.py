@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -69,10 +69,11 @@ class SubjectSettings(Section):
         min_length=1,
         description="captions for photos that have none of their own; one is drawn at random each time",
     )
-    caption_dropout: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
-        "auto",
-        description="probability that a sample trains without its caption, as guidance sees it; auto: 0 for full-size "
-        "models, 0.1 for small ones",
+    caption_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a sample trains without its caption, as guidance sees it",
     )
 
     _words = field_validator("token", "class_word")(word_of)
@@ -123,7 +124,8 @@ class CoeffSettings(Section):
         0.1, ge=0, lt=1, description="dropout on alpha's entries, drawn once per layer and step"
     )
     learning_rate: AboveZero = Field(
-        "auto", description="auto: three times LoRA's (our choice; no source gives one)"
+        "auto",
+        description="auto: three times LoRA's, and thirty times where alpha learns without LoRA (our choice)",
     )
     text_encoders: bool = Field(
         False, description="an alpha on every attention layer of the text encoders too, whatever targets says"
@@ -153,7 +155,7 @@ class LoraSettings(Section):
     )
     dora: bool = Field(False, description="weight-decomposed LoRA (DoRA)")
     learning_rate: AboveZero = Field(
-        "auto", description="auto: 1e-4 for full-size models, 1e-3 for small models"
+        "auto", description="auto: 1e-4 for full-size models, 3e-4 for small models"
     )
     text_encoders: bool = Field(
         False,
@@ -186,9 +188,11 @@ class TokenSettings(Section):
 
 
 class MethodSettings(Section):
-    kind: Literal["coeff", "lora", "coeff+lora", "token"] = Field(
-        "coeff+lora",
-        description="what is trained; token: the learned token alone (subject.learn_token adds it to the others)",
+    kind: Literal["auto", "coeff", "lora", "coeff+lora", "token"] = Field(
+        "auto",
+        description="what is trained; token: the learned token alone (subject.learn_token adds it to the others). "
+        "auto: coeff+lora for full-size models, the paper's recipe, untested by us; lora for small models, where "
+        "alpha beside it brought nothing",
     )
     coeff: CoeffSettings = CoeffSettings()
     lora: LoraSettings = LoraSettings()
@@ -214,7 +218,7 @@ class MethodSettings(Section):
     @model_validator(mode="after")
     def _text_encoders_are_used(self) -> MethodSettings:
         for part in ("coeff", "lora"):
-            if getattr(self, part).text_encoders and part not in self.kind:
+            if getattr(self, part).text_encoders and self.kind != "auto" and part not in self.kind:
                 raise ValueError(
                     f"{part}.text_encoders has no effect with method {self.kind}, which trains no {part}; leave it "
                     f"out, or take a method with {part} in it"
@@ -251,7 +255,7 @@ class PriorSettings(Section):
 class TrainingSettings(Section):
     steps: int | Auto = Field(
         "auto",
-        description="optimizer steps; auto: 500 for full-size models, 300 for small models",
+        description="optimizer steps; auto: 500 for full-size models, 200 for small models",
         examples=[500],
     )
     batch_size: int | Auto = Field(

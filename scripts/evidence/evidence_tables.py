@@ -202,11 +202,9 @@ def by_depth(gathered: Gathered) -> str:
 
 
 def _by_arm(results: Mapping[str, Any], paired: Mapping[str, Any], less: str) -> str:
-    lines = [
-        f"| arm | DINO, photos masked | {less} | CLIP-T | {less} | place | drift | mean abs alpha | numbers "
-        "| adapter, KB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Columns that no arm fills are left out, as drift where no pictures were made for it."""
+    heads = ["arm", "DINO, photos masked", less, "CLIP-T", less, "place", "drift", "mean abs alpha"]
+    rows = [[*heads, "numbers", "adapter, KB"]]
     for arm, found in results["arms"].items():
         pairs, cost = paired.get(arm, {"scores": {}})["scores"], found["cost"]
         entries = [arm]
@@ -217,8 +215,10 @@ def _by_arm(results: Mapping[str, Any], paired: Mapping[str, Any], less: str) ->
         entries += (
             [f"{cost['parameters']:,.0f}", f"{cost['adapter_bytes'] / 1000:,.0f}"] if cost else ["", ""]
         )
-        lines.append("| " + " | ".join(entries) + " |")
-    return "\n".join([*lines, "", how_many(results)])
+        rows.append(entries)
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    lines = ["| " + " | ".join(row) + " |" for row in zip(*columns, strict=True)]
+    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:], "", how_many(results)])
 
 
 def transposed(gathered: Gathered) -> str:

@@ -56,7 +56,7 @@ def shop(tmp_path_factory) -> Path:
 def shared(shop: Path, **values):
     return load_settings(None, {
         "model.name": str(shop / "model"), "subject.token": "ohwx", "training.steps": 2, "training.batch_size": 1,
-        "method.lora.rank": 2, "validation.prompts": [], "photos.cache": str(shop / "cache"), **values,
+        "method.kind": "coeff+lora", "method.lora.rank": 2, "validation.prompts": [], "photos.cache": str(shop / "cache"), **values,
     })  # fmt: skip
 
 
@@ -391,6 +391,7 @@ def command(shop: Path, *more: str):
     plain = ["batch", str(shop / "subjects.yaml"), "--model", str(shop / "model"), "--steps", "2"]
     sets = [
         "training.batch_size=1",
+        "method.kind=coeff+lora",
         "method.lora.rank=2",
         "validation.prompts=[]",
         f"photos.cache={shop / 'cache'}",

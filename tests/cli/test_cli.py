@@ -29,6 +29,8 @@ from coeffdiff.models.finding import find_backbone
 from coeffdiff.pocket.model import save_random
 
 QUICK = [
+    "--method",
+    "coeff+lora",
     "--steps",
     "2",
     "--set",

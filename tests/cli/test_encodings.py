@@ -87,7 +87,7 @@ def commands(shop: Path, vit: str, clip: str) -> list[list[str]]:
         "--steps",
         "1",
     ]
-    quick = ["--steps", "1", "--set", "validation.prompts=[]"]
+    quick = ["--method", "coeff+lora", "--steps", "1", "--set", "validation.prompts=[]"]
     return [
         ["check", *subject],
         ["check", *subject, "--json"],

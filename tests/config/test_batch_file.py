@@ -30,7 +30,7 @@ def test_own_settings_lie_over_shared_ones(read, tmp_path):
     mug, sloth = found["mug"], found["my sloth"]
     assert (mug.subject.images, mug.subject.token) == (tmp_path / "toys/mug", "zwx")
     assert (mug.training.steps, mug.method.kind, mug.prior.images) == (7, "lora", None)
-    assert (sloth.training.steps, sloth.method.kind, sloth.subject.token) == (5, "coeff+lora", "ohwx")
+    assert (sloth.training.steps, sloth.method.kind, sloth.subject.token) == (5, "auto", "ohwx")
     assert (sloth.subject.class_word, sloth.subject.templates) == ("sloth", ["<V>!"])
     assert sloth.prior.images == Path(tmp_path / "sloths") and not sloth.subjects
 

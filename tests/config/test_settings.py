@@ -40,7 +40,7 @@ def test_later_sources_win(tmp_path):
         ("training.stesp=3", "Unknown setting training.stesp in the settings. Did you mean training.steps?"),
         ("lora.rank=8", "Unknown setting lora.rank in the settings. Did you mean method.lora.rank?"),
         ("method.lora.rnk=8", "Did you mean method.lora.rank?"),
-        ("method.kind=colora", "method.kind (given: 'colora'): it must be coeff, lora, coeff+lora"),
+        ("method.kind=colora", "method.kind (given: 'colora'): it must be auto, coeff, lora, coeff+lora"),
         ("training.steps=-1", "training.steps (given: -1): must be at least 1"),
         ("training.steps=many", "training.steps (given: 'many')"),
         ("training.resolution=100", "must be a multiple of 8"),
@@ -267,17 +267,30 @@ def test_yamls_traps_are_known():
 
 
 def test_auto_follows_model_and_device():
-    """SDXL on a GPU and a small model on a CPU resolve to the documented values, and alpha's rate is three times LoRA's."""
+    """SDXL on a GPU and a small model on a CPU resolve to the documented values, alpha's rate beside LoRA to three
+    times LoRA's, alone to thirty times."""
     large, chosen = resolve_auto(Settings(), SDXL_ON_A_GPU)
     assert (large.training.steps, large.training.batch_size, large.training.accumulate) == (500, 1, 4)
     assert (large.training.resolution, large.training.precision) == (1024, "bf16")
     assert large.training.gradient_checkpointing is True
     assert (large.method.lora.learning_rate, large.method.coeff.learning_rate) == (1e-4, 3e-4)
-    assert chosen["training.steps"] == 500
-    small, _ = resolve_auto(Settings(), SMALL_ON_A_CPU)
-    assert (small.training.steps, small.training.batch_size, small.training.accumulate) == (300, 4, 1)
+    assert (chosen["training.steps"], chosen["method.kind"]) == (500, "coeff+lora")
+    small, chosen = resolve_auto(Settings(), SMALL_ON_A_CPU)
+    assert (small.training.steps, small.training.batch_size, small.training.accumulate) == (200, 4, 1)
     assert (small.training.resolution, small.training.precision) == (64, "no")
-    assert (small.method.lora.learning_rate, small.method.coeff.learning_rate) == (1e-3, 3e-3)
+    assert (small.method.lora.learning_rate, small.method.coeff.learning_rate) == (3e-4, 9e-4)
+    assert (small.method.kind, chosen["method.kind"]) == ("lora", "lora")
+    for facts, rate in ((SDXL_ON_A_GPU, 3e-3), (SMALL_ON_A_CPU, 9e-3)):
+        alone, chosen = resolve_auto(load_settings(assignments=["method.kind=coeff"]), facts)
+        assert (alone.method.coeff.learning_rate, "method.kind" in chosen) == (rate, False)
+
+
+def test_a_method_that_was_chosen_has_the_parts_that_settings_want():
+    """Alpha on the text encoders is refused where auto comes to LoRA, as it is where LoRA was asked for."""
+    asked = load_settings(assignments=["method.coeff.text_encoders=true"])
+    assert resolve_auto(asked, SDXL_ON_A_GPU)[0].method.on_text_encoders == ["coeff"]
+    with pytest.raises(ConfigError, match="text_encoders has no effect with method lora"):
+        resolve_auto(asked, SMALL_ON_A_CPU)
 
 
 def test_alphas_rate_and_loras_scaling_follow_what_was_said():

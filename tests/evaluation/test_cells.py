@@ -8,7 +8,6 @@ import math
 import pytest
 
 from coeffdiff.config.loading import load_settings
-from coeffdiff.config.schema import Settings
 from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.cells import CellFolder
 from coeffdiff.evaluation.comparison_plan import deciding
@@ -133,7 +132,8 @@ def test_numbers_that_json_does_not_have_survive(tmp_path):
 
 def test_later_settings_leave_the_names_of_cells_until_they_do_something():
     """What came after cells were recorded is in their keys only where it changes a training."""
-    before = deciding(Settings())
+    both = {"method.kind": "coeff+lora"}
+    before = deciding(load_settings(None, both))
     assert (
         not {"training.ema", "subjects", "model.quantize", "method.lora.text_learning_rate"} & before.keys()
     )
@@ -143,4 +143,4 @@ def test_later_settings_leave_the_names_of_cells_until_they_do_something():
         ("training.optimizer_args.eps", 1e-6),
         ("method.lora.text_encoders", True),
     ):
-        assert deciding(load_settings(None, {name: value})) != before, name
+        assert deciding(load_settings(None, both | {name: value})) != before, name

@@ -243,7 +243,7 @@ def test_settings_may_be_nested_or_dotted_and_null_is_a_value(plan, shop, tmp_pa
         job.arm: job.settings for job in ComparisonRunner(plan.model_copy(update=changed), tmp_path).jobs()
     }
     assert {arm: (s.training.steps, s.training.snr_gamma) for arm, s in jobs.items()} == {
-        "a": (7, 5.0), "b": (300, None)
+        "a": (7, 5.0), "b": (200, None)
     }  # fmt: skip
     assert all(
         (s.training.seed, s.training.batch_size, s.subject.token) == (5, 3, "sks") for s in jobs.values()

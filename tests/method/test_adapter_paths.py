@@ -51,7 +51,7 @@ def train(folder: Path, output: str, *more: str) -> None:
     ]
     values = ("batch_size=1", "keep_adapters_every=2")
     settings = [part for value in values for part in ("--set", f"training.{value}")]
-    settings += ["--set", "method.lora.rank=2", "--set", "validation.prompts=[]"]
+    settings += ["--set", "method.lora.rank=2", "--set", "validation.prompts=[]", "--method", "coeff+lora"]
     arguments = ["train", *map(str, subject), "--output", str(folder / output), *settings, *more]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

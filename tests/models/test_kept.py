@@ -38,7 +38,8 @@ def settings_for(micro: Path, name: str, colour: str, **values):
     Image.new("RGB", (64, 64), colour).save(micro.parent / name / "0.png")
     return load_settings(None, {
         "subject.images": str(micro.parent / name), "subject.token": "ohwx", "subject.class_word": "toy",
-        "model.name": str(micro), "training.steps": 2, "training.batch_size": 1, "method.lora.rank": 2,
+        "model.name": str(micro), "training.steps": 2, "training.batch_size": 1, "method.kind": "coeff+lora",
+        "method.lora.rank": 2,
         "validation.prompts": ["a {token}"], "validation.steps": 1, "validation.seeds": [3],
         "output": str(micro.parent / f"run-{name}-{len(values)}"), **values,
     })  # fmt: skip

@@ -60,6 +60,7 @@ def call(*arguments: str):
 
 def train(*more: str, model: str = "model", output: str = "run", token: str = "ohwx"):
     subject = ["--images", "photos", "--token", token, "--class-word", "ball", "--output", output]
+    subject += ["--method", "coeff+lora"]
     result = call("train", "--model", model, *subject, *QUICK, "--steps", "1", *more)
     assert result.exit_code == 0, result.output
     return result

@@ -14,6 +14,7 @@ LARGE = {
     "training.gradient_checkpointing": False,
     "training.precision": "no",
     "training.resolution": 1024,
+    "method.kind": "coeff+lora",
     "method.coeff.backend": "reference",
 }
 

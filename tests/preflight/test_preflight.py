@@ -73,6 +73,7 @@ def settings_for(photos: Path, **values):
         "subject.class_word": "mug",
         "photos.augmentations": 1,
         "photos.cache": str(photos.parent / "cache"),
+        "method.kind": "coeff+lora",
         "method.lora.learning_rate": 1e-3,
         "method.lora.alpha": 16,
         "method.coeff.learning_rate": 1e-2,

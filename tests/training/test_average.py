@@ -43,6 +43,7 @@ def train(model: Path, output: str, steps: int = 4, **values) -> RunFolder:
         "output": output,
         "training.steps": steps,
         "training.batch_size": 1,
+        "method.kind": "coeff+lora",
         "method.lora.rank": 2,
         "validation.prompts": [],
         **values,

@@ -64,6 +64,8 @@ def run(command: str, *more: str):
         "ball",
         "--model",
         "model",
+        "--method",
+        "coeff+lora",
         "--steps",
         "3",
     ]

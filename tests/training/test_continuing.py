@@ -25,6 +25,7 @@ QUICK = [
     for name, value in {
         "training.batch_size": 2,
         "training.checkpoint_every": 2,
+        "method.kind": "coeff+lora",
         "method.lora.rank": 2,
         "validation.prompts": "[]",
     }.items()

@@ -80,7 +80,9 @@ def settings_for(model: Path, output: str, **values):
         "output": output,
         "training.steps": 6,
         "training.batch_size": 2,
+        "method.kind": "coeff+lora",
         "method.lora.rank": 3,
+        "method.lora.learning_rate": 1e-3,
         "validation.prompts": [],
         **values,
     }
@@ -89,8 +91,9 @@ def settings_for(model: Path, output: str, **values):
 
 def command_line(model: Path, output: str, *more: str) -> list[str]:
     values = {"training.batch_size": 2, "method.lora.rank": 3, "validation.prompts": "[]"}
+    values |= {"method.lora.learning_rate": 1e-3}
     extra = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-    subject = ["--images", "photos", "--token", "sks", "--class-word", "ball"]
+    subject = ["--images", "photos", "--token", "sks", "--class-word", "ball", "--method", "coeff+lora"]
     return ["train", "--model", str(model), *subject, "--output", output, *extra, *more]
 
 

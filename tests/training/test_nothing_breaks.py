@@ -141,7 +141,18 @@ def command(*more: str, output: str = "run", steps: int = 3) -> list[str]:
     }
     settings = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
     subject = ["--model", "model", "--images", "photos", "--token", "sks", "--class-word", "ball"]
-    return ["train", *subject, "--steps", str(steps), *settings, "--output", output, *more]
+    return [
+        "train",
+        *subject,
+        "--method",
+        "coeff+lora",
+        "--steps",
+        str(steps),
+        *settings,
+        "--output",
+        output,
+        *more,
+    ]
 
 
 def weights(adapter: Path) -> dict[str, torch.Tensor]:

@@ -66,7 +66,9 @@ def settings_for(model: Path, output: str, **values):
         "output": output,
         "training.steps": 4,
         "training.batch_size": 2,
+        "method.kind": "coeff+lora",
         "method.lora.rank": 3,
+        "method.lora.learning_rate": 1e-3,
         "prior.weight": 0.5,
         "validation.prompts": [],
         **values,
@@ -106,6 +108,7 @@ def test_the_work_may_be_divided(micro_folder):
     loop.train(settings_for(micro_folder, "split", **split))
     assert_close("four", "split")
     sets = {"training.batch_size": 2, "method.lora.rank": 3, "validation.prompts": "[]", "prior.weight": 0.5}
+    sets |= {"method.kind": "coeff+lora", "method.lora.learning_rate": 1e-3}
     more = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
     line = ("train", "--model", str(micro_folder), "--subjects", "subjects.yaml", "--steps", "4", *more)
     done, _ = fork_ranks(WORKER, "two.pt", *line, "--output", "two")

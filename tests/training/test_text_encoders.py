@@ -124,7 +124,9 @@ def test_pictures_are_made_with_the_encoders_of_their_step(micro_folder):
 
 def test_captions_run_through_the_encoders_as_they_are(micro_pipeline):
     """All but dropped ones, which keep the zeros of guidance, unless the model is guided by the empty text."""
-    settings = load_settings(None, {"subject.token": "sks", "method.lora.alpha": 16, **BOTH})
+    settings = load_settings(
+        None, {"subject.token": "sks", "method.kind": "coeff+lora", "method.lora.alpha": 16, **BOTH}
+    )
     trained = TrainedEncoders(micro_pipeline, settings, None)
     for layer in trained.coefficients.values():
         layer.alpha.data += 0.3

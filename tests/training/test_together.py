@@ -47,6 +47,7 @@ def test_a_run_with_many_parts(tmp_path, monkeypatch, size, values):
     values |= {
         "model.name": str(save_random(size, tmp_path / "model")),
         "output": "run",
+        "method.kind": "coeff+lora",
         "method.lora.rank": 2,
     }
     values |= {"training.steps": 2, "training.batch_size": 2, "validation.prompts": []}

@@ -62,6 +62,7 @@ def settings_for(model: Path | str, output: str, **values):
         "output": output,
         "training.steps": 6,
         "training.batch_size": 2,
+        "method.kind": "coeff+lora",
         "method.lora.rank": 3,
         "method.coeff.dropout": 0.3,
         "validation.prompts": PROMPTS[:1],
@@ -132,6 +133,8 @@ def test_the_final_pictures_are_those_of_sample(micro_folder, more):
         "sks",
         "--class-word",
         "ball",
+        "--method",
+        "coeff+lora",
     ]
     line += [
         "--output",
@@ -450,6 +453,7 @@ def test_the_seeds_of_evaluation_choose_no_adapter():
 def test_two_processes_make_one_set_of_pictures(micro_folder, vit):
     """Two gloo ranks: pictures, scores and curves once; the other rank waits, and both come to the end."""
     line = ["train", "--model", str(micro_folder), "--images", "photos", "--token", "sks", "--output", "run"]
+    line += ["--method", "coeff+lora"]
     for setting in (
         "training.steps=2", "training.batch_size=1", "method.lora.rank=3", "validation.every=1",
         "validation.steps=1", "validation.seeds=[7]", 'validation.prompts=["<V>"]', f"validation.dino={vit}",

@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
         flags = {
             "subject.images": "photos", "subject.token": "ohwx", "subject.class_word": "mug", "model.name": str(save_random("micro", place / "micro")),
             "training.steps": 2, "training.batch_size": 1, "training.resolution": 64, "validation.every": 0,
-            "training.keep_adapters_every": 1, "photos.cache": "none",
+            "training.keep_adapters_every": 1, "photos.cache": "none", "method.kind": "coeff+lora",
         }  # fmt: skip
         train(load_settings(None, flags))
     return place

@@ -26,6 +26,7 @@ SMALL = {
     "training.gradient_checkpointing": True,
     "training.precision": "bf16",
     "training.resolution": 64,
+    "method.kind": "coeff+lora",
     "method.lora.rank": 4,
     "model.quantize": "int8",
 }

@@ -12,7 +12,7 @@ from coeffdiff.config.optimizer_rates import (
     refuse_unequal_rates,
     refuse_unknown_rates,
 )
-from coeffdiff.config.schema import Settings, rate_setting
+from coeffdiff.config.schema import CoeffSettings, Settings, rate_setting
 from coeffdiff.config.tree import with_values
 
 
@@ -41,8 +41,8 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     Small models get what was best on pocket (scripts/evidence/README.md, Tuning and Core): LoRA at 3e-4 for 200
     steps; alpha at 1e-3 beside it, where more was worse, and at 1e-2 alone, where 1e-3 taught next to nothing. So
     alpha's rate is three times LoRA's beside it, and thirty times alone; for full-size models these two ratios are
-    carried over, untested. Their method is LoRA, since alpha beside it brought nothing that could be seen; for
-    full-size models coeff+lora stays, the paper's own recipe for SDXL, untested by us.
+    carried over, untested. Their method is LoRA, since alpha beside it brought nothing that could be seen, unless a
+    setting of alpha is given; for full-size models coeff+lora stays, the paper's own recipe for SDXL, untested by us.
 
     Stable Diffusion 1.5 gets SDXL's values at its own 512 px: our choice, nothing was measured on it.
 
@@ -55,7 +55,8 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     """
     large, method = facts.is_large, {}
     if settings.method.kind == "auto":
-        method = {"method.kind": "coeff+lora" if large else "lora"}
+        wanted = settings.method.coeff != CoeffSettings()
+        method = {"method.kind": "coeff+lora" if large or wanted else "lora"}
         settings = with_values(settings, method)
     half = ("bf16" if facts.bf16 else "fp16") if facts.device_type == "cuda" else "no"
     crops = 8 if settings.photos.crop == "random" else 1

@@ -192,7 +192,7 @@ class MethodSettings(Section):
         "auto",
         description="what is trained; token: the learned token alone (subject.learn_token adds it to the others). "
         "auto: coeff+lora for full-size models, the paper's recipe, untested by us; lora for small models, where "
-        "alpha beside it brought nothing",
+        "alpha beside it brought nothing, unless a setting of coeff is given",
     )
     coeff: CoeffSettings = CoeffSettings()
     lora: LoraSettings = LoraSettings()

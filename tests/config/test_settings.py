@@ -285,12 +285,17 @@ def test_auto_follows_model_and_device():
         assert (alone.method.coeff.learning_rate, "method.kind" in chosen) == (rate, False)
 
 
-def test_a_method_that_was_chosen_has_the_parts_that_settings_want():
-    """Alpha on the text encoders is refused where auto comes to LoRA, as it is where LoRA was asked for."""
-    asked = load_settings(assignments=["method.coeff.text_encoders=true"])
-    assert resolve_auto(asked, SDXL_ON_A_GPU)[0].method.on_text_encoders == ["coeff"]
-    with pytest.raises(ConfigError, match="text_encoders has no effect with method lora"):
-        resolve_auto(asked, SMALL_ON_A_CPU)
+@pytest.mark.parametrize("setting", ["text_encoders=true", "learning_rate=1e-2", "backend=chunked"])
+def test_who_sets_something_of_alpha_gets_alpha(setting):
+    """On small models too, whose usual method has none; but not against a method that was asked for."""
+    asked = load_settings(assignments=[f"method.coeff.{setting}"])
+    assert [resolve_auto(asked, facts)[0].method.kind for facts in (SDXL_ON_A_GPU, SMALL_ON_A_CPU)] == [
+        "coeff+lora",
+        "coeff+lora",
+    ]
+    if setting != "text_encoders=true":  # which is refused with a method that has no alpha
+        asked = load_settings(assignments=[f"method.coeff.{setting}", "method.kind=lora"])
+        assert resolve_auto(asked, SMALL_ON_A_CPU)[0].method.kind == "lora"
 
 
 def test_alphas_rate_and_loras_scaling_follow_what_was_said():

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from forking import fork_run
 from PIL import Image
 
@@ -180,3 +181,25 @@ def test_an_uncertain_share_has_an_interval_around_it():
     ratio, low, high = gain_shares.share([0.0] * 6, lora, alone)
     assert ratio == pytest.approx(0.5)
     assert 0.3 < low < 0.45 and 0.55 < high < 0.75
+
+
+def test_a_level_whose_attention_says_nothing_moves_nothing(micro_pipeline):
+    """Zero output projections at one level of two: exactly nothing there, something at the other; and the UNet is
+    afterwards what it was."""
+    import measure_attention
+
+    pipe = micro_pipeline
+    names = {name.split(".attentions.")[0] for name in pipe.unet.attn_processors}
+    dead = min(names)
+    for name, parameter in pipe.unet.named_parameters():
+        if name.startswith(f"{dead}.") and ".to_out.0." in name:
+            parameter.data.zero_()
+    calls = measure_attention.calls_of(pipe, ["a photo of a mug"], steps=4)
+    assert len(calls) == 1
+    before = pipe.unet(**calls[0]).sample
+    found = measure_attention.shares(pipe.unet, calls)
+    assert set(found) == names | {"all"} and found["all"]["layers"] == len(pipe.unet.attn_processors)
+    assert found[dead]["attention"] == 0 and found[dead]["alphas"] < 1e-5  # mixed attention rounds otherwise
+    others = [row for level, row in found.items() if level != dead]
+    assert all(row[name] > 1e-4 for row in others for name in ("attention", "transformers", "alphas"))
+    assert torch.equal(pipe.unet(**calls[0]).sample, before)

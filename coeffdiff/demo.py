@@ -139,7 +139,7 @@ def _settings(subject: Subject, folder: Path, method: str, steps: int, seed: int
         "subject.token": TOKEN,
         "subject.class_word": subject.class_word,
         "method.kind": method,
-        "method.lora.learning_rate": RATE if "lora" in method else "auto",
+        "method.lora.learning_rate": RATE,
         "training.steps": steps,
         "training.seed": seed,
         "validation.prompts": [],  # the demo draws its own pictures, beside those of the base model

@@ -62,13 +62,12 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     crops = 8 if settings.photos.crop == "random" else 1
     optimizer = settings.training.optimizer
     refuse_unknown_rates(optimizer, learning_rates(settings))
-    lora_rate = settings.method.lora.learning_rate
-    if lora_rate == "auto":
-        adamw = 1e-4 if large else 3e-4
-        lora_rate = auto_rate(optimizer, adamw) or adamw
+    adamw = 1e-4 if large else 3e-4
+    usual = auto_rate(optimizer, adamw) or adamw
+    lora_rate = usual if (asked := settings.method.lora.learning_rate) == "auto" else asked
     # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
-    ratio = 3 if "lora" in settings.method.kind else 30
-    coeff_rate, given = _rounded(min(ratio * lora_rate, 1e30)), settings.method.coeff.learning_rate
+    coeff_rate = _rounded(min(3 * lora_rate, 1e30) if "lora" in settings.method.kind else 30 * usual)
+    given = settings.method.coeff.learning_rate
     adamw = 2e-3 if large else 3e-3
     token_rate = auto_rate(optimizer, adamw) or adamw
     if has_one_rate(optimizer):

@@ -125,7 +125,7 @@ class CoeffSettings(Section):
     )
     learning_rate: AboveZero = Field(
         "auto",
-        description="auto: three times LoRA's, and thirty times where alpha learns without LoRA (our choice)",
+        description="auto: three times LoRA's; without LoRA thirty times what is usual for LoRA (our choice)",
     )
     text_encoders: bool = Field(
         False, description="an alpha on every attention layer of the text encoders too, whatever targets says"

@@ -56,7 +56,8 @@ def shop(tmp_path_factory) -> Path:
 def shared(shop: Path, **values):
     return load_settings(None, {
         "model.name": str(shop / "model"), "subject.token": "ohwx", "training.steps": 2, "training.batch_size": 1,
-        "method.kind": "coeff+lora", "method.lora.rank": 2, "validation.prompts": [], "photos.cache": str(shop / "cache"), **values,
+        "method.kind": "coeff+lora", "method.lora.rank": 2, "validation.prompts": [],
+        "photos.cache": str(shop / "cache"), **values,
     })  # fmt: skip
 
 

@@ -280,8 +280,12 @@ def test_auto_follows_model_and_device():
     assert (small.training.resolution, small.training.precision) == (64, "no")
     assert (small.method.lora.learning_rate, small.method.coeff.learning_rate) == (3e-4, 9e-4)
     assert (small.method.kind, chosen["method.kind"]) == ("lora", "lora")
+    unused = [
+        "method.kind=coeff",
+        "method.lora.learning_rate=0.5",
+    ]  # LoRA's rate decides nothing without LoRA
     for facts, rate in ((SDXL_ON_A_GPU, 3e-3), (SMALL_ON_A_CPU, 9e-3)):
-        alone, chosen = resolve_auto(load_settings(assignments=["method.kind=coeff"]), facts)
+        alone, chosen = resolve_auto(load_settings(assignments=unused), facts)
         assert (alone.method.coeff.learning_rate, "method.kind" in chosen) == (rate, False)
 
 

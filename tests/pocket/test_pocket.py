@@ -143,7 +143,8 @@ def test_it_learns_a_subject_and_forgets_it_at_scale_zero(tmp_path, monkeypatch,
     values = {
         "model.name": POCKET, "subject.images": str(tmp_path / "photos"), "subject.token": "sks",
         "subject.class_word": SLOTH.class_word, "training.steps": 50, "validation.prompts": [],
-        "method.kind": "coeff+lora", "method.lora.learning_rate": 1e-3, "method.coeff.learning_rate": 3e-3, "subject.caption_dropout": 0.1,
+        "method.kind": "coeff+lora", "method.lora.learning_rate": 1e-3, "method.coeff.learning_rate": 3e-3,
+        "subject.caption_dropout": 0.1,
         "output": str(tmp_path / "run"),
     }  # fmt: skip
     result = loop.train(load_settings(None, values))

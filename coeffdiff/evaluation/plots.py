@@ -11,7 +11,7 @@ from coeffdiff.utils.plotting import new_figure
 from coeffdiff.utils.text_drawing import GRID, INK, SOFT
 
 _COLOURS = (SOFT, "#3b6ea5", "#b4582a", "#4d8b57", "#8a5aa5", "#b59a2b", "#2b9aa5", "#a53b6e")
-_MARKERS = "oosD^vPX"
+_MARKERS = "osD^vPXp"
 # Scores whose differences to the reference are drawn
 _PAIRED = ("dino", "clip_i", "clip_t", "place", "diversity", "drift")
 
@@ -22,20 +22,31 @@ def draw_comparison(results: Mapping[str, Any], file: Path) -> None:
 
     Raises: OSError if the file cannot be written.
     """
+    from matplotlib.lines import Line2D
+
     figure = new_figure(figsize=(11, 4.8), dpi=110, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
-    looks = {
-        arm: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+    looks: dict[str, dict[str, Any]] = {
+        # The ninth arm has the first one's colour, with another marker
+        arm: {"color": _COLOURS[i % 8], "marker": _MARKERS[(i + i // 8) % 8]}
         for i, arm in enumerate(results["arms"])
     }
     _draw_trade(left, results, looks)
     _draw_paired(right, results, looks)
+    # One legend below both, since arms that score alike lie on each other
+    points = [Line2D([], [], linestyle="none", **look) for look in looks.values()]
+    columns = 130 // (max(map(len, looks), default=0) + 7)  # of letters, with room for the marker
+    legend = figure.legend(
+        points, looks, loc="outside lower center", ncols=max(1, columns), frameon=False, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     with file.open("wb") as handle:
         figure.savefig(handle, format="png")
 
 
 def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]) -> None:
-    for number, (arm, means) in enumerate(results["arms"].items()):
+    for arm, means in results["arms"].items():
         scores = means["scores"]
         x, y = scores.get("clip_t"), scores.get("dino")
         if not x or not y:
@@ -48,10 +59,6 @@ def _draw_trade(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any])
         axes.errorbar(
             x["mean"], y["mean"], xerr=_error(x), yerr=_error(y), **look, markersize=8, elinewidth=1,
             capsize=2, linestyle="none",
-        )  # fmt: skip
-        axes.annotate(
-            arm, (x["mean"], y["mean"]), xytext=(7, -14 if number // 2 % 2 else 7), textcoords="offset points",
-            color=look["color"], fontsize=9, parse_math=False,
         )  # fmt: skip
     _plain(axes, "fidelity against alignment", "bars: 95 % over subjects")
     axes.set_xlabel("text alignment (CLIP-T)")
@@ -85,7 +92,7 @@ def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]
             y = row + 0.7 * ((place + 0.5) / len(arms) - 0.5)
             axes.errorbar(
                 found["difference"], y, xerr=_error(found, "difference"), **looks[arm], markersize=5,
-                elinewidth=1.4, capsize=2, linestyle="none", label=arm if row == 0 else None,
+                elinewidth=1.4, capsize=2, linestyle="none",
             )  # fmt: skip
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks([row for row, _ in ticks], [label for _, label in ticks])
@@ -95,8 +102,6 @@ def _draw_paired(axes: Any, results: Mapping[str, Any], looks: Mapping[str, Any]
     counts = sorted({found["subjects"] for found in results["paired"].values()})
     subjects = " to ".join(str(n) for n in counts[:1] + counts[1:][-1:]) or "no"
     _plain(axes, f"difference to {results['reference']}", f"{subjects} subjects, paired, 95 %")
-    if arms:
-        axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _error(score: Mapping[str, Any], centre: str = "mean") -> list[list[float]] | None:

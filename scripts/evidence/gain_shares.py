@@ -16,7 +16,7 @@ SCORE = "dino_masked"
 # Group -> plan, alpha's arm in it
 GROUPS = {
     "eval": ("core", "coeff"),
-    "dev": ("depth", "coeff, 86 layers"),
+    "dev": ("depth", "coeff, 56 layers"),
     "tellable": ("tellable", "coeff"),
 }
 TOLD = "told"

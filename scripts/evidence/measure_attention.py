@@ -3,9 +3,9 @@
 python scripts/evidence/measure_attention.py --model pocket
 
 A picture of each of four prompts is denoised, and at four of its steps the UNet is asked again: without the attention
-of a level (its outputs are zero), without its transformers (they pass their inputs on), and with an alpha that is drawn
-at random for each of its layers. How far does the noise prediction move, of its own norm? A level that moves it by
-nothing is one where alpha has nothing to work on, however many layers lie there.
+of a level (its outputs are zero), without that of a single layer, without the level's transformers (they pass their
+inputs on), and with an alpha that is drawn at random for each of its layers. How far does the noise prediction move, of
+its own norm? A level that moves it by nothing is one where alpha has nothing to work on, however many layers lie there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,10 +55,14 @@ def main() -> int:
     if chosen.json:
         print(json.dumps(rows, indent=1))
         return 0
-    print("| level | attention layers | without attention | without transformers | with random alphas |")
-    print("|---|---|---|---|---|")
+    print(
+        "| level | attention layers | without attention | without one layer's: least, median, most | "
+        "without transformers | with random alphas |"
+    )
+    print("|---|---|---|---|---|---|")
     for level, row in rows.items():
         moved = [f"{row[name]:.2%}" for name in ("attention", "transformers", "alphas")]
+        moved.insert(1, ", ".join(f"{row[name]:.2%}" for name in ("least", "median", "most")))
         print(f"| {level} | {row['layers']} | {' | '.join(moved)} |")
     return 0
 
@@ -108,15 +113,21 @@ def shares(unet: Any, calls: Sequence[dict[str, Any]]) -> dict[str, dict[str, fl
     transformers = [name for name, module in modules.items() if isinstance(module, Transformer2DModel)]
     levels = {name.split(".attentions.")[0]: f"{name.split('.attentions.')[0]}." for name in attention}
     levels["all"] = ""
+    single = {}
+    for name in attention:
+        with _instead([modules[name]], _nothing):
+            single[name] = moved()
     found: dict[str, dict[str, float]] = {}
     for level, prefix in levels.items():
-        own = [modules[name] for name in attention if name.startswith(prefix)]
-        with _instead(own, _nothing):
+        own = [name for name in attention if name.startswith(prefix)]
+        with _instead([modules[name] for name in own], _nothing):
             without_attention = moved()
         with _instead([modules[name] for name in transformers if name.startswith(prefix)], _its_input):
             without_transformers = moved()
+        ones = [single[name] for name in own]
         found[level] = {
             "layers": len(own), "attention": without_attention, "transformers": without_transformers,
+            "least": min(ones), "median": statistics.median(ones), "most": max(ones),
         }  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     layers = inject(unet)

@@ -42,9 +42,9 @@ def test_a_comparisons_adapters_are_taken_apart(tmp_path, forked):
     )
     assert len({of["dino"] for of in scores.values()}) == len(scores) == 6
     assert max(scores, key=lambda part: scores[part]["dino"]) == "the subject itself"
-    assert done.stdout.count("\n| ") == 6 + 1 + 5  # parts; then a head and pocket's blocks
+    assert done.stdout.count("\n| ") == 6 + 1 + 3  # parts; then a head and pocket's blocks
     (moved,) = (row["moved"] for row in rows if "moved" in row)
-    assert len(moved) == 2 * 5 and 0.0 < min(moved.values()) < max(moved.values()) < 0.02
+    assert len(moved) == 2 * 3 and 0.0 < min(moved.values()) < max(moved.values()) < 0.02
 
 
 def test_the_tables_are_what_the_cells_say(tmp_path, monkeypatch, capsys):
@@ -70,6 +70,8 @@ def test_what_is_compared_stands_where_tuning_found_it_best(monkeypatch):
         name: load_section(Comparison, evidence_tables.plan_file(name)) for name in evidence_tables.PLANS
     }
     tuning = evidence_tables.gathered(["tuning"])["tuning"]
+    if not tuning.cells:
+        pytest.skip("no tuning of the pocket that ships is recorded")
     best = {
         method: plans["tuning"].arms[found["arm"]] | {"training.steps": found["steps"]}
         for method, found in tuning.results["best"].items()
@@ -199,7 +201,9 @@ def test_a_level_whose_attention_says_nothing_moves_nothing(micro_pipeline):
     before = pipe.unet(**calls[0]).sample
     found = measure_attention.shares(pipe.unet, calls)
     assert set(found) == names | {"all"} and found["all"]["layers"] == len(pipe.unet.attn_processors)
-    assert found[dead]["attention"] == 0 and found[dead]["alphas"] < 1e-5  # mixed attention rounds otherwise
+    assert found[dead]["attention"] == found[dead]["most"] == found["all"]["least"] == 0
+    assert found[dead]["alphas"] < 1e-5  # mixed attention rounds otherwise
     others = [row for level, row in found.items() if level != dead]
     assert all(row[name] > 1e-4 for row in others for name in ("attention", "transformers", "alphas"))
+    assert all(0 < row["least"] <= row["median"] <= row["most"] for row in others if row is not found["all"])
     assert torch.equal(pipe.unet(**calls[0]).sample, before)

@@ -24,16 +24,16 @@ from coeffdiff.pocket.sizes import unet_config
 from coeffdiff.pocket.world import caption, mentioned, sample_scene
 from coeffdiff.pocket.world.subjects import SUBJECTS
 from coeffdiff.utils.seeding import generator_for, stable_seed
-from pocket_build import clip, conditioned, dino, renders, workshop
+from pocket_build import clip, conditioned, dino, growing, renders, workshop
 from pocket_build import judges as build_judges
 from pocket_build.conditioned import Conditioned, denoising, spoken
 from pocket_build.distances import distances
 from pocket_build.fitting import Plan, fit, read_average
-from pocket_build.growing import grown, with_coarser_level
+from pocket_build.growing import deepened
 from pocket_build.latents import build_latents, varied
 from pocket_build.renders import draw, individual, known_individuals, scene_of
 from pocket_build.stages import STAGES
-from pocket_build.unet import shallow_config, store_unfinished, two_level_config
+from pocket_build.unet import shallow_config, store_unfinished
 from pocket_build.workshop import PLANS, Workshop
 
 
@@ -125,7 +125,7 @@ def test_a_unet_cut_short_is_stored_and_continued_where_there_is_no_checkpoint(b
     count as finished, although their weights are not there any more."""
     weights, away = tmp_path / "weights", tmp_path / "away"
     shutil.copytree(built.weights / "pocket" / "vae", weights / "pocket" / "vae")
-    known = {stage: built.record()[stage] for stage in ("vae", "unet", "shallow")}
+    known = {stage: built.record()[stage] for stage in ("vae", "unet")}
     (weights / "record.json").write_text(json.dumps(known))
     longer = built.plans | {"deep": Plan(4, 0.0, warmup=1, weight_decay=0.0)}
     here = dataclasses.replace(built, weights=weights, plans=longer)
@@ -141,7 +141,7 @@ def test_a_unet_cut_short_is_stored_and_continued_where_there_is_no_checkpoint(b
     there = dataclasses.replace(here, folder=away)
     with pytest.raises(TrainingError, match="There is no checkpoint"):
         store_unfinished(there)
-    assert there.finished("unet") and there.finished("shallow")
+    assert there.finished("unet")
     STAGES["deep"](there)
     assert there.finished("deep")
     again = shards(there)
@@ -158,11 +158,11 @@ def test_what_led_to_a_lost_unet_is_made_again(built, tmp_path):
     known = shop.record()
     del known["deep"]
     (shop.weights / "record.json").write_text(json.dumps(known))
-    assert shop.finished("unet") and shop.finished("shallow")
+    assert shop.finished("unet")
     lost = dataclasses.replace(shop, folder=tmp_path / "new")
-    assert not lost.finished("unet") and not lost.finished("shallow")
-    assert lost.so_far("shallow") == {"start": 0, "seconds": 0.0}
-    with pytest.raises(TrainingError, match="deep needs shallow, which is not finished"):
+    assert not lost.finished("unet")
+    assert lost.so_far("unet") == {"start": 0, "seconds": 0.0}
+    with pytest.raises(TrainingError, match="deep needs unet, which is not finished"):
         lost.require("deep")
 
 
@@ -181,81 +181,88 @@ def test_a_large_network_lies_in_files_that_any_host_takes(tmp_path, monkeypatch
     assert len(files) == 1
 
 
-def test_the_deep_unet_begins_as_the_shallow_one():
-    """Grown, it predicts the same, bit for bit; every new block then learns, and no two of them the same."""
+def denoised(unet: UNet2DConditionModel, seed: int = 0) -> torch.Tensor:
+    """What a UNet with pocket's text widths predicts for two noisy latents."""
+    lot = torch.Generator().manual_seed(seed)
+    given = (torch.randn(2, 4, 16, 16, generator=lot), torch.tensor([10, 900]))
+    words, pooled, ids = (torch.randn(2, *size, generator=lot) for size in ((77, 224), (128,), (6,)))
+    added = {"text_embeds": pooled, "time_ids": ids}
+    return unet(*given, words, added_cond_kwargs=added).sample
+
+
+def test_a_unet_as_deep_as_before_is_the_one_before():
+    """Bit for bit, whatever the generator."""
     torch.manual_seed(0)
     shallow = UNet2DConditionModel(**shallow_config())
-    deep = grown(shallow, unet_config("pocket"))
-    given = (torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 224))
-    added = {"text_embeds": torch.randn(2, 128), "time_ids": torch.randn(2, 6)}
-    before, after = (unet(*given, added_cond_kwargs=added).sample for unet in (shallow, deep))
-    assert torch.equal(before, after)
-    after.square().mean().backward()
-    new = [name for name in deep.state_dict() if name not in shallow.state_dict()]
-    assert len({name.split(".transformer_blocks.")[0] + name.split(".")[-1] for name in new}) > 4
-    outputs = [name for name in new if name.endswith(("to_out.0.weight", "ff.net.2.weight"))]
-    slopes = [deep.get_parameter(name).grad for name in outputs]
-    assert len(outputs) == 3 * 9 * 4 and all(slope.abs().max() > 0 for slope in slopes)
-    assert not any(torch.equal(a, b) for a, b in itertools.combinations(slopes, 2) if a.shape == b.shape)
+    same = deepened(shallow, shallow_config(), generator_for("same"))
+    with torch.no_grad():
+        assert torch.equal(denoised(shallow), denoised(same))
 
 
-def test_a_coarser_level_keeps_the_finer_ones():
-    """All weights of pocket's two levels but those of attention that is no more; the new level's outputs have no weight
-    at first, and learn."""
+@torch.no_grad()
+def test_the_deep_unet_begins_near_the_shallow_one(monkeypatch):
+    """A row of blocks adds what the one block added, but for what each sees of those before it: where all outputs become
+    ten times smaller, that difference becomes a hundred times smaller. With noise it stays small."""
+    without_noise, with_noise, effects = [], [], []
+    for scale in (0.1, 0.01):
+        torch.manual_seed(0)
+        shallow = UNet2DConditionModel(**shallow_config())
+        outputs = [part for name, part in shallow.named_parameters() if growing.OUTPUT.search(name)]
+        for part in outputs:
+            part *= scale
+        before = denoised(shallow)
+        for noise, found in ((0.0, without_noise), (growing.NOISE, with_noise)):
+            monkeypatch.setattr(growing, "NOISE", noise)
+            deep = deepened(shallow, unet_config("pocket"), generator_for("deep"))
+            found.append(float((denoised(deep) - before).norm()))
+        for part in outputs:
+            part.zero_()
+        effects.append(float((denoised(shallow) - before).norm()))
+    assert effects[0] / effects[1] == pytest.approx(10, rel=0.1)
+    assert without_noise[0] < 0.1 * effects[0] and without_noise[0] / without_noise[1] > 50
+    assert with_noise[0] < 0.5 * effects[0]
+
+
+def test_every_block_of_the_deep_unet_learns_and_no_two_the_same():
+    """The mean of a row's matrices is the old one; each block's gradient is its own, and of like size."""
     torch.manual_seed(0)
-    two = UNet2DConditionModel(**two_level_config())
-    three = with_coarser_level(two, shallow_config())
-    weights = three.state_dict()
-    for old, new in (
-        *(("conv_in", "conv_in"), ("time_embedding", "time_embedding"), ("add_embedding", "add_embedding")),
-        *(("down_blocks.0.resnets", "down_blocks.0.resnets"), ("down_blocks.1", "down_blocks.1")),
-        *(
-            ("up_blocks.0.attentions", "up_blocks.1.attentions"),
-            ("up_blocks.1.resnets", "up_blocks.2.resnets"),
-        ),
-        *(("up_blocks.0.upsamplers", "up_blocks.1.upsamplers"), ("conv_out", "conv_out")),
-        *(
-            (f"up_blocks.0.resnets.{part}", f"up_blocks.1.resnets.{part}")
-            for part in ("0.norm2", "0.conv2", "1")
-        ),
-    ):
-        for name, known in two.get_submodule(old).state_dict().items():
-            assert torch.equal(weights[f"{new}.{name}"], known), f"{new}.{name}"
-    before, after = two.up_blocks[0].resnets[0], three.up_blocks[1].resnets[0]
-    assert torch.equal(after.norm1.weight[128:], before.norm1.weight[160:])
-    for name in ("conv1", "conv_shortcut"):
-        assert torch.equal(getattr(after, name).weight[:, 128:], getattr(before, name).weight[:, 160:])
-        assert not getattr(after, name).weight[:, :128].any()
-    given = (torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 224))
-    added = {"text_embeds": torch.randn(2, 128), "time_ids": torch.randn(2, 6)}
-    three(*given, added_cond_kwargs=added).sample.square().mean().backward()
-    assert after.conv1.weight.grad[:, :128].abs().amax((0, 2, 3)).min() > 0
-    with pytest.raises(ValueError, match="in one UNet and"):
-        with_coarser_level(two, shallow_config() | {"block_out_channels": (96, 128, 128)})
+    shallow = UNet2DConditionModel(**shallow_config())
+    deep = deepened(shallow, unet_config("pocket"), generator_for("deep"))
+    denoised(deep).square().mean().backward()
+    for name, old in shallow.named_parameters():
+        if not name.endswith(("to_out.0.weight", "ff.net.2.weight", "to_v.weight")):
+            continue
+        before, after = name.split(".transformer_blocks.0.")
+        row = [deep.get_parameter(f"{before}.transformer_blocks.{place}.{after}") for place in range(7)]
+        share = 1 if "to_v" in name else 7
+        torch.testing.assert_close(torch.stack([w.data for w in row]).mean(0) * share, old.data)
+        slopes = [weight.grad for weight in row]
+        sizes = [float(slope.norm()) for slope in slopes]
+        assert min(sizes) > 0.3 * max(sizes) > 0
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(slopes, 2))
 
 
 @pytest.mark.parametrize(
     "other", [{"layers_per_block": 3}, {"cross_attention_dim": 64}, {"class_embed_type": "timestep"}]
 )
-def test_only_depth_may_differ_where_a_unet_is_grown(other):
+def test_only_depth_may_differ_where_a_unet_is_deepened(other):
     small = unet_config("micro")
     with pytest.raises(ValueError, match="These weights are not the same in both UNets: "):
-        grown(UNet2DConditionModel(**small), small | other)
+        deepened(UNet2DConditionModel(**small), small | other, generator_for("other"))
 
 
 def test_the_deep_unet_is_distributed_as_sdxls():
-    """Levels, kinds of blocks, depth, heads of equal width; most layers at the coarsest level and in the middle."""
-    unet = UNet2DConditionModel(**unet_config("pocket"))
+    """No attention at the finest level, most of it at the coarsest and in the middle, heads of equal width."""
+    unet, sdxl = (UNet2DConditionModel(**unet_config("pocket")), unet_config("sdxl"))
     layers = {name: m for name, m in unet.named_modules() if isinstance(m, Attention)}
     blocks = sum(p.numel() for name, p in unet.named_parameters() if ".transformer_blocks." in name)
-    assert len(layers) == 86 and sum(layer.heads**2 for layer in layers.values()) == 5_720
+    assert len(layers) == 56 and sum(layer.heads**2 for layer in layers.values()) == 5_600
     assert blocks / sum(p.numel() for p in unet.parameters()) > 0.7
     assert {layer.inner_dim // layer.heads for layer in layers.values()} == {16}
-    assert sum(layer.heads == 8 for layer in layers.values()) == 80
-    sdxl = unet_config("sdxl")
-    assert {
-        k: v for k, v in unet_config("pocket").items() if k.endswith("types") or k == "mid_block_type"
-    } == {k: v for k, v in sdxl.items() if k.endswith("types") or k == "mid_block_type"}
+    own = unet_config("pocket")
+    for name, finest, coarsest in (("down_block_types", 0, -1), ("up_block_types", -1, 0)):
+        assert own[name][finest] == sdxl[name][finest] and own[name][coarsest] == sdxl[name][coarsest]
+    assert own["mid_block_type"] == sdxl["mid_block_type"]
 
 
 def test_two_processes_are_not_at_one_stage_in_one_folder(built, tmp_path):

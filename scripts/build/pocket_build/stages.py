@@ -14,7 +14,7 @@ from pocket_build.dino import build_dino
 from pocket_build.distances import measure_distances
 from pocket_build.judges import build_judges
 from pocket_build.score import score
-from pocket_build.unet import build_deep, build_shallow, build_unet, store_unfinished
+from pocket_build.unet import build_deep, build_unet, store_unfinished
 from pocket_build.vae import build_decoder, build_vae
 from pocket_build.workshop import Workshop
 
@@ -23,7 +23,6 @@ STAGES: dict[str, Callable[[Workshop], Any]] = {
     "decoder": build_decoder,
     "judges": build_judges,
     "unet": build_unet,
-    "shallow": build_shallow,
     "deep": build_deep,
     "clip": build_clip,
     "dino": build_dino,

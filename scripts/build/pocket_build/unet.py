@@ -1,4 +1,4 @@
-"""The UNet and both text encoders, in three stages: two levels from nothing, a third and coarser one, all its depth."""
+"""The UNet and both text encoders, in two stages: a shallow UNet from nothing, then all its depth."""
 
 from __future__ import annotations
 
@@ -14,58 +14,33 @@ from coeffdiff.pocket.sizes import euler_scheduler, unet_config
 from coeffdiff.pocket.tokenizers import tokenizer_pair
 from coeffdiff.pocket.world import vocabulary
 from coeffdiff.utils.console import quiet_libraries
-from coeffdiff.utils.seeding import stable_seed
+from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build.conditioned import Conditioned, denoising
 from pocket_build.fitting import read_average
-from pocket_build.growing import grown, with_coarser_level
+from pocket_build.growing import deepened
 from pocket_build.workshop import Workshop, load_float32, store
 
 
-def two_level_config() -> dict[str, Any]:
-    """pocket's two finer levels, with attention in both and one transformer block wherever there are any."""
-    config = unet_config(POCKET)
-    for name in ("block_out_channels", "attention_head_dim"):
-        config[name] = config[name][:2]
-    return config | {
-        "transformer_layers_per_block": (1, 1),
-        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
-        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
-    }
-
-
 def shallow_config() -> dict[str, Any]:
-    """pocket's own, with one transformer block instead of many wherever the level is the coarsest."""
+    """pocket's own, with one transformer block wherever there are any."""
     config = unet_config(POCKET)
-    *finer, _ = config["transformer_layers_per_block"]
-    return config | {"transformer_layers_per_block": (*finer, 1)}
+    return config | {"transformer_layers_per_block": (1,) * len(config["block_out_channels"])}
 
 
 def build_unet(shop: Workshop) -> None:
-    """Two levels and the text encoders, from nothing."""
+    """A shallow one and the text encoders, from nothing."""
     torch.manual_seed(stable_seed("unet"))
-    networks = _networks(shop, "unet", two_level_config())
+    networks = _networks(shop, "unet", shallow_config())
     _finish(shop, "unet", networks)
 
 
-def build_shallow(shop: Workshop) -> None:
-    """A level more, under captions as the text encoders understand them: these stay."""
-    torch.manual_seed(stable_seed("shallow"))
-    networks = _networks(shop, "shallow", shallow_config(), after="unet")
-    if not shop.so_far("shallow")["start"]:
-        two_levels = load_float32(UNet2DConditionModel, shop.networks("unet") / "unet")
-        networks.unet = with_coarser_level(two_levels, shallow_config())
-    networks.text_encoder.requires_grad_(False)
-    networks.text_encoder_2.requires_grad_(False)
-    _finish(shop, "shallow", networks)
-
-
 def build_deep(shop: Workshop) -> None:
-    """All of it, grown from the shallow UNet; the text encoders still stay."""
+    """All its depth, out of the shallow one, under captions as the text encoders understand them: these stay."""
     torch.manual_seed(stable_seed("deep"))
-    networks = _networks(shop, "deep", unet_config(POCKET), after="shallow")
+    networks = _networks(shop, "deep", unet_config(POCKET), after="unet")
     if not shop.so_far("deep")["start"]:
-        shallow = load_float32(UNet2DConditionModel, shop.networks("shallow") / "unet")
-        networks.unet = grown(shallow, unet_config(POCKET))
+        shallow = load_float32(UNet2DConditionModel, shop.networks("unet") / "unet")
+        networks.unet = deepened(shallow, unet_config(POCKET), generator_for("deep"))
     networks.text_encoder.requires_grad_(False)
     networks.text_encoder_2.requires_grad_(False)
     _finish(shop, "deep", networks)

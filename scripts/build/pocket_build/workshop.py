@@ -35,8 +35,7 @@ PLANS = {
     "vae": Plan(4800, 7e-4, cooldown=0.35, weight_decay=0.0, average=0.998),
     "decoder": Plan(9_000, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
     "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
-    "shallow": Plan(800, 6e-4, warmup=100, cooldown=0.0),  # goes on in "deep"
-    "deep": Plan(8_000, 4e-4, warmup=300, cooldown=0.5),
+    "deep": Plan(3_000, 4e-4, warmup=100, cooldown=0.7),
     "clip": Plan(6000, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "dino": Plan(1800, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
     "judges": Plan(6000, 2e-3, cooldown=0.5, weight_decay=0.02, average=0.99),
@@ -48,8 +47,7 @@ REQUIRED = {
     "decoder": ("vae",),
     "judges": ("decoder",),
     "unet": ("vae",),
-    "shallow": ("unet",),
-    "deep": ("shallow",),
+    "deep": ("unet",),
     "clip": ("decoder",),
     "dino": ("decoder",),
     "score": ("judges", "deep"),
@@ -57,7 +55,7 @@ REQUIRED = {
 }
 """What must be finished before a stage. A UNet cut short may be measured."""
 MEASUREMENTS = ("score", "distances")
-LEADS_TO = {"unet": "shallow", "shallow": "deep"}
+LEADS_TO = {"unet": "deep"}
 """Stages whose weights are nothing but the beginning of another's: they stay in the work folder."""
 _SHARD = "15MB"  # no file of the package has more than 16
 
@@ -105,7 +103,7 @@ class Workshop:
         return load_float32(AutoencoderKL, self.weights / POCKET / "vae").to(self.device)
 
     def networks(self, stage: str) -> Path:
-        """The folder of the UNet and the text encoders of one of the three UNet stages."""
+        """The folder of the UNet and the text encoders of one of the two UNet stages."""
         return self.folder / "networks" / stage if stage in LEADS_TO else self.weights / POCKET
 
     def record(self) -> dict[str, Any]:

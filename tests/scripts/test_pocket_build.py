@@ -78,6 +78,21 @@ def test_every_stage_leaves_its_weights_and_what_it_took(built):
     assert record["score"]["unet_steps"] == 2
     assert sum(record["score"]["named"].values()) > 0
     assert record["distances"]["frechet"] > record["distances"]["frechet_vae"] > 0
+    assert record["distances"]["precision"] == "float32"
+
+
+def test_distances_can_be_measured_in_bfloat16_and_say_so(built):
+    """From pictures of their own: those in float32 are not taken for them."""
+    before, files = built.record()["distances"], set(built.folder.glob("features/*"))
+    found = STAGES["distances"](dataclasses.replace(built, dtype=torch.bfloat16), pictures=4, steps=2)
+    new = {file.name.rsplit("-", 1)[-1] for file in set(built.folder.glob("features/*")) - files}
+    assert new == {"bfloat16"}
+    assert built.record()["distances"]["precision"] == "bfloat16"
+    for name, value in found.items():
+        assert value == pytest.approx(before[name], rel=0.2, abs=0.02), name
+        if name == "frechet":
+            assert value != before[name]
+    built.note("distances", **before)
 
 
 def test_weights_are_stored_in_half_and_load_in_full_precision_by_the_plain_classes(built):

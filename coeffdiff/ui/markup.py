@@ -103,7 +103,7 @@ def status(state: RunState | None) -> str:
     if state is None:
         return quiet("There is no run yet. Drop photos, choose a token, then press Start.")
     share = 100 * state.step / state.steps if state.steps else 0
-    kind = " error" if state.error and not state.resumable else ""
+    kind = " error" if (state.error or state.killed) and not state.saved else ""
     return (
         f'<p class="cd-status{kind}">{escape(visible(state.sentence))}</p>'
         f'<div class="cd-bar"><div style="width:{min(100.0, share):.1f}%"></div></div>'

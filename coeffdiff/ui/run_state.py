@@ -11,10 +11,11 @@ from coeffdiff.errors import ConfigError
 from coeffdiff.sampling.output import GRID_FILE
 from coeffdiff.training.run_folder import RUNS, RunFolder
 from coeffdiff.training.step_log import read_log
-from coeffdiff.ui.training_process import last_training, log_of
+from coeffdiff.ui.training_process import Training, last_training, log_of
 from coeffdiff.utils.console import duration
 
 _ERROR = re.compile(r"[A-Za-z.]+(Error|Loss|Mismatch|Memory|Picture): ")
+_ASKED = re.compile(r"Interrupted: |KeyboardInterrupt")
 _STEP = re.compile(r"step-(\d+)")
 MOST_PICTURES = 48
 _TAIL_BYTES = 20_000
@@ -25,7 +26,8 @@ class RunState:
     """step: the last one in the log; steps: how many are asked for, None where nothing says so yet.
 
     error: the sentence that ended the training. stopping: whether the page has asked for its end.
-    resumable: whether --resume would have something to do.
+    resumable: whether --resume would have something to do; saved: whether a checkpoint is there.
+    begun: whether the training that runs has come to its steps. killed: whether it ended without saying so.
     """
 
     run: Path
@@ -37,12 +39,15 @@ class RunState:
     resumable: bool
     error: str | None
     stopping: bool = False
+    saved: bool = False
+    begun: bool = True
+    killed: bool = False
 
     @property
     def sentence(self) -> str:
         if self.running and self.stopping:
-            return "Stopping: this step ends first, then a checkpoint is saved."
-        if self.running and not self.step:
+            return stopping_sentence(self.begun)
+        if self.running and not (self.begun and self.step):
             return "Starting: photos and model are read."
         if self.running and self.step == self.steps:
             return f"Training: all {self.steps} steps are done; the last pictures are made."
@@ -52,9 +57,22 @@ class RunState:
             return f"Finished after {self.steps} steps; the adapter is in {self.run / 'adapter'}."
         if self.error:
             return self.error
-        if self.resumable:
-            return f"Stopped after step {self.step} of {self.steps}; Resume goes on from the last checkpoint."
+        if self.killed:
+            return f"The training ended without a word {self._after} (killed, out of memory?); {self._again}."
+        if self.saved or self.step:
+            return f"Stopped {self._after}; {self._again}."
         return "Nothing was trained yet."
+
+    @property
+    def _after(self) -> str:
+        of = f" of {self.steps}" if self.steps else ""
+        return f"after step {self.step}{of}" if self.step else "before its first step"
+
+    @property
+    def _again(self) -> str:
+        if self.saved:
+            return "Resume goes on from the last checkpoint"
+        return "Resume begins anew, as there is no checkpoint" if self.resumable else "Start begins anew"
 
     @property
     def _left(self) -> str:
@@ -63,6 +81,21 @@ class RunState:
         if isinstance(seconds, int | float) and self.steps:
             said += f", about {duration(seconds * (self.steps - self.step))} left without pictures"
         return said
+
+
+def stopping_sentence(begun: bool) -> str:
+    """What happens to a training that was asked to stop. begun: whether it has come to its steps."""
+    if begun:
+        return "Stopping: this step ends first, then a checkpoint is saved."
+    return "Stopping: it has not come to its steps, so there is nothing to save."
+
+
+def has_begun(training: Training) -> bool:
+    """Whether a training has come to its steps, since when its log is new."""
+    try:
+        return RunFolder(Path(training.run)).log.stat().st_mtime >= training.created
+    except OSError:
+        return False
 
 
 def read_state(run: Path) -> RunState:
@@ -81,9 +114,12 @@ def read_state(run: Path) -> RunState:
         steps=steps,
         line=lines[-1] if lines else {},
         finished=finished,
-        resumable=not running and not finished and bool(folder.checkpoints()),
+        resumable=not running and not finished and folder.config.is_file(),
         error=None if running or finished else error_in(printed(run)),
         stopping=running and training is not None and training.stopping,
+        saved=bool(folder.checkpoints()),
+        begun=training is None or not running or has_begun(training),
+        killed=not running and not finished and _ended_silently(run),
     )
 
 
@@ -111,6 +147,15 @@ def error_in(text: str) -> str | None:
     """The last line, where it is an error's."""
     lines = text.strip().splitlines()
     return lines[-1] if lines and _ERROR.match(lines[-1]) else None
+
+
+def _ended_silently(run: Path) -> bool:
+    """Whether the page's training of a run ended without an error, a result or a word on Ctrl-C."""
+    if not log_of(run).is_file():
+        return False
+    lines = printed(run).strip().splitlines()
+    last = lines[-1] if lines else ""
+    return not (_ERROR.match(last) or _ASKED.match(last) or last == str(RunFolder(run).adapter))
 
 
 def validation_pictures(run: Path) -> list[tuple[str, str]]:

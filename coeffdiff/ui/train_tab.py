@@ -12,7 +12,15 @@ from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.ui import markup
 from coeffdiff.ui.events import speaking
 from coeffdiff.ui.photos_tab import form_of
-from coeffdiff.ui.run_state import RunState, find_runs, printed, read_state, validation_pictures
+from coeffdiff.ui.run_state import (
+    RunState,
+    find_runs,
+    has_begun,
+    printed,
+    read_state,
+    stopping_sentence,
+    validation_pictures,
+)
 from coeffdiff.ui.training_process import last_training, resume_training, start_training
 
 _EVERY = 2.0  # seconds between looks
@@ -72,10 +80,11 @@ def _stop() -> None:
     if not (training and training.running):
         raise ConfigError("No training runs.")
     if training.stopping:
-        gr.Info("The training is stopping already; it saves a checkpoint after this step.")
+        gr.Info(f"The training is stopping already. {stopping_sentence(has_begun(training))}")
         return
+    begun = has_begun(training)
     training.stop()
-    gr.Info("The training stops after this step, and saves a checkpoint.")
+    gr.Info(stopping_sentence(begun))
 
 
 def _choices(run: str | None) -> Any:

@@ -23,6 +23,7 @@ from coeffdiff.ui.form import Form
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.locks import try_lock
 from coeffdiff.utils.output_folder import write_errors
+from coeffdiff.utils.threads import users_environment
 
 RECORDS = RUNS / ".ui"
 _RECORD = "training.json"
@@ -46,7 +47,9 @@ class Training:
         return process is not None
 
     def stop(self) -> None:
-        """As Ctrl-C does: the step ends, a checkpoint is saved. Asked once: a second Ctrl-C would end it unsaved.
+        """As Ctrl-C does: a step that has begun ends, and a checkpoint is saved.
+
+        Asked once: a second Ctrl-C would end it unsaved.
 
         Raises: ConfigError if the record cannot be written; the training goes on.
         """
@@ -92,7 +95,7 @@ def start_training(form: Form) -> Training:
 
 
 def resume_training(run: Path) -> Training:
-    """Continue a run from its newest checkpoint. Raises: ConfigError if a training runs."""
+    """Continue a run from its newest checkpoint, or from its settings. Raises: ConfigError if a training runs."""
     with _only_one():
         return _start(run, ["--resume", f"--output={run}"], "a")
 
@@ -116,7 +119,12 @@ def _start(run: Path, arguments: Sequence[str], mode: str) -> Training:
     with write_errors(f"The log {log_of(run)}"), log_of(run).open(mode, encoding="utf-8") as log:
         # A session of its own: neither the page's end nor Ctrl-C in its terminal reaches it
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=users_environment(),
         )
     try:
         training = Training(str(run), process.pid, psutil.Process(process.pid).create_time())

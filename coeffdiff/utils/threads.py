@@ -12,7 +12,10 @@ SPINS = "2000"
 BUSY_CORES = 0.5  # in use by others, from which on threads sleep
 LOOK_SECONDS = 0.1
 
+_NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
 _chosen = "as torch was loaded"
+_own: dict[str, str] = {}  # what was set here, and by no user
 
 
 def choose_waiting() -> str:
@@ -22,17 +25,17 @@ def choose_waiting() -> str:
     launch share the cores, so their threads sleep.
     """
     global _chosen
-    given = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
+    given = [name for name in _NAMES if name in os.environ]
     if given:
         _chosen = f"waiting as {given[0]}={os.environ[given[0]]} says"
         return _chosen
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    _set("OMP_WAIT_POLICY", "PASSIVE")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         _chosen = "sleeping while they wait, as several processes share the cores"
     elif (busy := _busy_cores()) >= BUSY_CORES:
         _chosen = f"sleeping while they wait, as other programs keep {busy:.1f} cores busy"
     else:
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        _set("GOMP_SPINCOUNT", SPINS)
         _chosen = "spinning for a moment while they wait, as the machine is quiet"
     return _chosen
 
@@ -40,6 +43,15 @@ def choose_waiting() -> str:
 def waiting() -> str:
     """The choice of choose_waiting, in words."""
     return _chosen
+
+
+def users_environment() -> dict[str, str]:
+    """The environment for a process that is to choose by itself: as the user set it, without this process's choice."""
+    return {name: value for name, value in os.environ.items() if _own.get(name) != value}
+
+
+def _set(name: str, value: str) -> None:
+    os.environ[name] = _own[name] = value
 
 
 def _busy_cores() -> float:

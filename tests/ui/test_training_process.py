@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from coeffdiff.errors import ConfigError
 from coeffdiff.ui import training_process
 from coeffdiff.ui.form import Form
 from coeffdiff.ui.training_process import Training, last_training, log_of, resume_training, start_training
+from coeffdiff.utils.threads import choose_waiting
 
 # In the place of coeffdiff train: says what it was called with, and ends at Ctrl-C as a training does
 _STAND_IN = """
@@ -82,10 +85,18 @@ def test_start_find_stop_and_resume(stand_in):
     assert text.startswith("called --images") and resumed.running
 
 
+def test_it_chooses_for_itself_how_its_threads_wait(stand_in, monkeypatch):
+    """What the page's process has chosen would look like the user's wish."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    choose_waiting()
+    assert "OMP_WAIT_POLICY" in os.environ
+    start_training(Form("photos", "ohwx"))
+    assert "OMP_WAIT_POLICY" not in psutil.Process(stand_in[0].pid).environ()
+
+
 def test_it_outlives_the_page_and_ctrl_c_in_its_terminal(stand_in):
     """Its own session: a signal to the group of the page does not reach it."""
-    import os
-
     start_training(Form("photos", "ohwx"))
     assert os.getsid(stand_in[0].pid) == stand_in[0].pid != os.getsid(0)
 

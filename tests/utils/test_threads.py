@@ -16,6 +16,7 @@ def environment(monkeypatch):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("coeffdiff.utils.threads._chosen", "")
+    monkeypatch.setattr("coeffdiff.utils.threads._own", {})
     return monkeypatch
 
 
@@ -36,6 +37,17 @@ def test_what_the_user_set_stays(environment, name):
     environment.setattr("coeffdiff.utils.threads._busy_cores", lambda: pytest.fail("nobody needs to look"))
     assert threads.choose_waiting() == f"waiting as {name}=7 says"
     assert {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) == {name}
+
+
+def test_a_process_that_chooses_by_itself_gets_the_users_environment(environment):
+    """Without what was chosen here, and with what the user set."""
+    environment.setenv("SOMETHING", "mine")
+    environment.setattr("coeffdiff.utils.threads._busy_cores", lambda: 0.0)
+    before = dict(os.environ)
+    threads.choose_waiting()
+    assert "GOMP_SPINCOUNT" in os.environ and threads.users_environment() == before
+    environment.setenv("GOMP_SPINCOUNT", "7")
+    assert threads.users_environment() == before | {"GOMP_SPINCOUNT": "7"}
 
 
 def test_processes_of_one_launch_sleep(environment):

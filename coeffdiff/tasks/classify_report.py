@@ -11,6 +11,14 @@ from coeffdiff.evaluation.statistics import difference, interval
 Cell = Mapping[str, Any]
 
 
+def failure_of(cell: Cell) -> str | None:
+    """Why a training came to no classifier, in a sentence; None for one that did."""
+    if "failed" in cell:
+        return str(cell["failed"])
+    # Older cells have an accuracy all the same: NaN in place of answers is taken for the first class
+    return "The loss is not finite: the training diverged." if cell["scores"]["loss"] is None else None
+
+
 def summarize(facts: Mapping[str, Any], cells: Sequence[Cell], arms: Sequence[str]) -> dict[str, Any]:
     """The results of cells on the test split.
 
@@ -23,10 +31,12 @@ def summarize(facts: Mapping[str, Any], cells: Sequence[Cell], arms: Sequence[st
             arms: accuracy (mean over seeds, with its 95 % interval), seeds, numbers, rates, mean |alpha|, seconds;
             paired: arm -> earlier arm -> the mean difference in accuracy over the seeds that both have, its interval,
                 and a verdict (see evaluation.statistics.difference);
+        failed: a sentence for each training that diverged, which is left out above;
         made: devices, dates and versions.
     """
+    sound = [cell for cell in cells if failure_of(cell) is None]
     of = {
-        shots: {arm: {c["seed"]: c for c in cells if (c["shots"], c["arm"]) == (shots, arm)} for arm in arms}
+        shots: {arm: {c["seed"]: c for c in sound if (c["shots"], c["arm"]) == (shots, arm)} for arm in arms}
         for shots in sorted({cell["shots"] for cell in cells})
     }
     return {
@@ -44,6 +54,11 @@ def summarize(facts: Mapping[str, Any], cells: Sequence[Cell], arms: Sequence[st
             }
             for shots, by_arm in of.items()
         },
+        "failed": [
+            f"{cell['arm']}, {cell['shots']} shots, seed {cell['seed']}: {failure}"
+            for cell in cells
+            if (failure := failure_of(cell))
+        ],
         "made": {
             "devices": sorted({cell["made"]["device"] for cell in cells}),
             "dates": sorted({cell["made"]["date"] for cell in cells}),
@@ -79,10 +94,10 @@ def as_text(results: Mapping[str, Any]) -> str:
     """For the terminal: a line an arm, then the paired differences with their intervals."""
     lines = []
     for shots, found in results["shots"].items():
-        one = next(iter(found["arms"].values()))
+        seeds = max((arm["seeds"] for arm in found["arms"].values()), default=0)
         lines += [
             "",
-            f"{shots} shots of each of {len(results['classes'])} classes, {one['seeds']} seeds, "
+            f"{shots} shots of each of {len(results['classes'])} classes, {seeds} seeds, "
             f"{results['tested_on']} {results['kind']} tested",
             f"{'arm':<12}{'numbers':>10}  {'accuracy':<22}{'|alpha|':>8}  rates",
         ]
@@ -98,6 +113,7 @@ def as_text(results: Mapping[str, Any]) -> str:
                 f"better on {pair['better_on']} of {pair['of']}: {pair['says']}"
                 for other, pair in others.items()
             ]
+    lines += [f"failed: {sentence}" for sentence in results["failed"]]
     lines.append(
         "numbers: trained beside the head; accuracy: mean over classes; in brackets: 95 % intervals over seeds"
     )

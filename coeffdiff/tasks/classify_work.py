@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from coeffdiff.evaluation.cells import CellFolder, slug
+from coeffdiff.errors import NonFiniteLoss, TrainingError
+from coeffdiff.evaluation.cells import Cell, CellFolder, slug
 from coeffdiff.evaluation.facts import device_name
 from coeffdiff.tasks.classify_plan import Plan
+from coeffdiff.tasks.classify_report import failure_of
 from coeffdiff.tasks.encoder import Encoder
 from coeffdiff.tasks.examples import Example, Examples
 from coeffdiff.tasks.few_shot import train_few_shot
@@ -66,7 +68,10 @@ class Work:
         return (tuning + self.plan.seeds) * len(self.plan.arms) * len(self.plan.shots)
 
     def all(self) -> Iterator[str]:
-        """Do every training that is missing; yields what it was after each, done or found."""
+        """Do every training that is missing; yields what it was after each, done or found.
+
+        Raises: TrainingError if an arm diverges at all rates tried.
+        """
         for shots in self.plan.shots:
             chosen = {}
             for arm in self.plan.arms:
@@ -75,9 +80,9 @@ class Work:
                 for rates in tries if len(tries) > 1 else ():
                     found.append([])
                     for own in TUNING_SEEDS:
-                        found[-1].append(self._cell(arm, shots, own, rates, self.split.validation)["scores"])
+                        found[-1].append(self._cell(arm, shots, own, rates, self.split.validation))
                         yield f"{arm}, {shots} shots, tuning"
-                chosen[arm] = tries[best_try(found)] if found else tries[0]
+                chosen[arm] = best_rates(tries, found) if found else tries[0]
             for seed in range(self.plan.seeds):
                 for arm in self.plan.arms:
                     self.finished.append(self._cell(arm, shots, seed, chosen[arm], self.split.test))
@@ -107,9 +112,8 @@ class Work:
         folder = None
         if self.kept and isinstance(seed, int):
             folder = self.kept / slug(f"{training.words}-{training.key}")
-        if cell is None or (folder and not folder.is_dir()):
+        if cell is None or (folder and failure_of(cell) is None and not folder.is_dir()):
             cell = self._trained(training, folder)
-            self.cells.write(training.key, training.words, cell)
         return cell
 
     def _training(
@@ -129,25 +133,60 @@ class Work:
         return [self.examples.items[index] for index in indices]
 
     def _trained(self, training: _Training, folder: Path | None) -> dict[str, Any]:
+        """The cell of a training, written before its classifier: on a full disk that alone is lost."""
         shots, judged = self._items(training.trained_on), self._items(training.judged_on)
-        trained = train_few_shot(
-            self.encoder, training.arm, training.rates, self.plan.recipe, training.seed, shots, judged
+        try:
+            trained = train_few_shot(
+                self.encoder, training.arm, training.rates, self.plan.recipe, training.seed, shots, judged
+            )
+        except NonFiniteLoss as error:  # rates that are too high are a finding, too
+            cell = self._facts_of(training, {"scores": {}, "failed": str(error)})
+            self.cells.write(training.key, training.words, cell)
+            return cell
+        moved = trained.mean_abs_alpha
+        cell = self._facts_of(
+            training,
+            {
+                "scores": trained.scores,
+                "numbers": trained.numbers,
+                "mean_abs_alpha": None if moved is None else round(moved, 5),
+                "seconds": round(trained.seconds, 2),
+            },
         )
+        self.cells.write(training.key, training.words, cell)
         if folder:
             save_classifier(trained, self.examples.classes, self.encoder, folder)
-        moved = trained.mean_abs_alpha
+        return cell
+
+    def _facts_of(self, training: _Training, found: dict[str, Any]) -> dict[str, Any]:
+        """A cell. found: what came of the training."""
         return {
             "arm": training.arm,
             "shots": training.shots,
             "seed": training.seed,
             "rates": training.rates,
-            "scores": trained.scores,
-            "numbers": trained.numbers,
-            "mean_abs_alpha": None if moved is None else round(moved, 5),
-            "seconds": round(trained.seconds, 2),
+            **found,
             "made": {
                 "device": device_name(self.device),
                 "date": datetime.date.today().isoformat(),
                 "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
             },
         }
+
+
+def best_rates(tries: Sequence[Rates], cells: Sequence[Sequence[Cell]]) -> Rates:
+    """The best rates of those at which no training diverged. cells: of each try, one for every seed.
+
+    Raises: TrainingError if there are none.
+    """
+    sound = [
+        (rates, own)
+        for rates, own in zip(tries, cells, strict=True)
+        if all(failure_of(cell) is None for cell in own)
+    ]
+    if not sound:
+        cell = next(cell for cell in cells[0] if failure_of(cell))
+        raise TrainingError(
+            f"{cell['arm']}, {cell['shots']} shots: {failure_of(cell)} So it was at all {len(tries)} rates tried."
+        )
+    return sound[best_try([[cell["scores"] for cell in own] for _, own in sound])][0]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coeffdiff.errors import NonFiniteLoss
 from coeffdiff.method.coefficients import Coefficients
 from coeffdiff.tasks.arms import put_arm, trained_numbers
 from coeffdiff.tasks.encoder import Encoder, Inputs, Pooling, chosen, features
@@ -61,7 +62,7 @@ def train_few_shot(
 ) -> Trained:
     """Train an arm on the shots and score it on other examples. The encoder itself stays as it is.
 
-    Raises: what put_arm raises.
+    Raises: what put_arm raises; NonFiniteLoss for a training that diverged.
     """
     begun = time.monotonic()
     device = next(encoder.network.parameters()).device
@@ -80,6 +81,9 @@ def train_few_shot(
         _train_mode(alphas, False)
     seconds = time.monotonic() - begun
     scores = score(network, head, encoder.inputs(judged), _labels(judged), encoder.pooling)
+    if scores["loss"] is None:
+        # The last step diverged; NaN in place of answers was taken for the first class
+        raise NonFiniteLoss("The loss is not finite after the last step: the learning rates are too high.")
     moved = torch.cat([layer.displacement().flatten() for layer in alphas]).mean().item() if alphas else None
     return Trained(network, head, scores, trained_numbers(groups), moved, seconds)
 
@@ -111,19 +115,22 @@ def _fit(
     recipe: Recipe,
     seed: Any,
 ) -> None:
-    """recipe.steps of AdamW, each on the next rows of a shuffled epoch."""
+    """recipe.steps of AdamW, each on the next rows of a shuffled epoch. Raises: NonFiniteLoss."""
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     count = min(recipe.batch_size, len(labels))
     waiting = torch.empty(0, dtype=torch.long)
     epoch = 0
-    for _ in range(recipe.steps):
+    for step in range(1, recipe.steps + 1):
         while len(waiting) < count:
             order = torch.randperm(len(labels), generator=generator_for("few-shot", seed, epoch))
             waiting, epoch = torch.cat([waiting, order]), epoch + 1
         rows, waiting = waiting[:count], waiting[count:]
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(logits(rows), labels[rows]).backward()
+        loss = F.cross_entropy(logits(rows), labels[rows])
+        if not math.isfinite(value := loss.item()):
+            raise NonFiniteLoss(f"The loss became {value} in step {step}: the learning rates are too high.")
+        loss.backward()
         optimizer.step()
         schedule.step()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import datetime
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -134,6 +135,8 @@ class Bench:
                 alphas = [layer.alpha.detach().abs().mean() for layer in attached(model.language).values()]
                 facts["mean_abs_alpha"] = round(float(torch.stack(alphas).mean()), 5)
         found = score(model, self.features, self.data.splits[split])
+        if arm != FROZEN and not math.isfinite(found.loss):  # the last step diverged; its answers say nothing
+            raise NonFiniteLoss("The loss is not finite after the last step; lower the learning rates.")
         return facts | {
             "accuracy": {task: round(share, 6) for task, share in found.accuracy.items()},
             "f1": {task: round(share, 6) for task, share in found.f1.items()},

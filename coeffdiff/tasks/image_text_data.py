@@ -109,6 +109,8 @@ def _parsed(where: str, line: str) -> tuple[list[str], str, str, str, str | None
         told = json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{where} is not JSON: {error}.") from None
+    except RecursionError:  # a thousand brackets
+        raise ConfigError(f"{where} is no question: nested too deeply.") from None
     if not isinstance(told, dict):
         raise ConfigError(f"{where} is no JSON object in braces.")
     if unknown := sorted(set(told) - set(_KEYS)):
@@ -116,7 +118,7 @@ def _parsed(where: str, line: str) -> tuple[list[str], str, str, str, str | None
     question, answer = (_text(where, told, name) for name in ("question", "answer"))
     task = _text(where, told, "task") if "task" in told else "questions"
     split = told.get("split")
-    if split is not None and split not in SPLITS:
+    if split is not None and split not in tuple(SPLITS):  # a list, which cannot be hashed, is none either
         raise ConfigError(f"{where} has a split {split!r}; there are {', '.join(SPLITS)}.")
     return _images(where, told), question, answer, task, split
 

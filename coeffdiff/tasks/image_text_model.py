@@ -138,7 +138,7 @@ def read_notes(name: str) -> Notes:
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
         return Notes(str(told["tower"]), int(told["grid"]))
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ModelError(
             f"{file} is damaged ({error!r}); make the model again, or remove the file."
         ) from None

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
-from coeffdiff.errors import AdapterError
+from coeffdiff.errors import AdapterError, ConfigError, TrainingError
 from coeffdiff.hosts.any_model.attach import attach_from, save
 from coeffdiff.method.adapter_paths import COEFF_FILE
 from coeffdiff.tasks.encoder import Encoder
@@ -30,11 +32,27 @@ HEAD, FACTS, LORA = "head.safetensors", "classifier.json", "adapter_config.json"
 
 
 def save_classifier(trained: Trained, classes: Sequence[str], encoder: Encoder, folder: Path) -> None:
-    """Write a folder in one step. The encoder's own weights are not in it."""
+    """Write a folder in one step. The encoder's own weights are not in it.
+
+    Raises: TrainingError if the disk refuses.
+    """
+    try:
+        _write(trained, classes, encoder, folder)
+    except (OSError, SafetensorError, ConfigError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise TrainingError(
+            f"The classifier {folder} cannot be written: {reason}. Its scores are kept; make room, then the same "
+            "command goes on."
+        ) from None
+
+
+def _write(trained: Trained, classes: Sequence[str], encoder: Encoder, folder: Path) -> None:
     facts = {"classes": list(classes), "model": encoder.name, "pooling": encoder.pooling}
     with atomic_write(folder, durable=True) as unfinished:
         unfinished.mkdir()
-        save_file({k: v.contiguous().cpu() for k, v in trained.head.state_dict().items()}, unfinished / HEAD)
+        head = {name: value.contiguous().cpu() for name, value in trained.head.state_dict().items()}
+        # By Python, whose errors say "No space left on device"
+        (unfinished / HEAD).write_bytes(to_bytes(head))
         (unfinished / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         if isinstance(trained.network, PeftModel):
             # Otherwise PEFT asks the hub whether the base model's vocabulary was of another size

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from coeffdiff.cli.root import app
-from coeffdiff.errors import ConfigError, ModelError
+from coeffdiff.errors import ConfigError, ModelError, TrainingError
 from coeffdiff.tasks import classify_work, encoder
 from coeffdiff.tasks.arms import ARMS
 from coeffdiff.tasks.classify import classify
 from coeffdiff.tasks.classify_plan import Plan
+from coeffdiff.tasks.classify_report import as_text
+from coeffdiff.tasks.classify_work import best_rates
 from coeffdiff.tasks.encoder import load_encoder
 from coeffdiff.tasks.examples import Example, read_examples
 from coeffdiff.tasks.few_shot import Recipe, train_few_shot
@@ -110,6 +112,49 @@ def test_a_training_depends_on_its_seed_alone(models, weather):
     assert torch.equal(heads[0][0], heads[1][0]) and heads[0][1] == heads[1][1]
     assert not torch.equal(heads[0][0], heads[2][0])
     assert all(torch.equal(value, before[name]) for name, value in loaded.network.state_dict().items())
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_training_that_diverges_is_named_and_left_out(steps, models, weather, tmp_path, monkeypatch):
+    """In its steps, or at the last one; NaN would be an answer, that of the first class. Done once alone."""
+    plan = Plan(weather, str(models / "bert"), ("linear", "lora"), (1,), 2, 1, 5, recipe=Recipe(steps=steps))
+    high = {"head": 1e30, "lora": 1e30}
+    monkeypatch.setattr(
+        classify_work, "rates_to_try", lambda arm, _: [high if arm == "lora" else {"head": 1e-2}]
+    )
+    for _ in range(2):
+        found = classify(plan, tmp_path, keep=True)
+        assert list(found["shots"]["1"]["arms"]) == ["linear"] and found["shots"]["1"]["paired"] == {}
+        assert [line.partition(":")[0] for line in found["failed"]] == [
+            "lora, 1 shots, seed 0",
+            "lora, 1 shots, seed 1",
+        ]
+        assert "the learning rates are too high" in found["failed"][0]
+        assert f"failed: {found['failed'][0]}" in as_text(found)
+        monkeypatch.setattr(classify_work, "train_few_shot", lambda *_: pytest.fail("nothing is left"))
+
+
+def test_where_all_diverge_there_is_still_a_table(models, weather, tmp_path, monkeypatch):
+    plan = Plan(weather, str(models / "bert"), ("lora",), (1,), 1, 1, 5, recipe=Recipe(steps=4))
+    monkeypatch.setattr(classify_work, "rates_to_try", lambda *_: [{"head": 1e30, "lora": 1e30}])
+    found = classify(plan, tmp_path)
+    assert found["shots"]["1"]["arms"] == {} and "failed: lora" in as_text(found)
+
+
+def test_rates_at_which_a_training_diverges_are_not_chosen():
+    """However accurate; a cell of an older version says it by a loss of None."""
+    sound, failed = (
+        {"scores": {"accuracy": 0.4, "loss": 1.0}},
+        {"scores": {}, "failed": "The loss became inf."},
+    )
+    older = {"scores": {"accuracy": 0.9, "loss": None}}
+    named = {"arm": "lora", "shots": 4}
+    tries = [{"head": 1.0}, {"head": 2.0}, {"head": 3.0}]
+    assert best_rates(tries, [[older, sound], [sound, failed], [sound, sound]]) == {"head": 3.0}
+    with pytest.raises(
+        TrainingError, match=r"lora, 4 shots: The loss became inf. So it was at all 1 rates tried"
+    ):
+        best_rates(tries[:1], [[sound, failed | named]])
 
 
 def test_an_encoder_without_its_pooler_is_known_again(shades):

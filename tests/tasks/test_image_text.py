@@ -184,9 +184,10 @@ def test_a_saved_model_comes_back(model, models, tmp_path):
     assert read_notes(str(models / "bart")).grid == 6
     with pytest.raises(ModelError, match="maps 12 numbers to 32, and here 99 become 32"):
         load_image_text(str(tmp_path / "saved"), 99)
-    (tmp_path / "saved" / "image_text.json").write_text('{"tower": "pocket-clip"}')
-    with pytest.raises(ModelError, match=r"image_text.json is damaged"):
-        read_notes(str(tmp_path / "saved"))
+    for damaged in ('{"tower": "pocket-clip"}', "[" * 100_000):
+        (tmp_path / "saved" / "image_text.json").write_text(damaged)
+        with pytest.raises(ModelError, match=r"image_text.json is damaged"):
+            read_notes(str(tmp_path / "saved"))
 
 
 def test_features_are_the_class_token_and_averaged_patches(models):
@@ -265,6 +266,8 @@ LINE = {"image": "1.png", "question": "what is it", "answer": "mug"}
         ([{"images": ["1.png"] * 9, "question": "a", "answer": "b"}], "9 pictures"),
         ([LINE | {"answers": ["mug"]}], "unknown key 'answers'"),
         ([LINE | {"split": "dev"}], "a split 'dev'"),
+        ([LINE | {"split": ["test"]}], r"a split \['test'\]"),
+        (["[" * 100_000], "line 1 is no question: nested too deeply"),
         ([LINE, LINE | {"split": "test"}], "1 lines with a split and 1 without"),
         (
             [LINE | {"split": "train"}, LINE | {"split": "test"}],
@@ -349,6 +352,9 @@ def test_rates_that_are_too_large_are_not_chosen(models, data, tmp_path, monkeyp
     arguments += ["--steps", "4", "--batch-size", "2", "--arm", "full", "--seeds", "0", "--json"]
     chosen = json.loads(call(*arguments, "--tries", "2").stdout)["arms"]["full"]
     assert chosen["rates"]["full"] == 1e-3 and chosen["tries"][0]["accuracy"] is None
+    # The first step has no rate yet, so that the loss in both steps is finite, and what they leave is not
+    last = json.loads(call(*arguments, "--tries", "2", "--steps", "2").stdout)["arms"]["full"]
+    assert last["rates"]["full"] == 1e-3 and last["tries"][0]["accuracy"] is None
     result = call(*arguments, "--tries", "1")
     assert (
         result.exit_code == 2 and "lower the learning rates. So it was at all 1 rates tried" in result.stderr

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import transformers as tf
+from peft import PeftModel
+from safetensors import SafetensorError
 
-from coeffdiff.errors import AdapterError, AdapterMismatch
+from coeffdiff.errors import AdapterError, AdapterMismatch, TrainingError
 from coeffdiff.tasks.classify import classify
 from coeffdiff.tasks.classify_plan import Plan
 from coeffdiff.tasks.encoder import load_encoder
@@ -48,6 +53,28 @@ def test_what_is_tested_is_kept_when_asked_for(models, weather, tmp_path):
         "linear-1-0": {"head.safetensors", "classifier.json"},
         "coeff-1-0": {"head.safetensors", "classifier.json", "coeff.safetensors"},
     }
+
+
+@pytest.mark.parametrize("arm", ["linear", "lora", "coeff"])
+def test_a_full_disk_is_one_sentence_and_the_scores_are_kept(arm, models, weather, tmp_path, monkeypatch):
+    """The same command then trains for the classifier alone, and its scores are the same."""
+    plan = Plan(weather, str(models / "bert"), (arm,), (1,), 1, 1, recipe=Recipe(steps=2))
+
+    def full(*_, **__):
+        if arm == "lora":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        target = (Path, "write_bytes") if arm != "lora" else (PeftModel, "save_pretrained")
+        patch.setattr(*target, full)
+        with pytest.raises(TrainingError, match=r"The classifier .*No space left.* Its scores are kept"):
+            classify(plan, tmp_path, keep=True)
+    [cell] = (tmp_path / "cells").iterdir()
+    before = json.loads(cell.read_text())["scores"]
+    classify(plan, tmp_path, keep=True)
+    assert json.loads(cell.read_text())["scores"] == before
+    assert [(folder / "head.safetensors").is_file() for folder in (tmp_path / "trained").iterdir()] == [True]
 
 
 def test_another_models_classifier_is_refused(models, weather, tmp_path):

@@ -100,19 +100,23 @@ def _key_of(file: Path) -> str:
 def _whole(file: Path | None) -> Cell | None:
     try:
         cell = json.loads(file.read_text(encoding="utf-8")) if file else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return cell if isinstance(cell, dict) else None
 
 
 def _lines_of(file: Path) -> dict[str, Cell]:
-    """The cells of a packed file by their keys."""
+    """The cells of a packed file by their keys. Raises: ConfigError for one that is damaged or cannot be read."""
     cells = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from None
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):
         try:
-            cell = json.loads(line)
+            cell = json.loads(line.decode("utf-8"))
             cells[str(cell.pop("key"))] = cell
-        except (ValueError, AttributeError, KeyError, TypeError):
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             raise ConfigError(
                 f"Line {number} of {file} is no cell: expected a JSON object with a key. Copy the file from its origin "
                 "again, or delete the line; its cell is computed again."

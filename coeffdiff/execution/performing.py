@@ -16,6 +16,7 @@ from coeffdiff.execution.tasks import Outcome, Progress, Task, Worker
 from coeffdiff.utils.console import listening, print_error
 from coeffdiff.utils.interruptions import Stop
 from coeffdiff.utils.oom import is_out_of_memory, oom_sentence
+from coeffdiff.utils.sentences import sentence_of
 from coeffdiff.utils.tracebacks import strip
 
 
@@ -76,6 +77,8 @@ def _outcome(worker: Worker, task: Task) -> Outcome:
     except Exception as error:
         if is_out_of_memory(error):
             return Outcome(task, "failed", error=OutOfMemory(oom_sentence(error, [])))
+        if sentence := sentence_of(error):
+            return Outcome(task, "failed", error=TaskError(sentence))
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}".split("\n")[0][:300]
         return Outcome(task, "failed", error=TaskDefect(f"{what} (its traceback is in {task.log})"))

@@ -188,7 +188,7 @@ def header_of(path: Path) -> dict[str, Any]:
         end = 8 + size + max(ends, default=0)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged, or no safetensors file; download or copy it again.") from error
     if total < end:
         raise ModelError(f"{path} is cut off: {total:,} of {end:,} bytes; download or copy it again.")
@@ -202,7 +202,7 @@ def read_json(source: Source, file: str) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:  # includes bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # includes bytes that are no UTF-8
         raise ModelError(f"{path} is damaged: it is not valid JSON ({error}).") from error
     if not isinstance(tree, dict):
         raise ModelError(f"{path} is damaged: it holds a {type(tree).__name__}, not a config.")

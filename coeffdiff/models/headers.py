@@ -119,7 +119,7 @@ def _listed(files: list[Path]) -> list[Path]:
     index = files[0].with_name(f"{stem}.safetensors.index{'.' if variant else ''}{variant}.json")
     try:
         listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{index} is damaged; download or copy it again.") from error
     if absent := sorted(listed - {path.name for path in files}):
         raise ModelError(f"{index} names {absent[0]}, which is not there; download or copy it again.")

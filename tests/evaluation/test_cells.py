@@ -108,19 +108,21 @@ def test_while_another_process_packs_nothing_is_moved(tmp_path):
     assert cells.pack("plan", ["aa"]) == 1
 
 
-@pytest.mark.parametrize("line", ["<<<<<<< ours", '{"subject": "mug"}', "[1]", '{"key": "cc"', ""])
+@pytest.mark.parametrize(
+    "line", ["<<<<<<< ours", '{"subject": "mug"}', "[1]", '{"key": "cc"', "", "[" * 100_000, "\udcff"]
+)
 def test_a_damaged_line_is_one_sentence_and_nothing_is_lost(tmp_path, line):
     cells = CellFolder(tmp_path)
     cells.write("aa", "x", one(1))
     cells.pack("plan", ["aa"])
     cells.write("bb", "x", one(2))
     file = tmp_path / "plan.jsonl"
-    file.write_text(file.read_text() + line + "\n")
-    before = file.read_text()
+    file.write_bytes(file.read_bytes() + line.encode(errors="surrogateescape") + b"\n")
+    before = file.read_bytes()
     for act in (lambda: cells.read("aa"), lambda: cells.pack("plan", ["bb"]), cells.all):
         with pytest.raises(ConfigError, match=r"Line 2 of .*plan\.jsonl is no cell"):
             act()
-    assert file.read_text() == before and len(list(tmp_path.iterdir())) == 2
+    assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
 
 def test_numbers_that_json_does_not_have_survive(tmp_path):
@@ -134,6 +136,7 @@ def test_later_settings_leave_the_names_of_cells_until_they_do_something():
     """What came after cells were recorded is in their keys only where it changes a training."""
     both = {"method.kind": "coeff+lora"}
     before = deciding(load_settings(None, both))
+    assert "training.optimizer_args" not in before
     assert (
         not {"training.ema", "subjects", "model.quantize", "method.lora.text_learning_rate"} & before.keys()
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coeffdiff.errors import ConfigError, Interrupted, PhotoError, TaskDefect
+from coeffdiff.errors import ConfigError, Interrupted, PhotoError, TaskDefect, TaskError
 from coeffdiff.execution.choosing import choose_executor
 from coeffdiff.execution.local import LocalExecutor
 from coeffdiff.execution.rounds import run_round
@@ -42,6 +42,20 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, capsys):
     assert "Traceback" in (tmp_path / "b.log").read_text() and "at c" in (tmp_path / "c.log").read_text()
     said = capsys.readouterr()
     assert "at " not in said.err + said.out and "letters 3/3  2 failed" in said.err
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(PermissionError(13, "Permission denied", "x.png"), TaskError), (FileNotFoundError(2, "gone"), TaskDefect)]
+)  # fmt: skip
+def test_a_refusal_of_the_system_is_a_sentence_and_no_defect(tmp_path, error, kind):
+    def worker(letter):
+        raise error
+
+    [outcome] = round_of(worker, tmp_path, "a")
+    assert type(outcome.error) is kind
+    assert ("Traceback" in (tmp_path / "a.log").read_text()) == (kind is TaskDefect)
+    if kind is TaskError:
+        assert str(outcome.error).startswith("PermissionError: Permission denied: x.png.")
 
 
 def test_what_a_failed_task_held_is_gone_when_the_next_begins(tmp_path):

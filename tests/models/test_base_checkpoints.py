@@ -425,6 +425,12 @@ FOLDERS = {
         shards(lambda unet: (unet / "diffusion_pytorch_model.safetensors.index.json").write_text("[]")),
         "index.json is damaged",
     ),
+    "an index of brackets": (
+        shards(
+            lambda unet: (unet / "diffusion_pytorch_model.safetensors.index.json").write_text("[" * 100_000)
+        ),
+        "index.json is damaged",
+    ),
 }
 
 

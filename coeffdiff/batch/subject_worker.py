@@ -22,7 +22,7 @@ from coeffdiff.models.kept import KeptModel
 from coeffdiff.training.launch import start_processes
 from coeffdiff.training.loop import train
 from coeffdiff.training.resolve import free_memory
-from coeffdiff.training.resuming import settings_to_resume
+from coeffdiff.training.resuming import with_asked
 from coeffdiff.training.run_folder import RunFolder
 from coeffdiff.training.step_log import read_log
 from coeffdiff.utils.atomic import unfinished
@@ -72,7 +72,7 @@ class SubjectWorker:
             _clear_unclaimed(run)
             train(settings, load=self._model.load)
             return "trained"
-        continued = settings_to_resume(run, None, asked_settings(settings), ())
+        continued = with_asked(run, asked_settings(settings))
         if run.finished and continued.training.steps == run.settings().training.steps:
             check_contents(run, continued)
             return "unchanged"

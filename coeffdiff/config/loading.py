@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from coeffdiff.config import yaml12
 from coeffdiff.config.annotations import fields_of, union_members
 from coeffdiff.config.fields import S
-from coeffdiff.config.nested import as_tree, dotted_settings, flattened, put_setting
+from coeffdiff.config.nested import as_tree, by_name, dotted_settings, flattened, put_setting
 from coeffdiff.config.refusals import refusal_sentence
 from coeffdiff.config.schema import Settings
 from coeffdiff.errors import ConfigError
@@ -59,11 +59,12 @@ def given_settings(
     whole = flattened(as_tree(stored))
     for name, value in flat.items():
         put_setting(whole, name, value)
-    checked = flattened(as_tree(checked_tree(Settings, whole, lines)))
+    checked = by_name(checked_tree(Settings, whole, lines))
+    # A part of a mapping may be given too
     return {
         name: value
         for name, value in checked.items()
-        if any(name == given or name.startswith(f"{given}.") for given in flat)
+        if any(f"{name}.".startswith(f"{given}.") or given.startswith(f"{name}.") for given in flat)
     }
 
 

@@ -18,10 +18,10 @@ def as_tree(settings: Section) -> dict[str, Any]:
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree as one level: dotted name -> value."""
+    """A tree as one level: dotted name -> value. An empty mapping is a value."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat.update(flattened(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value
@@ -38,6 +38,11 @@ def dotted_settings(
             yield from dotted_settings(section, value, f"{prefix}{name}.")
         elif value is not None or not (section or free):
             yield f"{prefix}{name}", value
+
+
+def by_name(settings: Section) -> dict[str, Any]:
+    """Every setting by dotted name; one that holds a mapping is one setting, with all of it as its value."""
+    return dict(dotted_settings(type(settings), as_tree(settings)))
 
 
 def put_setting(flat: dict[str, Any], name: str, value: Any) -> None:

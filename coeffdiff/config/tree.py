@@ -9,7 +9,7 @@ from typing import Any
 from coeffdiff.config import yaml12
 from coeffdiff.config.fields import Section
 from coeffdiff.config.loading import checked_tree
-from coeffdiff.config.nested import as_tree, dotted_settings, flattened, put_setting
+from coeffdiff.config.nested import as_tree, by_name, dotted_settings, flattened, put_setting
 from coeffdiff.config.schema import Settings
 
 
@@ -32,7 +32,7 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
 def differences(old: Settings, new: Settings, ignore: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, with both values."""
     skipped = set(ignore)
-    flat_old, flat_new = flattened(as_tree(old)), flattened(as_tree(new))
+    flat_old, flat_new = by_name(old), by_name(new)
     return {
         name: (flat_old.get(name), value)
         for name, value in flat_new.items()

@@ -167,7 +167,7 @@ class Outcome:
 
 
 # Settings that came later, and what they are where they do nothing: cells keep the names that they had before
-_OFF: dict[str, Any] = {"training.ema": None, "subjects": []}
+_OFF: dict[str, Any] = {"training.ema": None, "training.optimizer_args": {}, "subjects": []}
 
 
 def deciding(settings: Settings) -> dict[str, Any]:

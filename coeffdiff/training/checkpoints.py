@@ -19,6 +19,7 @@ from torch import Tensor
 from coeffdiff.errors import ResumeError, TrainingError
 from coeffdiff.training.run_folder import RunFolder, disk_errors
 from coeffdiff.utils.atomic import atomic_write
+from coeffdiff.utils.console import print_info
 
 _AVERAGE_FILE = "average.safetensors"
 
@@ -51,6 +52,7 @@ def save_checkpoint(
 ) -> Path:
     """Write under a temporary name, flush to the disk, rename, and drop all but the newest `keep`.
 
+    Checkpoints of later steps go first: the run has passed them over, since they cannot be read.
     write_adapter: makes the folder that it is given an adapter folder, by which a checkpoint can be tried out.
     Raises: TrainingError if the disk refuses; the checkpoints before it are untouched.
     """
@@ -83,13 +85,14 @@ def save_checkpoint(
             if write_adapter:
                 write_adapter(temporary / "adapter")
     except (OSError, SafetensorError) as error:
-        last = next(iter(run.checkpoints()), None)
-        kept = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
+        kept = last_good(run) or "There is no earlier checkpoint."
         raise TrainingError(
             f"The checkpoint of step {checkpoint.step} cannot be written to {final.parent} "
             f"({getattr(error, 'strerror', None) or error}). {kept} Make room, then continue with train --resume."
         ) from None
-    for old in run.checkpoints()[keep:]:
+    found = run.checkpoints()
+    place = found.index(final)
+    for old in (*found[:place], *found[place + keep :]):
         shutil.rmtree(old, ignore_errors=True)
     for litter in final.parent.glob(".*"):  # what a kill left half-written
         shutil.rmtree(litter, ignore_errors=True)
@@ -114,32 +117,57 @@ def _best_file(watched: dict[str, Any]) -> str:
 
 
 def load_checkpoint(run: RunFolder) -> Checkpoint | None:
-    """The newest checkpoint that reads back whole, or None if there is none. Nothing is ever unpickled freely.
+    """The newest checkpoint that reads back whole, or None if there is none; newer ones are named on screen.
 
     Raises: ResumeError if there are some and none of them reads back.
     """
-    for folder in run.checkpoints():
-        try:
-            rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            tensors = load((folder / "trainables.safetensors").read_bytes())  # a path must be UTF-8 for it
-            states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-            found = bool(rest.get("watched", {}).get("best"))
-            best = load((folder / _best_file(rest["watched"])).read_bytes()) if found else {}
-            averaged = rest.get("averaged_steps", 0)
-            average = load((folder / _AVERAGE_FILE).read_bytes()) if averaged else {}
-            return Checkpoint(tensors=tensors, best=best, average=average, **states, **rest)
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-            RecursionError,
-            SafetensorError,
-            pickle.UnpicklingError,
-        ):
-            continue
-    if run.checkpoints():
+    newest, damaged = read_newest(run)
+    if newest and damaged:
+        names, many = ", ".join(folder.name for folder in damaged), len(damaged) > 1
+        here = run.checkpoint(newest.step).name
+        print_info(f"checkpoint{'s' * many} {names} cannot be read, going on from {here}")
+    if damaged and not newest:
         raise ResumeError(f"None of the checkpoints of {run.path} can be read; it cannot be continued.")
-    return None
+    return newest
+
+
+def last_good(run: RunFolder) -> str:
+    """The newest checkpoint that reads back, in a sentence; nothing if there is none."""
+    newest, _ = read_newest(run)
+    return f"The last good checkpoint is {run.checkpoint(newest.step)}." if newest else ""
+
+
+def read_newest(run: RunFolder) -> tuple[Checkpoint | None, list[Path]]:
+    """The newest checkpoint that reads back whole, if any, and the newer ones, which do not."""
+    damaged: list[Path] = []
+    for folder in run.checkpoints():
+        if checkpoint := _read(folder):
+            return checkpoint, damaged
+        damaged.append(folder)
+    return None, damaged
+
+
+def _read(folder: Path) -> Checkpoint | None:
+    """A checkpoint, or None if it does not read back whole. Nothing is ever unpickled freely."""
+    try:
+        rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = load((folder / "trainables.safetensors").read_bytes())  # a path must be UTF-8 for it
+        states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        found = bool(rest.get("watched", {}).get("best"))
+        best = load((folder / _best_file(rest["watched"])).read_bytes()) if found else {}
+        averaged = rest.get("averaged_steps", 0)
+        average = load((folder / _AVERAGE_FILE).read_bytes()) if averaged else {}
+        return Checkpoint(tensors=tensors, best=best, average=average, **states, **rest)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        RecursionError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ):
+        return None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coeffdiff.errors import NonFiniteLoss
 from coeffdiff.training.blame import first_not_finite
+from coeffdiff.training.checkpoints import last_good
 from coeffdiff.training.run_folder import RunFolder
 
 # Steps in a row that an fp16 scaler may skip: it halves its scale at each, and begins at 2^16
@@ -55,5 +56,4 @@ def check_learned(tensors: Mapping[str, Tensor], step: int, run: RunFolder) -> N
 
 
 def _last_good(run: RunFolder) -> str:
-    last = next(iter(run.checkpoints()), None)
-    return f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
+    return last_good(run) or "No checkpoint had been written yet."

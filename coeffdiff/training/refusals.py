@@ -16,9 +16,10 @@ from coeffdiff.models.headers import refuse_unfit
 from coeffdiff.models.loading import load_pipeline
 from coeffdiff.models.noise_schedule import check_schedule
 from coeffdiff.models.subject_token import holds
+from coeffdiff.training.continuing import with_absolute_paths
 from coeffdiff.training.judge import texts_of
 from coeffdiff.training.prior import read_class_pictures
-from coeffdiff.training.resolve import DTYPES, check_model_name
+from coeffdiff.training.resolve import DTYPES, check_names
 from coeffdiff.training.trackers import check_watching
 
 
@@ -29,7 +30,8 @@ def refuse_early(settings: Settings, photos: PhotoSet, base: Any) -> PhotoSet | 
     Raises: ConfigError, PhotoError or ModelError, with one sentence.
     """
     check_watching(settings)
-    check_model_name(base.name)
+    check_names(base.name, settings.model)
+    check_names(base.name, with_absolute_paths(settings).model)
     class_pictures = read_class_pictures(settings)
     _check_texts(settings, photos, class_pictures)
     scheduler = load_pipeline(base, dtype=torch.float32, parts=()).scheduler

@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from coeffdiff.config.auto import ModelFacts, resolve_auto
 from coeffdiff.config.optimizers import check_optimizer, optimizer_class
-from coeffdiff.config.schema import Settings
+from coeffdiff.config.schema import ModelSettings, Settings
 from coeffdiff.config.tree import with_values
 from coeffdiff.errors import ConfigError
 from coeffdiff.models.architecture import native_resolution, unet_parameters
@@ -66,12 +66,25 @@ def resolve(settings: Settings, base: Any, state: PartialState) -> tuple[Setting
     return settings, chosen
 
 
-def check_model_name(name: str) -> None:
-    """Raises: ConfigError for what an adapter could not name so that others load it again."""
-    if len(name) > 1000 or not name.isprintable():
-        raise ConfigError(
-            f"The name of the model {name[:200]} is overlong or has control characters; rename it."
-        )
+def check_names(name: str, model: ModelSettings) -> None:
+    """Raises: ConfigError for what an adapter could not name so that others load it again.
+
+    name: of the base model; model: with absolute paths, as the adapter's header has them.
+    """
+    named = (
+        ("The name of the model", name, 1000),
+        ("model.vae", model.vae, 1000),
+        ("model.config", model.config, 1000),
+        ("model.variant", model.variant, 100),
+    )
+    for what, text, most in named:
+        if text and len(text) > most:
+            raise ConfigError(f"{what} {text[:200]} has more than {most} characters; take a shorter one.")
+        if strange := next((letter for letter in text or "" if not letter.isprintable()), None):
+            raise ConfigError(
+                f"{what} {text} has a character that cannot be printed (U+{ord(strange):04X}), and an adapter has to "
+                "name it; rename it."
+            )
 
 
 def free_memory(state: PartialState) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,8 @@ from coeffdiff.config.idle import idle_settings
 from coeffdiff.config.loading import given_settings
 from coeffdiff.config.schema import Settings
 from coeffdiff.config.tree import differences, with_values
-from coeffdiff.errors import ResumeError
+from coeffdiff.errors import ConfigError, ResumeError
+from coeffdiff.training.checkpoints import read_newest
 from coeffdiff.training.run_folder import RUNS, RunFolder, first_existing, folder_name_of
 
 
@@ -29,8 +29,18 @@ def run_to_resume(output: Path | Literal["auto"], token: str | None) -> RunFolde
     runs = [RunFolder(path) for path in paths if (path / "config.yaml").is_file()]
     if not runs:
         raise ResumeError(f"There is no run to resume under {RUNS}/{folder_name_of(token) if token else ''}.")
-    unfinished = [run for run in runs if not run.finished]
-    return max(unfinished or runs, key=lambda run: run.config.stat().st_mtime)
+    readable = [run for run in runs if _is_readable(run)]
+    unfinished = [run for run in readable if not run.finished]
+    return max(unfinished or readable or runs, key=lambda run: run.config.stat().st_mtime)
+
+
+def _is_readable(run: RunFolder) -> bool:
+    """Whether its settings are this version's."""
+    try:
+        run.settings()
+    except ConfigError:
+        return False
+    return True
 
 
 # What may differ between a run and its continuation: none of it changes what a step computes, or by its rounding alone.
@@ -59,8 +69,15 @@ def settings_to_resume(
     More steps are fine as long as the learning rate does not depend on how many there are.
     Raises: ResumeError naming the settings that would make it another run, with both values.
     """
+    return with_asked(run, given_settings(run.settings(), file, flags, assignments))
+
+
+def with_asked(run: RunFolder, asked: dict[str, Any]) -> Settings:
+    """The same for checked values by dotted name, of which None and an empty mapping are asked for like any other.
+
+    Raises: ResumeError.
+    """
     stored = run.settings()
-    asked = given_settings(stored, file, flags, assignments)
     asked = {name: value for name, value in asked.items() if value != "auto" and name != "output"}
     continued = with_values(stored, asked)
     free = (*_FREE, *idle_settings(stored))
@@ -94,11 +111,8 @@ def _known_by_content(run: RunFolder, name: str, pair: tuple[Any, Any]) -> bool:
         return False
     if not name.startswith("model.") or not run.checkpoints():  # nothing has been learned of the model yet
         return True
-    try:
-        newest = json.loads((run.checkpoints()[0] / "state.json").read_text(encoding="utf-8"))
-        if newest.get("model"):
-            return True
-    except (OSError, ValueError, AttributeError):
-        return True  # load_checkpoint says what there is to say
+    newest, _ = read_newest(run)
+    if newest is None or newest.model:
+        return True  # of none that can be read load_checkpoint says what there is to say
     # An older version's checkpoint does not say what its model was
     return None not in pair and Path(old).expanduser().resolve() == Path(new).expanduser().resolve()

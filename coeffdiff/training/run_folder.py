@@ -62,7 +62,7 @@ class RunFolder:
             header = read_header(self.adapter)
             made = header.trained_steps if header.run_steps is None else header.run_steps
             return made >= int(self.settings().training.steps)
-        except (AdapterError, ValueError):
+        except (AdapterError, ConfigError, ValueError):  # perhaps of another version
             return False
 
     def settings(self) -> Settings:

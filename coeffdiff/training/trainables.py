@@ -30,7 +30,7 @@ from coeffdiff.method.coefficients import Coefficients, Mixes
 from coeffdiff.method.families import FamilyName
 from coeffdiff.method.networks import encoders_in
 from coeffdiff.models.quantizing import packages_for
-from coeffdiff.training.resolve import PRECISIONS, check_model_name
+from coeffdiff.training.resolve import PRECISIONS, check_names
 from coeffdiff.training.text import LearnedToken
 from coeffdiff.training.text_encoders import TrainedEncoders
 
@@ -168,7 +168,7 @@ def header_for(
     """
     lora = settings.method.lora
     subject, *others = settings.each_subject
-    check_model_name(model)
+    check_names(model, settings.model)
     mixes: Mixes = settings.method.coeff.mixes if trainables.coefficients else "maps"
     opened = settings.model
     base = BaseHeader(

@@ -22,17 +22,18 @@ from typer.testing import CliRunner
 from coeffdiff.batch import subject_worker
 from coeffdiff.batch.batch import batch
 from coeffdiff.batch.entries import write_entry
+from coeffdiff.batch.finished import check_contents
 from coeffdiff.batch.plan import Scoring, plan_batch
 from coeffdiff.batch.results import as_text, gather, write_results
 from coeffdiff.batch.subject_worker import SubjectWorker
 from coeffdiff.cli.evaluate import evaluate
 from coeffdiff.cli.root import app
 from coeffdiff.config.loading import load_settings
-from coeffdiff.errors import Interrupted, NonFiniteLoss, OutOfMemory
+from coeffdiff.errors import Interrupted, NonFiniteLoss, OutOfMemory, ResumeError
 from coeffdiff.execution.local import LocalExecutor
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import loop
-from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.training.run_folder import RunFolder, claim
 from coeffdiff.training.step_log import read_log
 from coeffdiff.utils.locks import lock, try_lock
 
@@ -125,6 +126,39 @@ def test_a_finished_run_that_is_asked_for_otherwise_is_said(shop, done, tmp_path
     extra.unlink()
     assert states(changed)["mug"] == "failed" and states(changed)["cat"] == "unchanged"
     assert "have changed since" in changed["subjects"][0]["error"] and adapters(plan.output) == before
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "says"),
+    [
+        ((), ("training.snr_gamma=null",), "training.snr_gamma was 5.0, now None"),
+        (("training.ema=0.99",), (), "training.ema was 0.99, now None"),
+        (("method.coeff.blocks=[mid]",), (), r"method.coeff.blocks was \['mid'\], now None"),
+        (("training.optimizer_args.eps=1e-6",), (), r"optimizer_args was {'eps': 1e-06}, now {}"),
+        (
+            ("training.optimizer_args={eps: 1e-6, amsgrad: true}",),
+            ("training.optimizer_args={eps: 1e-6}",),
+            r"optimizer_args was {'eps': 1e-06, 'amsgrad': True}, now {'eps': 1e-06}",
+        ),
+    ],
+)
+def test_null_and_an_empty_mapping_are_other_settings_too(tmp_path, monkeypatch, before, now, says):
+    monkeypatch.setattr(subject_worker, "train", forbidden)
+    names = ("subject.token=ohwx", "method.kind=coeff", "training.steps=2", f"output={tmp_path / 'run'}")
+    run = RunFolder(tmp_path / "run")
+    claim(run, load_settings(assignments=[*names, *before]))
+    with pytest.raises(ResumeError, match=says):
+        SubjectWorker()._trained(run, load_settings(assignments=[*names, *now]))
+
+
+def test_a_finished_run_whose_checkpoint_is_damaged_is_one_sentence(tmp_path):
+    for content in (None, "{", "[]"):
+        run = RunFolder(tmp_path / str(content))
+        run.checkpoint(2).mkdir(parents=True)
+        if content:
+            (run.checkpoint(2) / "state.json").write_text(content)
+        with pytest.raises(ResumeError, match=r"None of the checkpoints of .* can be read"):
+            check_contents(run, load_settings())
 
 
 def test_more_steps_are_trained_on(shop, done, tmp_path):

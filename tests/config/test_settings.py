@@ -14,7 +14,7 @@ from coeffdiff.config.documentation import documented_settings
 from coeffdiff.config.loading import load_section, load_settings
 from coeffdiff.config.nested import as_tree, flattened
 from coeffdiff.config.schema import Settings
-from coeffdiff.config.tree import differences, save_settings
+from coeffdiff.config.tree import differences, save_settings, with_values
 from coeffdiff.errors import ConfigError
 from coeffdiff.evaluation.comparison_plan import Comparison
 
@@ -354,6 +354,16 @@ def test_differences_name_both_values():
     )
     assert differences(one, other, ignore=["training.seed"]) == {"training.steps": ("auto", 9)}
     assert differences(one, other)["training.seed"] == (1, 0)
+
+
+def test_an_empty_mapping_takes_the_place_of_an_earlier_one():
+    """As of an arm of a comparison that has none of the optimizer's arguments that all have."""
+    every, own = {"training": {"optimizer_args": {"eps": 1e-6}}}, {"training.optimizer_args": {}}
+    assert with_values(Settings(), flattened(every)).training.optimizer_args == {"eps": 1e-6}
+    assert with_values(Settings(), flattened(every) | flattened(own)).training.optimizer_args == {}
+    assert differences(Settings(), with_values(Settings(), flattened(every))) == {
+        "training.optimizer_args": ({}, {"eps": 1e-6})
+    }
 
 
 def test_every_setting_is_documented():

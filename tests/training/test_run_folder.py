@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 
 from coeffdiff.config.loading import load_settings
 from coeffdiff.config.schema import Settings
-from coeffdiff.errors import ConfigError, ResumeError, TrainingError
+from coeffdiff.errors import ConfigError, NonFiniteLoss, ResumeError, TrainingError
 from coeffdiff.method.adapter_header import AdapterHeader, LoraHeader
 from coeffdiff.training import resuming
 from coeffdiff.training import run_folder as state
 from coeffdiff.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from coeffdiff.training.finite import check_learned
 from coeffdiff.training.resuming import run_to_resume, settings_to_resume
 from coeffdiff.training.run_folder import RunFolder, claim, lock_run, new_run, store
 from coeffdiff.training.step_log import StepLog
@@ -147,6 +148,22 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(file):
     assert loaded.step == 1
 
 
+def test_a_damaged_checkpoint_is_named_and_never_comes_back(capsys):
+    """Step 500 cannot be read: it goes on from 400, a failure names 400, and what is saved at 450 stays."""
+    run = begun(Path("run"))
+    for step in (400, 500):
+        save_checkpoint(run, checkpoint(step), keep=2)
+    (run.checkpoint(500) / "state.json").unlink()
+    assert load_checkpoint(run).step == 400
+    assert "checkpoint step-000500 cannot be read, going on from step-000400" in capsys.readouterr().err
+    with pytest.raises(NonFiniteLoss, match=r"last good checkpoint is run/checkpoints/step-000400\."):
+        check_learned({"a": torch.tensor([math.nan])}, 401, run)
+    save_checkpoint(run, checkpoint(450), keep=1)
+    assert [path.name for path in run.checkpoints()] == ["step-000450"]
+    assert load_checkpoint(run).step == 450
+    assert "cannot be read" not in capsys.readouterr().err
+
+
 def test_what_a_kill_left_half_written_is_neither_used_nor_kept():
     """A temporary folder of a killed writer is no checkpoint, and the next save clears it away."""
     run = begun(Path("run"))
@@ -250,6 +267,18 @@ def test_resume_finds_the_newest_unfinished_run_of_the_token():
     assert run_to_resume(Path("runs/sks"), None).path == Path("runs/sks")
 
 
+def test_a_run_of_another_version_is_no_run_to_resume():
+    """It is passed over, although it is newer; where it is all there is, its own error is told."""
+    old = begun(Path("runs/old"))
+    old.config.write_text("training: {bygone: 1}\n")
+    assert run_to_resume("auto", None).path == old.path
+    begun(Path("runs/sks"))
+    os.utime(old.config, (time.time() + 5, time.time() + 5))
+    assert run_to_resume("auto", None).path == Path("runs/sks")
+    finish(old, steps=5)
+    assert not old.finished and run_to_resume("auto", None).path == Path("runs/sks")
+
+
 def test_nothing_to_resume_is_said():
     """No run of that token, or a folder without a run."""
     with pytest.raises(ResumeError, match="There is no run to resume under runs/sks"):
@@ -273,8 +302,21 @@ def test_a_resume_with_other_settings_is_refused_with_the_difference():
         settings_to_resume(run, None, {"training.seed": 5}, [])
     with pytest.raises(ResumeError, match=r"training.steps was 10, now 20"):
         settings_to_resume(run, None, {}, ["training.steps=20"])
+    with pytest.raises(ResumeError, match=r"training.snr_gamma was 5.0, now None"):
+        settings_to_resume(run, None, {}, ["training.snr_gamma=null"])
     same = settings_to_resume(run, None, {"training.steps": 10}, [])
     assert same == run.settings()
+
+
+def test_a_resume_with_other_arguments_of_the_optimizer_is_refused():
+    """None in place of two, or one of the two otherwise; the same ones are the same run."""
+    run = begun(Path("run"), **{"training.optimizer_args": {"eps": 1e-6, "amsgrad": True}})
+    for other in ("training.optimizer_args={}", "training.optimizer_args={eps: 1e-6}"):
+        with pytest.raises(ResumeError, match=r"training.optimizer_args was .*'amsgrad': True}, now {"):
+            settings_to_resume(run, None, {}, [other])
+    with pytest.raises(ResumeError, match=r"now {'amsgrad': True, 'eps': 1e-05}"):
+        settings_to_resume(run, None, {}, ["training.optimizer_args.eps=1e-5"])
+    assert settings_to_resume(run, None, {}, ["training.optimizer_args.eps=1e-6"]) == run.settings()
 
 
 def test_a_run_is_finished_when_its_adapter_has_all_its_steps():

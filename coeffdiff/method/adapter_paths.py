@@ -80,13 +80,19 @@ def kept_steps(run: Path) -> dict[int, Path]:
 def run_of(adapter: Path) -> Path | None:
     """The run folder that an adapter folder lies in: as its result, as one kept, or in a checkpoint."""
     adapter = adapter.resolve()
-    levels = {"adapter": 1, "step": 2, "checkpoint": 3}
-    kind = "adapter" if adapter.name == "adapter" else "step"
-    if kind == "adapter" and _STEP_FOLDER.fullmatch(adapter.parent.name):
-        kind = "checkpoint"
-    run = adapter.parents[levels[kind] - 1] if len(adapter.parents) >= levels[kind] else adapter
-    # An adapter folder that was put into a run's by hand belongs to it as well
-    return next((place for place in (run, adapter.parent) if (place / "config.yaml").is_file()), None)
+    result = adapter.name == "adapter"
+    step = adapter.parent if result else adapter
+    kept = step.parent.name == ("checkpoints" if result else "adapters") and _STEP_FOLDER.fullmatch(step.name)
+    run = step.parent.parent if kept else adapter.parent
+    if (kept or result) and (run / "config.yaml").is_file():
+        return run
+    return adapter.parent if _is_run(adapter.parent) else None
+
+
+def _is_run(folder: Path) -> bool:
+    """By more than a config.yaml, which may lie in any folder of a user's: an adapter put there is the run's."""
+    also = (folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file()
+    return also and (folder / "config.yaml").is_file()
 
 
 def same_adapter(one: Path, other: Path) -> bool:

@@ -17,7 +17,7 @@ from coeffdiff.cli.root import app
 from coeffdiff.errors import AdapterError
 from coeffdiff.hosts.diffusers import load_adapter, loaded_adapters
 from coeffdiff.method.adapter_file import read_header
-from coeffdiff.method.adapter_paths import find_adapter, kept_steps, run_of
+from coeffdiff.method.adapter_paths import find_adapter, kept_steps, run_of, same_run
 from coeffdiff.pocket.model import save_random
 from coeffdiff.sampling.runs import every_step, steps_of
 from coeffdiff.training.checkpoints import load_checkpoint
@@ -444,3 +444,14 @@ def test_evaluating_the_same_twice_is_refused():
 def test_a_scale_behind_a_step_that_is_no_number():
     result = command("sample", "--prompt", "a", "--adapter", "run@3:strong")
     assert result.exit_code == 2 and "the scale 'strong' is not a number" in result.output
+
+
+def test_a_config_two_folders_up_makes_no_run(place, tmp_path, monkeypatch):
+    """Results that somebody put on a shelf, beside a config.yaml of their own: two adapters, of no run."""
+    shelf = tmp_path / "shelf"
+    for name, step in (("cat", 2), ("dog", 4)):
+        shutil.copytree(place / f"run/adapters/step-{step:06d}", shelf / name)
+    for folder in (tmp_path, shelf):
+        (folder / "config.yaml").write_text("subject: {images: elsewhere}\n")
+    assert [run_of(shelf / name) for name in ("cat", "dog")] == [None, None]
+    assert not same_run(shelf / "cat", shelf / "dog")

@@ -140,7 +140,8 @@ def _buffers(count: int, q: Tensor, k: Tensor, room: int | None) -> tuple[Tensor
         return fresh
     kept = getattr(_scratch, "buffer", None)
     if kept is None or kept.numel() < count * size * dtype.itemsize:
-        kept = _scratch.buffer = torch.empty(3 * size * dtype.itemsize, dtype=torch.uint8)
+        with torch.inference_mode(False):  # else no call outside of it could write there
+            kept = _scratch.buffer = torch.empty(3 * size * dtype.itemsize, dtype=torch.uint8)
     buffers: tuple[Tensor, ...] = kept[: count * size * dtype.itemsize].view(dtype).view(count, size).unbind()
     return buffers
 

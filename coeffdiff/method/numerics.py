@@ -18,12 +18,31 @@ def exact_products(like: Tensor) -> Iterator[None]:
         if not like.is_cuda or torch.compiler.is_compiling():  # only the plain definition is ever traced
             yield
             return
+        with _without_tf32():
+            yield
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Both of torch's switches are left as they were found. The older one cannot be asked beside the newer one, which
+    transformers' `tf32=True` sets."""
+    try:
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
+    except RuntimeError:
+        matmul = torch.backends.cuda.matmul
+        newer = matmul.fp32_precision
+        inherited = newer == torch.backends.fp32_precision
+        matmul.fp32_precision = "ieee"
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before)
+            matmul.fp32_precision = "none" if inherited else newer
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[Any]:

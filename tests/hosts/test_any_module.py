@@ -296,6 +296,23 @@ class OddAttention(nn.Module):
         return self.q(x) @ (self.k(x).mT @ self.v(x))
 
 
+class WrittenOutAttention(OddAttention):
+    """Softmax with its tensor by name."""
+
+    def forward(self, x):
+        q, k, v = (part(x).unflatten(-1, (2, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return (torch.softmax(input=q @ k.mT, dim=-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_a_softmax_may_name_its_tensor():
+    model, x = nn.Sequential(WrittenOutAttention()).double(), noise(2, 3, 8).double()
+    before = model(x)
+    [alpha] = coeffdiff.attach(model).values()
+    torch.testing.assert_close(model(x), before)
+    alpha.data.fill_(0.5)
+    assert (model(x) - before).abs().max() > 1e-3
+
+
 class CountlessAttention(OddAttention):
     """Attention of somebody's own that does not say how many heads it has."""
 

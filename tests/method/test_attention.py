@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from coeffdiff.errors import ConfigError, KernelsUnused, ShapeError
 from coeffdiff.method import chunked
 from coeffdiff.method.attention import BACKENDS, choose_backend, mixed_attention, mixed_values, unusable
+from coeffdiff.method.numerics import exact_products
 
 ANYWHERE = [name for name in BACKENDS if name != "fused"]  # the fused one has tests of its own
 every_backend = pytest.mark.parametrize("backend", ANYWHERE)
@@ -383,6 +384,44 @@ def test_a_second_derivative_is_refused():
     (first,) = torch.autograd.grad(out.square().sum(), leaves[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         first.sum().backward()
+
+
+def test_a_call_in_inference_mode_leaves_later_ones_as_they_were(monkeypatch):
+    """As when a model is validated before its first step: what is kept from call to call can still be written to."""
+    monkeypatch.setattr(chunked, "_scratch", threading.local())
+    tensors = inputs(1, 3, 7, 5, 4)
+    with torch.inference_mode():
+        inside = mixed_attention(*tensors, backend="chunked").clone()
+    out, *gradients = with_gradients(lambda *t: mixed_attention(*t, backend="chunked"), tensors)
+    assert torch.equal(out, inside)
+    assert len(gradients) == 4
+
+
+SWITCHES = {
+    "none": lambda: None,
+    "older": lambda: torch.set_float32_matmul_precision("high"),
+    "newer": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "newer, of all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),  # transformers' tf32=True
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_tf32_is_off_inside_by_whichever_switch_it_was_set(switch):
+    """On a GPU; here nothing is computed. Afterwards all switches are as before."""
+    matmul, like = torch.backends.cuda.matmul, SimpleNamespace(is_cuda=True, is_meta=False, device=Q.device)
+    try:
+        torch.set_float32_matmul_precision("highest")
+        SWITCHES[switch]()
+        before = matmul.fp32_precision, torch.backends.fp32_precision
+        with exact_products(like):
+            assert matmul.fp32_precision == "ieee"
+        assert (matmul.fp32_precision, torch.backends.fp32_precision) == before
+        if switch == "newer, of all":
+            torch.backends.fp32_precision = "ieee"
+            assert matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "forward and backward"])

@@ -186,7 +186,8 @@ def _traced(
         F.scaled_dot_product_attention = own
 
 
-def _dimension(_: Tensor, dim: int | None = None, *__: Any, **___: Any) -> int | None:
+def _dimension(_: Any = None, dim: int | None = None, *__: Any, **___: Any) -> int | None:
+    """What a softmax was asked for, in any of its forms; the tensor may be given as `input`."""
     return dim
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.method.adapter_header import OWN_VAE, AdapterHeader, BaseHeader
-from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE
+from coeffdiff.method.adapter_paths import COEFF_FILE, LORA_FILE, same_run
 from coeffdiff.method.coefficients import Mixes
 
 
@@ -36,6 +37,8 @@ def check_parts(parts: Sequence[Part], base_model: str | None) -> None:
         )
     start, first = parts[0].folder, parts[0].header
     heads: dict[str, tuple[int, Path]] = {}
+    for one, other in itertools.combinations(parts, 2):
+        _check_words(one, other)
     for part in parts:
         _check_alone(part)
         folder, header = part.folder, part.header
@@ -58,6 +61,17 @@ def check_parts(parts: Sequence[Part], base_model: str | None) -> None:
                 )
 
 
+def _check_words(one: Part, other: Part) -> None:
+    """Raises: AdapterError if one word would call both subjects; steps of one run share theirs."""
+    words = {token.lower() for token in one.header.tokens}
+    shared = [token for token in other.header.tokens if token.lower() in words]
+    if shared and not same_run(one.folder, other.folder):
+        raise AdapterError(
+            f"{one.folder} and {other.folder} both use the token {shared[0]!r}; a prompt could not tell them apart in "
+            "the merged adapter. Train one of them with another --token."
+        )
+
+
 def _check_alone(part: Part) -> None:
     """Raises: AdapterError for a scale, DoRA or file that cannot be merged."""
     folder, header = part.folder, part.header
@@ -67,6 +81,10 @@ def _check_alone(part: Part) -> None:
         raise AdapterError(
             f"{folder} is a DoRA, whose change depends on the base model's weights and adds up with no other; "
             "load it beside the other adapters instead."
+        )
+    if header.vectors:
+        raise AdapterError(
+            f"{folder} has a learned token, which cannot be merged; load the adapters together instead."
         )
     unknown = sorted({file.name for file in folder.glob("*.safetensors")} - {COEFF_FILE, LORA_FILE})
     if unknown:

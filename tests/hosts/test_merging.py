@@ -13,6 +13,7 @@ from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, AdapterMismatch
 from coeffdiff.hosts.diffusers import save_adapter
 from coeffdiff.hosts.lora.layers import add_lora
+from coeffdiff.hosts.merge_checks import Part, check_parts
 from coeffdiff.hosts.merging import merge_adapters
 from coeffdiff.hosts.unet import inject
 from coeffdiff.method.adapter_file import read_coefficients, read_header
@@ -181,6 +182,8 @@ def test_what_cannot_be_merged_is_one_sentence(shelf, tmp_path, built_micro):
         AdapterError,
         r"coeff mixes attention maps and .*values mixes values, .*; load them together instead\.$",
     )
+    twin = write(built_micro.unet, tmp_path / "tw", "COEFF", "coeff")
+    refuse([one, (twin, 1.0)], AdapterError, "both use the token 'COEFF'; .* Train one of them with another")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     with pytest.raises(AdapterError, match=r"full is not empty; name another --output"):
@@ -188,6 +191,14 @@ def test_what_cannot_be_merged_is_one_sentence(shelf, tmp_path, built_micro):
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["file"]
     header = merge_adapters([one, (shelf["elsewhere"], 1.0)], tmp_path / "given", base_model="third")
     assert header.base_model == "third"
+
+
+def test_a_learned_token_whose_file_is_gone_is_seen_in_the_header(shelf):
+    whole, lost = (read_header(shelf[name]) for name in ("both", "coeff"))
+    lost = lost.model_copy(update={"vectors": 1})
+    parts = [Part(shelf["both"], whole, 1.0, {}, {}), Part(shelf["coeff"], lost, 1.0, {}, {})]
+    with pytest.raises(AdapterError, match="coeff has a learned token, which cannot be merged; load"):
+        check_parts(parts, None)
 
 
 def test_other_shapes_are_another_architecture(shelf, tmp_path, built_micro, monkeypatch):

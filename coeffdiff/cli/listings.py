@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from coeffdiff.utils.console import print_result, print_text
+from coeffdiff.utils.console import print_text
 
 
 def list_settings_and_exit(wanted: bool) -> None:
@@ -22,7 +22,7 @@ def list_schedulers_and_exit(wanted: bool) -> None:
     if wanted:
         from coeffdiff.sampling.sampler_names import table
 
-        print_result("\n".join(table()))
+        print_text("\n".join(table()))
         raise typer.Exit
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -239,4 +240,6 @@ def _load_scheduler(backbone: Backbone) -> Any:
         raise ModelError(
             f"{backbone.source.name} names {config.get('_class_name')!r}, which is no scheduler of diffusers."
         )
+    if config.get("use_beta_sigmas") and importlib.util.find_spec("scipy") is None:
+        raise ModelError(f"The scheduler of {backbone.source.name} needs scipy (pip install scipy).")
     return kind.from_config(config)

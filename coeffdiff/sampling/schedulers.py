@@ -53,6 +53,11 @@ def set_scheduler(pipe: Any, name: str) -> None:
             f"The scheduler {name!r} cannot be had: {cls.__name__} of diffusers has no {unknown[0]}. Name it without "
             f"that, or another with it, such as DPM++ 2M Karras. {_LISTED}"
         )
+    if named and named.settings.get("use_beta_sigmas") and importlib.util.find_spec("scipy") is None:
+        raise ConfigError(
+            f"The scheduler {name!r} cannot be used: it needs scipy (pip install scipy). Without it there is "
+            f"{_scheduler_label(cls)} Karras."
+        )
     fixed = {
         # Defaults made for pixels between -1 and 1; latents go far beyond.
         "clip_sample": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -432,6 +433,15 @@ def test_damaged_and_foreign_folders_are_one_sentence(folder, capfd, damage, wor
     damage(folder)
     assert words in refused(folder)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_scheduler_that_needs_a_package_names_it(folder, monkeypatch):
+    change("scheduler/scheduler_config.json", use_beta_sigmas=True)(folder)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "scipy" else find_spec(name)
+    )
+    assert "needs scipy (pip install scipy)." in refused(folder)
 
 
 def test_what_is_seen_in_configs_and_headers_is_said_before_loading(folder, monkeypatch):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 
 import pytest
+from click.testing import _NamedTextIOWrapper
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 from typer.testing import CliRunner
@@ -143,6 +145,18 @@ def test_a_spacing_that_cannot_be_is_one_sentence(pipe, name, sentence):
         set_scheduler(pipe, name)
 
 
+def test_beta_needs_a_package_and_names_what_does_not(pipe, monkeypatch):
+    find_spec, before = importlib.util.find_spec, pipe.scheduler
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "scipy" else find_spec(name)
+    )
+    with pytest.raises(
+        ConfigError, match=r"it needs scipy \(pip install scipy\)\. Without it .* Euler Karras"
+    ):
+        set_scheduler(pipe, "Euler Beta")
+    assert pipe.scheduler is before
+
+
 def test_dpm_sde_needs_a_package_and_names_what_does_not(pipe):
     if schedulers(pipe)["dpmsolversde"][1]:
         with pytest.raises(ConfigError, match=r"it needs torchsde .*Without it there is DPM\+\+ 2M SDE"):
@@ -171,8 +185,12 @@ def test_a_picture_says_what_its_scheduler_was_set_to(pipe, tmp_path):
         assert first != second and one.tobytes() == other.tobytes()
 
 
-def test_all_names_are_listed():
+@pytest.mark.parametrize("terminal", [False, True])
+def test_all_names_are_listed(terminal, monkeypatch):
+    """In a line each, on a terminal too."""
+    monkeypatch.setattr(_NamedTextIOWrapper, "isatty", lambda self: terminal)
     result = CliRunner().invoke(app, ["sample", "--list-schedulers"])
     assert result.exit_code == 0
+    assert len(result.output.splitlines()) > len(SAMPLERS)
     for name in [*(one.label for one in SAMPLERS), *SPACINGS, *MISSING]:
         assert name in result.output

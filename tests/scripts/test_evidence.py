@@ -70,8 +70,6 @@ def test_what_is_compared_stands_where_tuning_found_it_best(monkeypatch):
         name: load_section(Comparison, evidence_tables.plan_file(name)) for name in evidence_tables.PLANS
     }
     tuning = evidence_tables.gathered(["tuning"])["tuning"]
-    if not tuning.cells:
-        pytest.skip("no tuning of the pocket that ships is recorded")
     best = {
         method: plans["tuning"].arms[found["arm"]] | {"training.steps": found["steps"]}
         for method, found in tuning.results["best"].items()

@@ -38,11 +38,13 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     The paper names no SDXL values (steps, rates, batch); these are ours. LoRA's 1e-4 and 500 steps at an effective
     batch of 4 are what the established SDXL recipes share.
 
-    Small models get what was best on an earlier pocket (scripts/evidence/README.md, The earlier models): LoRA at 3e-4
-    for 200 steps; on the one that ships 3e-3 was (Tuning), and the defaults wait for the comparison there. Alpha at 1e-3 beside it, where more was worse, and at 1e-2 alone, where 1e-3 taught next to nothing. So
-    alpha's rate is three times LoRA's beside it, and thirty times alone; for full-size models these two ratios are
-    carried over, untested. Their method is LoRA, since alpha beside it brought nothing that could be seen, unless a
-    setting of alpha is given; for full-size models coeff+lora stays, the paper's own recipe for SDXL, untested by us.
+    Small models get what was best on an earlier pocket (scripts/evidence/README.md, The earlier models): LoRA at
+    3e-4 for 200 steps; alpha at 1e-3 beside it, where more was worse, and at 1e-2 alone, where 1e-3 taught next to
+    nothing. So alpha's rate is three times LoRA's beside it, and thirty times alone; for full-size models these two
+    ratios are carried over, untested. On the pocket that ships LoRA's best was 3e-3, and alpha alone did as well at
+    1e-3 in 1,000 steps as at 1e-2 in 100 (Tuning); its defaults wait for the comparison there. Small models' method
+    is LoRA, since alpha beside it brought nothing that could be seen, unless a setting of alpha is given; for
+    full-size models coeff+lora stays, the paper's own recipe for SDXL, untested by us.
 
     Stable Diffusion 1.5 gets SDXL's values at its own 512 px: our choice, nothing was measured on it.
 

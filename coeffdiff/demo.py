@@ -7,7 +7,6 @@ import difflib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import duration, print_info, progress
 from coeffdiff.utils.figures import Band, figure
 from coeffdiff.utils.launch_environment import read_launch
-from coeffdiff.utils.output_folder import is_free, refuse_occupied, refuse_unwritable, write_errors
+from coeffdiff.utils.output_folder import hold, is_free, refuse_occupied, refuse_unwritable, write_errors
 from coeffdiff.utils.png import save_png
 
 FOLDER = Path("demo")  # or demo-2, demo-3, ... where there is one already
@@ -106,28 +105,30 @@ def demo(
     if read_launch().size > 1:
         raise LaunchError("The demo is the work of one process; start it without accelerate launch.")
 
-    print_info(f"demo     {folder}: {individual.name}, {article(word)} that the model does not know")
-    _photograph(individual, folder / "photos")
-    run = loop.train(settings)
-    made = _draw_rows(base, run.adapter, word, places, folder / "pictures", seed, options)
-    numbers, size = _adapter_size(run.adapter)
-    result = Result(
-        folder=folder,
-        figure=folder / "demo.png",
-        photos=folder / "photos",
-        run=run.run,
-        adapter=run.adapter,
-        pictures=folder / "pictures",
-        subject=individual.name,
-        class_word=word,
-        method=method,
-        steps=run.steps,
-        trained_numbers=numbers,
-        adapter_bytes=size,
-        training_seconds=run.seconds,
-        seconds=time.monotonic() - begun,
-    )
-    save_png(_sheet(result, made, places, seed, choose_device()[0], unet_parameters(base)), result.figure)
+    with hold(folder):
+        refuse_occupied(folder)  # another demo may just have ended there
+        print_info(f"demo     {folder}: {individual.name}, {article(word)} that the model does not know")
+        _photograph(individual, folder / "photos")
+        run = loop.train(settings)
+        made = _draw_rows(base, run.adapter, word, places, folder / "pictures", seed, options)
+        numbers, size = _adapter_size(run.adapter)
+        result = Result(
+            folder=folder,
+            figure=folder / "demo.png",
+            photos=folder / "photos",
+            run=run.run,
+            adapter=run.adapter,
+            pictures=folder / "pictures",
+            subject=individual.name,
+            class_word=word,
+            method=method,
+            steps=run.steps,
+            trained_numbers=numbers,
+            adapter_bytes=size,
+            training_seconds=run.seconds,
+            seconds=time.monotonic() - begun,
+        )
+        save_png(_sheet(result, made, places, seed, choose_device()[0], unet_parameters(base)), result.figure)
     return result
 
 
@@ -241,15 +242,8 @@ def _free_folder(folder: Path | None) -> Path:
 
 def _photograph(subject: Subject, folder: Path) -> None:
     """All photos or none. Raises: ConfigError if they cannot be written."""
-    was_there = folder.parent.exists()
-    try:
-        with write_errors(f"The photos {folder}"), atomic_write(folder) as unfinished:
-            write_photos(subject, unfinished)
-    except ConfigError:
-        if not was_there:  # atomic_write has made it
-            with suppress(OSError):
-                folder.parent.rmdir()
-        raise
+    with write_errors(f"The photos {folder}"), atomic_write(folder) as unfinished:
+        write_photos(subject, unfinished)
 
 
 def _pictures(

@@ -21,6 +21,7 @@ from coeffdiff.method.adapter_file import read_header
 from coeffdiff.pocket.world import SETTINGS
 from coeffdiff.pocket.world.subjects import DEV, EVAL, photo_scenes
 from coeffdiff.training.run_folder import RunFolder
+from coeffdiff.utils.locks import try_lock
 from coeffdiff.utils.png import read_recipe
 
 QUICK = {"steps": 2, "denoising_steps": 2}
@@ -209,6 +210,16 @@ def test_photos_that_cannot_be_written_leave_nothing(monkeypatch):
     ):
         demo(**QUICK)
     assert not Path("demo").exists()
+
+
+def test_two_at_once_do_not_share_a_folder(monkeypatch):
+    """The second is refused before it writes the photos of its own subject there."""
+    Path("demo").mkdir()
+    monkeypatch.setattr(demos, "write_photos", lambda *_: pytest.fail("the first one's photos are replaced"))
+    for named in (None, Path("demo")):
+        with try_lock(Path("demo")), pytest.raises(ConfigError, match="Another command is at work in demo;"):
+            demo(named, **QUICK)
+    assert [*Path("demo").iterdir()] == []
 
 
 def test_ctrl_c_leaves_what_had_been_made(monkeypatch):

@@ -27,7 +27,7 @@ from coeffdiff.cli.options import (
 from coeffdiff.cli.processes import start_launched
 from coeffdiff.cli.root import answering, app
 from coeffdiff.utils.console import duration, print_info, print_json, print_text
-from coeffdiff.utils.output_folder import check_output, next_folder
+from coeffdiff.utils.output_folder import check_output
 
 Runs = Annotated[
     list[str],
@@ -113,7 +113,7 @@ def evaluate(
             )  # fetched once, for all processes
         result = run_evaluation(
             team.on_main(lambda: every_step(named)) if checkpoints else named,
-            team.on_main(lambda: output or next_folder(Path("evaluations"))),
+            output,
             options=Options(
                 steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size
             ),

@@ -18,7 +18,7 @@ from coeffdiff.evaluation.prompts import Prompts
 from coeffdiff.evaluation.protocol import OPTIONS, THUMBNAIL, Evaluation, Protocol, Seen
 from coeffdiff.evaluation.report import RunPage
 from coeffdiff.evaluation.runs import Candidate, find_candidates
-from coeffdiff.evaluation.scoring import jpeg_bytes, score_adapter
+from coeffdiff.evaluation.scoring import score_adapter
 from coeffdiff.evaluation.tables import write_results
 from coeffdiff.hosts.applied_adapter import Adapter
 from coeffdiff.hosts.diffusers import load_adapter
@@ -33,7 +33,10 @@ from coeffdiff.sampling.session import Session, open_session, print_hints
 from coeffdiff.utils.console import print_info, progress
 from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
 from coeffdiff.utils.grids import fitted
-from coeffdiff.utils.output_folder import refuse_occupied, refuse_unwritable
+from coeffdiff.utils.jpeg import jpeg_bytes
+from coeffdiff.utils.output_folder import output_folder, refuse_occupied, refuse_unwritable
+
+EVALUATIONS = Path("evaluations")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class _Group:
 
 def evaluate(
     runs: Sequence[tuple[str, float | None]],
-    output: Path,
+    output: Path | None = None,
     *,
     options: Options = OPTIONS,
     images: Path | None = None,
@@ -73,7 +76,7 @@ def evaluate(
 
     Args:
         runs: run or adapter folders and scales; None is the adapter's recommended one.
-        output: must be free.
+        output: must be free; by default the next free folder in EVALUATIONS.
         images, prompts, limit: see find_candidates.  pictures, drift_pictures, first_seed: see Protocol.
         model, model_config, vae, quantize: other than the adapters' own.
         dino, clip: encoders, see encoders_for.
@@ -94,27 +97,30 @@ def evaluate(
     groups = _group_by_base(candidates, Asked(model, model_config, vae, quantize), precision, offload, device)
     for group in groups:
         _check_group(group, options)
-    refuse_occupied(output)
-    team.on_main(lambda: refuse_unwritable(output))
+    if output:
+        refuse_occupied(output)
+    team.on_main(lambda: refuse_unwritable(output or EVALUATIONS))
     names = dict.fromkeys(group.session.base.name for group in groups)
     encoders = {name: judges(name, dino, clip, device) for name in names}
     team.gather(None)  # an error of one process ends all before the weights are read
 
-    pages: dict[int, RunPage] = {}
-    for group in groups:
-        # Who lends the networks has other options
-        with nullcontext() if load else group.session.oom_hints(options):
-            pages |= _score_group(group, encoders[group.session.base.name], output, team, load)
-    in_order = [pages[number] for number in sorted(pages)]
-    facts = evaluation_facts(device, dtype, team.size, candidates[0].protocol)
-    results = facts | {
-        "seconds": round(time.monotonic() - begun, 1),
-        "runs": [page.data for page in in_order],
-    }
-    evaluation = Evaluation(
-        output, output / "evaluation.json", output / "evaluation.csv", output / "report.html", results
-    )
-    team.on_main(lambda: write_results(evaluation, in_order))
+    with output_folder(output, EVALUATIONS, team) as folder:
+        team.on_main(lambda: refuse_occupied(folder))  # another evaluate may just have ended there
+        pages: dict[int, RunPage] = {}
+        for group in groups:
+            # Who lends the networks has other options
+            with nullcontext() if load else group.session.oom_hints(options):
+                pages |= _score_group(group, encoders[group.session.base.name], folder, team, load)
+        in_order = [pages[number] for number in sorted(pages)]
+        facts = evaluation_facts(device, dtype, team.size, candidates[0].protocol)
+        results = facts | {
+            "seconds": round(time.monotonic() - begun, 1),
+            "runs": [page.data for page in in_order],
+        }
+        evaluation = Evaluation(
+            folder, folder / "evaluation.json", folder / "evaluation.csv", folder / "report.html", results
+        )
+        team.on_main(lambda: write_results(evaluation, in_order))
     return evaluation
 
 

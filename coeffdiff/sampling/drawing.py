@@ -26,7 +26,7 @@ from coeffdiff.sampling.session import Session, open_session, print_hints, read_
 from coeffdiff.sampling.steps import write_steps
 from coeffdiff.utils.console import duration, print_info, progress
 from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
-from coeffdiff.utils.output_folder import next_folder, refuse_unwritable
+from coeffdiff.utils.output_folder import output_folder, refuse_unwritable
 from coeffdiff.utils.torch_setup import precision_name
 
 SAMPLES = Path("samples")
@@ -86,18 +86,13 @@ def draw(
     _print_idle(team, plan(requests, options.batch_size))
     team.gather(None)  # an error of one process ends all before the weights are read
 
-    with session.oom_hints(options):
-        pipe = session.load()
-    pipe.scheduler = outline.scheduler
-    pipe = guide.pipeline(pipe) if guide else pipe
-    if selection.steps:
-        print_info(f"steps    {', '.join(map(str, selection.steps))}, each loaded and drawn in turn")
-    else:
+    with output_folder(output, SAMPLES, team) as folder:
+        pipe = _loaded(session, outline, guide, options)
+        if selection.steps:
+            print_info(f"steps    {', '.join(map(str, selection.steps))}, each loaded and drawn in turn")
+            files = _write_steps(session, pipe, selection, requests, options, guide, folder, team)
+            return Drawn(folder, files)
         _load_adapters(pipe, session, selection)
-    folder = team.on_main(lambda: output or next_folder(SAMPLES))
-    if selection.steps:
-        files = _write_steps(session, pipe, selection, requests, options, guide, folder, team)
-    else:
         with session.oom_hints(options):
             session.prepare(pipe, compiled=compiled)
             if estimate and not images.controlnet:
@@ -105,8 +100,15 @@ def draw(
                 steps = guide.steps(options.steps) if guide else options.steps
                 asked_steps = replace(options, steps=steps)
                 _print_wait(estimate(pipe, asked_steps, share, session.device), session.device)
-        files = _write_pictures(session, pipe, requests, options, guide, folder, team)
-    return Drawn(folder, files)
+        return Drawn(folder, _write_pictures(session, pipe, requests, options, guide, folder, team))
+
+
+def _loaded(session: Session, outline: Any, guide: Guide | None, options: Options) -> Any:
+    """The pipeline with its weights and the outline's scheduler, without adapters."""
+    with session.oom_hints(options):
+        pipe = session.load()
+    pipe.scheduler = outline.scheduler
+    return guide.pipeline(pipe) if guide else pipe
 
 
 def _checked_outline(session: Session, options: Options, scheduler: str | None) -> Any:

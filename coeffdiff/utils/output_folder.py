@@ -1,13 +1,19 @@
-"""The folder that a command writes to: is it a folder, free and writable? Checked before anything slow begins."""
+"""The folder that a command writes to: is it a folder, free and writable? Checked before anything slow begins.
+
+Then it is made and held, so that of two commands at once each has a folder of its own.
+"""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from coeffdiff.errors import CoeffDiffError, ConfigError
+from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
+from coeffdiff.utils.locks import try_lock
 
 _FILE_ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".pdf", ".svg", ".html"),
@@ -83,12 +89,65 @@ def write_errors(what: str, error: type[CoeffDiffError] = ConfigError) -> Iterat
         raise error(f"{what} cannot be written: {reason.strerror or reason}.") from None
 
 
-def next_folder(parent: Path) -> Path:
-    """parent/001, or the first number that is free."""
-    number = 1
-    while (parent / f"{number:03d}").exists():
-        number += 1
-    return parent / f"{number:03d}"
+@contextmanager
+def output_folder(named: Path | None, parent: Path, team: DistributedContext = ONE_PROCESS) -> Iterator[Path]:
+    """The folder that the user has named, or else parent/001 or the first number that is free; made, and held inside.
+
+    team: processes that share the folder, all called with equal arguments; the main one chooses.
+    Raises: ConfigError if it cannot be made, or another command is at work in it.
+    """
+    with ExitStack() as held:
+        yield team.on_main(lambda: held.enter_context(hold(named) if named else _next_number(parent)))
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[Path]:
+    """A folder, made if need be, that other commands are kept out of inside.
+
+    If the block fails, what was made for it and is still empty is removed.
+    Raises: ConfigError if it cannot be made, or another command is at work in it.
+    """
+    with _alone(folder, _make(folder)):
+        yield folder
+
+
+@contextmanager
+def _next_number(parent: Path) -> Iterator[Path]:
+    folders = (parent / f"{number:03d}" for number in itertools.count(1))
+    folder, made = next((folder, made) for folder in folders if (made := _make(folder)))
+    with _alone(folder, made):
+        yield folder
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder. Returns: it and the parents that were made with it; nothing if the name is taken.
+
+    Raises: ConfigError if it cannot be made.
+    """
+    with write_errors(f"The folder {folder}"):
+        parents = [place for place in folder.parents if not place.exists()]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()  # of two commands that begin at once one is told that it is there
+        except FileExistsError:
+            return []
+    return [folder, *parents]
+
+
+@contextmanager
+def _alone(folder: Path, made: list[Path]) -> Iterator[None]:
+    with try_lock(folder) as mine:
+        if mine is False:
+            raise ConfigError(
+                f"Another command is at work in {folder}; wait for its end, or name another --output. {_UNCHANGED}"
+            )
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):  # what holds something stays
+                for place in made:
+                    place.rmdir()
+            raise
 
 
 def _exists(path: Path) -> bool:

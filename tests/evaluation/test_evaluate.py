@@ -38,6 +38,7 @@ from coeffdiff.models.loading import load_pipeline
 from coeffdiff.pocket.model import save_random
 from coeffdiff.sampling import generation
 from coeffdiff.sampling.options import Options, Request
+from coeffdiff.utils.locks import try_lock
 from coeffdiff.utils.png import read_recipe
 
 HOSTILE = "a {token} <script>alert(1)</script> \"><img src=x onerror='alert(2)'> &amp; ball"
@@ -396,6 +397,27 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(studio, vit, clip, tmp
     result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "nowhere")])
     assert result.exit_code == 2 and "AdapterError: There is no adapter" in result.output
     assert not free.exists()
+
+
+def test_two_at_once_have_folders_of_their_own(studio, vit, clip, tmp_path, monkeypatch):
+    """Each takes its number before it loads the base model; one that another command writes to is refused."""
+    monkeypatch.chdir(tmp_path)
+    asked = {"drift_pictures": 0, "options": Options(steps=2), "dino": vit, "clip": clip}
+    run, taken = [(str(studio / "runs" / "ball"), None)], []
+
+    def stop(*_: object) -> None:
+        taken.append([place.name for place in Path("evaluations").iterdir()])
+        if len(taken) < 2:
+            evaluate(run, **asked)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring_module, "_score_group", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, **asked)
+    assert list(map(sorted, taken)) == [["001"], ["001", "002"]] and [*tmp_path.iterdir()] == []
+    with try_lock(tmp_path), pytest.raises(ConfigError, match="Another command is at work in"):
+        evaluate(run, tmp_path, **asked)
+    assert len(taken) == 2
 
 
 def test_adapters_follow_each_other_under_sequential_offload(studio, vit, clip, tmp_path, monkeypatch):

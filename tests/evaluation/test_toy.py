@@ -19,6 +19,7 @@ from coeffdiff.evaluation.toy.results import table
 from coeffdiff.evaluation.toy.settings import ARMS, REACHED, SETTINGS, TARGETS, TRAINED
 from coeffdiff.evaluation.toy.toy import toy
 from coeffdiff.evaluation.toy.tuning import polish, tune
+from coeffdiff.utils.locks import try_lock
 
 EVERY = [
     make_problem(setting, target, seed, restarts=2)
@@ -203,3 +204,9 @@ def test_a_folder_that_is_taken_or_nothing_to_do_is_one_sentence(small):
         toy(small.folder / "new", seeds=0)
     with pytest.raises(ConfigError, match="has no target 'ring'"):
         make_problem("caption", "ring", 0)
+
+
+def test_two_at_once_do_not_share_a_folder(tmp_path):
+    """The second is refused before anything is computed."""
+    with try_lock(tmp_path), pytest.raises(ConfigError, match="Another command is at work in"):
+        toy(tmp_path, seeds=1, steps=1, restarts=1, rates=(0.1,), polishing=1)

@@ -20,7 +20,7 @@ from coeffdiff.evaluation.toy.settings import ARMS, POLISHING, RATES, SETTINGS, 
 from coeffdiff.evaluation.toy.tuning import Trial, tune
 from coeffdiff.utils.atomic import atomic_write
 from coeffdiff.utils.console import Bar
-from coeffdiff.utils.output_folder import refuse_occupied, refuse_unwritable, write_errors
+from coeffdiff.utils.output_folder import hold, refuse_occupied, refuse_unwritable, write_errors
 
 
 @dataclass(frozen=True)
@@ -54,32 +54,34 @@ def toy(
             raise ConfigError(f"The toy experiment needs at least 1 of {name}, not {value}.")
     refuse_occupied(folder)
     refuse_unwritable(folder)
-    problems = [
-        make_problem(setting, target, seed, restarts)
-        for setting, target, seed in itertools.product(SETTINGS, TARGETS, range(seeds))
-    ]
-    trials: dict[tuple[str, str], Trial] = {}
-    for done, (setting, arm) in enumerate(itertools.product(SETTINGS, ARMS)):
+    with hold(folder):
+        refuse_occupied(folder)  # another one may just have ended there
+        problems = [
+            make_problem(setting, target, seed, restarts)
+            for setting, target, seed in itertools.product(SETTINGS, TARGETS, range(seeds))
+        ]
+        trials: dict[tuple[str, str], Trial] = {}
+        for done, (setting, arm) in enumerate(itertools.product(SETTINGS, ARMS)):
 
-        def report(part: float, done: int = done, what: str = f"{setting}: {ARMS[arm]}") -> None:
-            on_progress(done + part, what)
+            def report(part: float, done: int = done, what: str = f"{setting}: {ARMS[arm]}") -> None:
+                on_progress(done + part, what)
 
-        mine = [problem for problem in problems if problem.setting == setting]
-        trials[setting, arm] = tune(
-            mine, arm, steps=steps, rates=rates, polishing=polishing, on_progress=report
-        )
-    results = judge(problems, trials, rates) | {
-        "device": f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
-        "versions": {"coeffdiff": __version__, "torch": str(torch.__version__)},
-        "seeds": seeds,
-        "steps": steps,
-        "restarts": restarts,
-        "rates": list(rates),
-        "polishing": polishing,
-    }
-    results["seconds"] = round(time.monotonic() - begun, 1)
-    with write_errors(str(folder)), atomic_write(folder) as unfinished:
-        unfinished.mkdir()
-        (unfinished / "toy.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        draw(problems, trials, results, unfinished / "toy.png")
+            mine = [problem for problem in problems if problem.setting == setting]
+            trials[setting, arm] = tune(
+                mine, arm, steps=steps, rates=rates, polishing=polishing, on_progress=report
+            )
+        results = judge(problems, trials, rates) | {
+            "device": f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
+            "versions": {"coeffdiff": __version__, "torch": str(torch.__version__)},
+            "seeds": seeds,
+            "steps": steps,
+            "restarts": restarts,
+            "rates": list(rates),
+            "polishing": polishing,
+        }
+        results["seconds"] = round(time.monotonic() - begun, 1)
+        with write_errors(str(folder)), atomic_write(folder) as unfinished:
+            unfinished.mkdir()
+            (unfinished / "toy.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            draw(problems, trials, results, unfinished / "toy.png")
     return Toy(folder, folder / "toy.png", folder / "toy.json", results, time.monotonic() - begun)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,10 @@ class Exported:
 def export_kohya(adapter: str | Path, output: Path, facts: Mapping[str, str] | None = None) -> Exported:
     """Write the LoRA of an adapter as the file `output`, and a learned token as embeddings/TOKEN.safetensors beside it.
 
+    An embedding that is there already, byte for byte, stays. New ones go again if the LoRA cannot be written.
+
     facts: further metadata of the training, under kohya's keys (ss_...).
-    Raises: AdapterError for an adapter whose effect the file could not carry, or a file that exists already;
+    Raises: AdapterError for an adapter whose effect the file could not carry, or another file of such a name;
         ConfigError if the folder cannot be written.
     """
     folder = resolve_adapter(adapter)
@@ -51,7 +54,9 @@ def export_kohya(adapter: str | Path, output: Path, facts: Mapping[str, str] | N
     tensors = kohya_tensors(read_lora(folder, header), header, str(folder / LORA_FILE))
     rows = read_rows(folder, header)
     embeddings = {
-        output.parent / "embeddings" / f"{_file_name(subject.token)}.safetensors": rows_of(rows, number)
+        output.parent / "embeddings" / f"{_file_name(subject.token)}.safetensors": pack_rows(
+            rows_of(rows, number)
+        )
         for number, subject in enumerate(header.named if rows else ())
     }
     if rows and len(embeddings) < len(header.named):
@@ -59,15 +64,13 @@ def export_kohya(adapter: str | Path, output: Path, facts: Mapping[str, str] | N
             f"{folder} has learned tokens ({', '.join(header.tokens)}) of which two would have one file name, and "
             f"other tools call an embedding by that. {_where_else(header)}"
         )
-    for file in (output, *embeddings):
-        if file.exists():
-            raise AdapterError(f"{file} exists already. Nothing was changed; name another --output.")
+    if output.exists():
+        raise AdapterError(f"{output} exists already. Nothing was changed; name another --output.")
+    new = _not_there(embeddings)
     refuse_unwritable(output.parent)
     metadata = {**(facts or {}), **kohya_metadata(header, output.stem), "format": "pt"}
     with write_errors(str(output)):
-        for embedding, own in embeddings.items():
-            _write(embedding, pack_rows(own))
-        _write(output, save(tensors, metadata=metadata))
+        _write_all({**new, output: save(tensors, metadata=metadata)})
     return Exported(header, output, tuple(embeddings), left_out(header))
 
 
@@ -157,6 +160,31 @@ def _file_name(token: str) -> str:
     return "".join(c if c.isalnum() or c in "-_. " else "_" for c in token)
 
 
-def _write(file: Path, content: bytes) -> None:
-    with atomic_write(file, durable=True) as temporary:
-        temporary.write_bytes(content)
+def _not_there(embeddings: Mapping[Path, bytes]) -> dict[Path, bytes]:
+    """The embeddings that are still to be written. Raises: AdapterError for another one of the same name."""
+    new = {file: content for file, content in embeddings.items() if not file.exists()}
+    for file in embeddings.keys() - new.keys():
+        there = None
+        with suppress(OSError):
+            there = file.read_bytes()
+        if there != embeddings[file]:
+            raise AdapterError(
+                f"{file} exists already and is another embedding. Nothing was changed; name an --output in another "
+                "folder."
+            )
+    return new
+
+
+def _write_all(files: Mapping[Path, bytes]) -> None:
+    """All of them or none."""
+    written = []
+    try:
+        for file, content in files.items():
+            with atomic_write(file, durable=True) as temporary:
+                temporary.write_bytes(content)
+            written.append(file)
+    except BaseException:
+        for file in written:
+            with suppress(OSError):
+                file.unlink()
+        raise

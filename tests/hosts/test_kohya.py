@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from coeffdiff import load_adapter
 from coeffdiff.errors import AdapterError, ConfigError
+from coeffdiff.hosts import kohya
 from coeffdiff.hosts.diffusers import save_adapter
 from coeffdiff.hosts.kohya import export_kohya
 from coeffdiff.hosts.lora.layers import add_lora
@@ -112,9 +114,45 @@ def test_no_file_is_replaced(written, tmp_path):
     folder = written("lora+token")
     (tmp_path / "embeddings").mkdir()
     (tmp_path / "embeddings" / "ohwx.safetensors").write_bytes(b"another's")
-    with pytest.raises(AdapterError, match=r"embeddings.ohwx\.safetensors exists already"):
+    with pytest.raises(
+        AdapterError,
+        match=r"embeddings.ohwx\.safetensors exists already .* name an --output in another folder",
+    ):
         export_kohya(folder, tmp_path / "mine.safetensors")
     assert not (tmp_path / "mine.safetensors").exists()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="is not a folder"):
         export_kohya(folder, tmp_path / "file" / "mine.safetensors")
+
+
+def test_an_embedding_that_is_there_is_no_obstacle(written, tmp_path):
+    """Two exports of one token side by side, of which the second finds the first one's embedding."""
+    folder = written("lora+token")
+    first, second = (export_kohya(folder, tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert first.embeddings == second.embeddings and second.lora.is_file()
+    with pytest.raises(AdapterError, match=r"two\.safetensors exists already"):
+        export_kohya(folder, second.lora)
+
+
+def test_an_export_that_fails_leaves_nothing_and_may_be_repeated(written, tmp_path, monkeypatch):
+    """The disk is full when the LoRA is written, after the embedding. One that was there before stays."""
+    folder, output = written("lora+token"), tmp_path / "out" / "mine.safetensors"
+    real = kohya.atomic_write
+
+    def full(file, **more):
+        if file == output:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, **more)
+
+    def refused():
+        with monkeypatch.context() as patch:
+            patch.setattr(kohya, "atomic_write", full)
+            with pytest.raises(ConfigError, match=r"mine\.safetensors cannot be written: No space left"):
+                export_kohya(folder, output)
+        return [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+
+    assert refused() == []
+    done = export_kohya(folder, output)
+    assert done.lora.is_file() and done.embeddings[0].is_file()
+    done.lora.unlink()
+    assert refused() == [*done.embeddings]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,15 @@ def test_a_card_that_the_hub_refuses_creates_nothing(hub, login, run):
     (run / "adapter/README.md").write_text("---\na: [\n---\n")
     assert "The front matter of the adapter's README.md cannot be read" in refusal(run, "me/mug")
     assert hub.repos == {}
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, login, run):
+    """The first request is held to a time of its own, as the look-up is."""
+    login.setattr("coeffdiff.hosts.hub.upload.HUB_SECONDS", 0.3)
+    hub.delay = 3
+    begun = time.monotonic()
+    assert "Nothing was uploaded to me/mug: the hub cannot be reached" in refusal(run, "me/mug")
+    assert time.monotonic() - begun < 2 and hub.repos == {}
 
 
 def test_no_network_and_wrong_names(hub, login, run):

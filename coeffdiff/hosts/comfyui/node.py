@@ -55,7 +55,9 @@ class LoadCoeffdiffAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str, path: str = "", **_: Any) -> str:
-        """ComfyUI runs the node again when this changes."""
+        """ComfyUI runs the node again when this changes, or an input that another node gives and that is None here."""
+        if adapter is None or path is None:
+            return ""
         return fingerprint(chosen(adapter, path))
 
     @classmethod

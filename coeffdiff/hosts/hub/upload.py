@@ -158,8 +158,9 @@ def _validate_card(api: Any, card: Path | bytes) -> None:
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
-    response = get_session().post(
-        f"{api.endpoint}/api/validate-yaml", json={"content": text, "repoType": "model"}
+    address, asked = f"{api.endpoint}/api/validate-yaml", {"content": text, "repoType": "model"}
+    response = within_seconds(
+        HUB_SECONDS, lambda: get_session().post(address, json=asked, timeout=HUB_SECONDS / 2)
     )
     if response.status_code == _BAD_REQUEST:
         raise HubError(f"The Hub does not accept the card: {_reasons(response.text)}. Nothing was uploaded.")

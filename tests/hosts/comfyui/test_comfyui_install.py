@@ -50,6 +50,15 @@ assert all(place.startswith(sys.argv[1]) for place in places), places
 print(node.__name__, len(places) > 20)
 """
 
+LINKED = """
+print([node.fingerprint_inputs(*given) for given in ((None,), ("none", None), (None, None))])
+print([node.validate_inputs(*given) for given in ((None,), ("none", None), (None, None))])
+try:
+    node.fingerprint_inputs("none", "/nowhere")
+except Exception as error:
+    print(type(error).__name__)
+"""
+
 
 def test_the_copy_needs_nothing_that_comfyui_lacks(comfyui, tmp_path):
     """Its package is the copy's own, although another coeffdiff can be imported here."""
@@ -60,6 +69,14 @@ def test_the_copy_needs_nothing_that_comfyui_lacks(comfyui, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["LoadCoeffdiffAdapter", "True"]
     assert (tmp_path / "coeffdiff").is_dir()  # where adapters go
+
+
+def test_an_input_that_another_node_gives_is_none_before_it_runs(comfyui, tmp_path):
+    """Its fingerprint is constant, since ComfyUI itself knows what is connected; one that is typed is read."""
+    command = [sys.executable, "-c", IMPORTS + LINKED, str(install(comfyui)[0]), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["['', '', '']", "[True, True, True]", "AdapterError"]
 
 
 def test_what_the_registry_reads(comfyui):

@@ -1,7 +1,7 @@
 """Prompts for judging an adapter: our lists in DreamBooth's manner, pocket's, or those of a file.
 
 They are of three kinds: the subject in new places and styles (`subject`), unrelated things (`unrelated`), and the class
-without the token, made from the first kind (see scoring.py). DreamBooth's data set has lists of its own, which
+without the token, made from the first kind (see protocol.asked_for). DreamBooth's data set has lists of its own, which
 `read_listing` reads. The sentences here are ours.
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from coeffdiff.sampling.options import Options
 from coeffdiff.sampling.output import plan, recipe
 from coeffdiff.utils.distributed import ONE_PROCESS, DistributedContext
 from coeffdiff.utils.grids import fitted
+from coeffdiff.utils.jpeg import jpeg_bytes
 from coeffdiff.utils.png import save_png
 
 
@@ -248,9 +248,3 @@ def _thumbnails(
     for i, (one, seen) in enumerate(others):
         found |= {f"drift-{i}": seen.thumbnail, f"base-{i}": base[one.prompt, one.seed].thumbnail}
     return found
-
-
-def jpeg_bytes(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.convert("RGB").save(content, "JPEG", quality=85)
-    return content.getvalue()

@@ -98,7 +98,8 @@ def tune(
 @dataclass(frozen=True)
 class Score:
     """accuracy: share of answers that are right word for word, case and final stops apart, f1: of their words
-    (as in SQuAD), each of every task.  loss: mean over the questions.
+    (as in SQuAD), each of every task.  loss: mean over batches, weighted by their questions, of the mean over the
+    tokens of a batch's answers.
     """
 
     accuracy: Mapping[str, float]

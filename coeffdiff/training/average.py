@@ -16,7 +16,8 @@ from coeffdiff.training.trainables import Trainables
 class Average:
     """The average of trainables since the first step.
 
-    Step n takes the share 1 - min(decay, n / (9 + n)) of the new values, so that the beginning is soon forgotten.
+    The first step takes the new values as they are, step n the share 1 - min(decay, n / (9 + n)) of them, so that the
+    beginning is soon forgotten.
     """
 
     def __init__(self, trainables: Trainables, decay: float) -> None:

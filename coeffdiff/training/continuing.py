@@ -1,6 +1,6 @@
 """Whether a run that is to be continued still is the same run: photos and models are known by content, not by place.
 
-What settings may differ is state.settings_to_resume's; a checkpoint says what the photos and weights were.
+What settings may differ is resuming.settings_to_resume's; a checkpoint says what the photos and weights were.
 """
 
 from __future__ import annotations

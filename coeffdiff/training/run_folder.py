@@ -114,7 +114,7 @@ def claim(run: RunFolder, settings: Settings) -> None:
 def lock_run(run: RunFolder) -> Iterator[None]:
     """Hold a run's folder until the block ends or the process does, and clear what a kill left in it.
 
-    Where folders cannot be held (see files.held) nothing is held and nothing cleared.
+    Where folders cannot be held (see utils/locks.try_lock) nothing is held and nothing cleared.
     Raises: ResumeError if another process trains there.
     """
     with try_lock(run.path) as mine:

@@ -77,7 +77,7 @@ def find_candidates(
         its_run = run_of(adapter)
         run = RunFolder(its_run) if its_run else None
         label = origin_of(adapter) if Path(label).is_file() or hub_address(label) else label
-        for named, own in zip(header.named, _own_folders(run, header), strict=True):
+        for named, own in zip(header.named, _own_folders(run, header, needed=images is None), strict=True):
             called = label if len(header.named) == 1 else f"{label} ({named.token})"
             if images is None or len(header.named) == 1:
                 folder = photo_folder(own, images, called)
@@ -95,11 +95,17 @@ def find_candidates(
     return found
 
 
-def _own_folders(run: RunFolder | None, header: AdapterHeader) -> list[Path | None]:
-    """The folder of photos that a run names for each subject of its adapter; None where it names none."""
-    folders = {subject.token: subject.images for subject in run.settings().each_subject} if run else {}
-    if len(header.named) == 1 and len(folders) == 1:
-        return list(folders.values())
+def _own_folders(run: RunFolder | None, header: AdapterHeader, needed: bool) -> list[Path | None]:
+    """The folder of photos that a run names for each subject of its adapter; None where it names none.
+
+    needed: whether a run whose settings cannot be read is an error. Raises: ConfigError then.
+    """
+    try:
+        folders = {subject.token: subject.images for subject in run.settings().each_subject} if run else {}
+    except ConfigError:
+        if needed:
+            raise
+        folders = {}
     return [folders.get(named.token) for named in header.named]
 
 

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from coeffdiff.errors import AdapterError, InjectionError
-from coeffdiff.hosts.guard import unwatch, unwrapped, verify
+from coeffdiff.hosts.guard import parts_of, unwatch, unwrapped, verify
 from coeffdiff.hosts.lora.guard import check_removable, check_settable
 from coeffdiff.hosts.lora.layers import remove_lora, set_lora_scale
 from coeffdiff.hosts.pipeline_guard import leave, verify_home
-from coeffdiff.hosts.text_encoders import encoders_on, settle_saving, swapped_encoder, take_off
-from coeffdiff.hosts.token.learned_token import remove_token, switch_token, token_name, verify_token
-from coeffdiff.hosts.unet import eject, set_scale
+from coeffdiff.hosts.text_encoders import EncodersPart, settle_saving, swapped_encoder, take_off
+from coeffdiff.hosts.token.learned_token import (
+    encoders_with,
+    remove_token,
+    switch_token,
+    token_name,
+    verify_token,
+)
+from coeffdiff.hosts.unet import check_alpha, eject, set_scale
 from coeffdiff.method.adapter_header import AdapterHeader
 
 
@@ -65,10 +71,7 @@ class Adapter:
         if not math.isfinite(scale):
             raise AdapterError(f"The scale of {self.path} must be a finite number, not {scale}.")
         self._check_loaded()
-        verify_home(self._home and self._home(), self._unet)
-        if self.header.lora:
-            for network in self._networks:
-                check_settable(network, self.name, scale)
+        self._check_settable(scale)
         for network in self._networks:
             set_scale(network, scale, self.name)
             if self.header.lora:
@@ -93,9 +96,9 @@ class Adapter:
             remove_lora(self._unet, self.name)
         for name in self.token_names:
             unwatch(self._unet, f"token {name}")
+            read = encoders_with(self._pipe, name)
             remove_token(self._pipe, name)
-        if self.token_names:
-            for encoder in encoders_on(self._pipe).values():  # another adapter may still be on it
+            for encoder in read:  # another adapter may still be on it
                 settle_saving(encoder)
         del adapters_on(self._unet)[self.name]
         if not adapters_on(self._unet):
@@ -120,6 +123,20 @@ class Adapter:
                 f"{self.path} is on the text encoders too, and the {swapped} of this pipeline is not the one that it "
                 "was loaded on; load the adapter on the pipeline that encodes the prompts."
             )
+
+    def _check_settable(self, scale: float) -> None:
+        """Asks every part. Raises: InjectionError if one cannot get this scale."""
+        verify_home(self._home and self._home(), self._unet)
+        for network in self._networks:
+            check_alpha(network, self.name)
+            if self.header.lora:
+                check_settable(network, self.name, scale)
+        parts = parts_of(self._unet)
+        own = (f"encoders {self.name}", *(f"token {name}" for name in self.token_names))
+        for part in [parts[key] for key in own if key in parts]:
+            problem = part.swapped() if isinstance(part, EncodersPart) else part.problem()
+            if problem:
+                raise InjectionError(problem)
 
     @property
     def _networks(self) -> list[Any]:

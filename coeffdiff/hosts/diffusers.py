@@ -25,7 +25,7 @@ from coeffdiff.hosts.text_encoders import (
     take_off,
     tensors_on,
 )
-from coeffdiff.hosts.token.learned_token import TokenPart, add_token, remove_token
+from coeffdiff.hosts.token.learned_token import TokenPart, add_token, names_on, remove_token
 from coeffdiff.hosts.unet import attention_layers, coefficients_of, eject, inject
 from coeffdiff.method.adapter_file import (
     alphas_of,
@@ -50,6 +50,7 @@ from coeffdiff.method.networks import UNET, network_of, of_network
 from coeffdiff.utils.atomic import atomic_write
 
 
+@torch.inference_mode(False)  # what is loaded inside of inference mode may be used outside
 def load_adapter(
     pipe: Any,
     path: str | Path,
@@ -70,14 +71,16 @@ def load_adapter(
         path: a run folder, an adapter folder, a checkpoint, a file in one of them, or a step of a run: runs/a@200.
             As a string also a repository of the Hub: user/repo, user/repo@revision. A path that exists wins.
         scale: how strongly it is applied; by default what the adapter recommends.
-        backend: of mixed attention; see attention.choose_backend.
+        backend: of mixed attention; see attention.choose_backend. All adapters of a layer are mixed by one backend, so
+            what one of them names holds for all.
         revision, subfolder, token, cache_dir, local_files_only: of the repository, as diffusers names them; see
             hub.resolve_adapter.
     Returns: the applied adapter. Several may be loaded, of any kinds; they add up: on each layer
         coeff = I + sum of scale_i * alpha_i, and to each weight the sum of scale_i * LoRA_i. Those that mix values
         have a coeff of their own, and mixed maps meet mixed values.
     Raises: AdapterError if the files are missing, damaged or hostile, or the token is taken by a loaded adapter;
-        AdapterMismatch if they are sound but belong to another architecture. The pipeline is then as before.
+        AdapterMismatch if they are sound but belong to another architecture; ConfigError for a backend that is not
+        there, or not the one that a loaded adapter names. The pipeline is then as before.
     """
     folder = resolve_adapter(
         path,
@@ -92,13 +95,14 @@ def load_adapter(
     unet = unwrapped(pipe.unet)
     check_architecture(unet, header, folder)
     encoders = encoders_for(pipe, header, folder)
-    lora = read_lora(folder, header, partial(_check_lora, unet, encoders, header, folder))
+    lora = read_lora(folder, header, partial(check_shapes_of_lora, unet, encoders, header, folder))
     others = adapters_on(unet)
     for other in others.values():
         check_apart((folder, header), (other.path, other.header))
     taken = {
         *others,
         *(name for one in (unet, *encoders.values()) for name in getattr(one, "peft_config", {})),
+        *names_on(pipe),  # of adapters of another UNet, with which this one shares its text encoders
     }
     name = next(f"coeffdiff_{n}" for n in range(len(taken) + 1) if f"coeffdiff_{n}" not in taken)
     adapter = Adapter(pipe, name, folder, header, encoders)
@@ -145,13 +149,17 @@ def _take_back(pipe: Any, unet: nn.Module, encoders: Encoders, adapter: Adapter)
         leave(pipe, unet)
 
 
-def _check_lora(
+def check_shapes_of_lora(
     unet: nn.Module,
     encoders: Encoders,
     header: AdapterHeader,
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
+    """Raises: AdapterError or AdapterMismatch unless these networks, with weights or without, have a LoRA's layers.
+
+    shapes: of the adapter's LoRA, see read_lora_shapes.
+    """
     lora, origin = header.lora, str(folder / LORA_FILE)
     assert lora is not None
     check_lora(unet, shapes, rank=lora.rank, dora=lora.dora, origin=origin, encoders=encoders)

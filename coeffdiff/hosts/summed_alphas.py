@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,7 +50,11 @@ class SummedAlphas(nn.Module):
         return mixed_attention(q, k, v, of_maps, mask=mask, scale=scale, backend=backend)
 
     def set_scale(self, name: str, scale: float) -> None:
-        self.coefficients(name).scale.fill_(scale)
+        coefficients = self.coefficients(name)
+        if coefficients.scale.is_inference() and not torch.is_inference_mode_enabled():
+            # It was moved in inference mode, as offloading does in the middle of a picture, and could not be written to
+            coefficients.scale = coefficients.scale.clone()
+        coefficients.scale.fill_(scale)
         on = {*self.active, name} if scale else {*self.active} - {name}
         self.active = tuple(
             other for other in self.adapters if other in on

@@ -152,14 +152,20 @@ class EncodersPart:
     def problem(self) -> str:
         if torch.compiler.is_compiling():  # a pipeline's call has looked already
             return ""
-        swapped = swapped_encoder(self.pipe and self.pipe(), self.encoders)
-        if swapped:
-            return (
-                f"{self.label} is on the text encoders too, and this pipeline's {swapped} has been replaced since. Put "
-                "the other back, or load the adapter again."
-            )
+        if swapped := self.swapped():
+            return swapped
         problems = (part.problem() for one in self.encoders.values() for part in parts_of(one).values())
         return next(filter(None, problems), "")
+
+    def swapped(self) -> str:
+        """The part of problem() that no scale of the adapter can mend."""
+        swapped = swapped_encoder(self.pipe and self.pipe(), self.encoders)
+        if not swapped:
+            return ""
+        return (
+            f"{self.label} is on the text encoders too, and this pipeline's {swapped} has been replaced since. Put "
+            "the other back, or load the adapter again."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"pipe": None}  # a copy's pipeline is not this one

@@ -40,7 +40,7 @@ class MixedAttnProcessor(SummedAlphas):
     With no active adapter it calls the processor that it replaced, so the base model comes back bit for bit.
     """
 
-    def __init__(self, original: Any = None, backend: str = "auto") -> None:
+    def __init__(self, original: Any = None) -> None:
         super().__init__()
         if original is None:  # diffusers re-creates processors by class when it loads an IP-Adapter
             raise InjectionError(
@@ -48,7 +48,15 @@ class MixedAttnProcessor(SummedAlphas):
                 "remove the coeffdiff adapter first. The two cannot be used together."
             )
         self.original = original
-        self.backend = backend
+        self.asked: dict[str, str] = {}  # backends by the adapters that ask for one
+        self.backend = "auto"
+
+    def ask_for(self, backend: str, name: str) -> None:
+        """What an adapter asks for; "auto" is nothing. They are mixed in one computation, so one backend serves all."""
+        self.asked = {**self.asked, name: backend}
+        if backend == "auto":
+            del self.asked[name]
+        self.backend = next(iter(self.asked.values()), "auto")
 
     # diffusers passes only keyword arguments that this signature names, so they are spelled out
     def __call__(
@@ -179,9 +187,10 @@ def inject(
     """Give the chosen layers an alpha called `name`, active at scale 1, and return them by layer name.
 
     `layers` names layers one by one and takes the place of targets and blocks. An alpha that mixes values, for
-    comparisons, has no use for a backend. From now on every forward of the UNet checks that no alpha has been displaced
-    (see `verify`).
-    Raises: InjectionError for layers that are not plain attention, or a name that is taken.
+    comparisons, has no use for a backend. All alphas of a layer are mixed by one backend: what one of them asks for
+    holds for all. From now on every forward of the UNet checks that no alpha has been displaced (see `verify`).
+    Raises: InjectionError for layers that are not plain attention, or a name that is taken; ConfigError for a backend
+        that is not there, or not the one that another alpha of a layer asked for.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise ConfigError(
@@ -194,14 +203,18 @@ def inject(
     chosen = select_layers(bare, targets, blocks) if layers is None else _named(bare, layers)
     for layer_name, layer in chosen.items():
         _refuse_unusual(layer_name, layer)
+        if mixes == "maps":
+            _refuse_second_backend(layer_name, layer.processor, backend)
     registry = alphas_on(bare)
     result = {}
     for layer_name, layer in chosen.items():
         if layer_name not in registry:
-            registry[layer_name] = MixedAttnProcessor(layer.processor, backend)
+            registry[layer_name] = MixedAttnProcessor(layer.processor)
             layer.set_processor(registry[layer_name])
             if type(layer) is Attention:
                 layer.__class__ = LayerWithAlpha
+        if isinstance(layer.processor, MixedAttnProcessor) and mixes == "maps":
+            layer.processor.ask_for(backend, name)
         coefficients = Coefficients(layer.heads, form, generator_for("alpha", seed, layer_name), mixes)
         registry[layer_name].adapters[name] = coefficients.to(layer.to_q.weight.device)
         registry[layer_name].set_scale(name, 1.0)
@@ -219,6 +232,8 @@ def eject(unet: nn.Module, name: str | None = None) -> None:
             if adapter in processor.adapters:
                 processor.set_scale(adapter, 0.0)
                 del processor.adapters[adapter]
+                if isinstance(processor, MixedAttnProcessor):
+                    processor.ask_for("auto", adapter)
         if not processor.adapters:
             layer = layers.get(layer_name)
             if isinstance(layer, LayerWithAlpha):
@@ -238,6 +253,12 @@ def set_scale(unet: nn.Module, scale: float, name: str = "default") -> None:
     for processor in alphas_on(unwrapped(unet)).values():
         if name in processor.adapters:
             processor.set_scale(name, scale)
+
+
+def check_alpha(network: nn.Module, name: str) -> None:
+    """Raises: InjectionError if `name` has alphas on this network, a UNet or a text encoder, and some are gone."""
+    if name in injected_names(network) and (problem := parts_of(network)[_ALPHA].problem()):
+        raise InjectionError(problem)
 
 
 @contextmanager
@@ -287,6 +308,15 @@ def _refuse_unusual(name: str, layer: Attention) -> None:
         present.append("rescale_output_factor")
     if present:
         raise InjectionError(f"{name} is not an attention layer of SDXL's kind: it has {', '.join(present)}.")
+
+
+def _refuse_second_backend(name: str, processor: Any, backend: str) -> None:
+    there = processor.backend if isinstance(processor, MixedAttnProcessor) else "auto"
+    if "auto" not in (there, backend) and there != backend:
+        raise ConfigError(
+            f"{name} is computed with another adapter by the backend {there!r}, not {backend!r} as well: all adapters "
+            "of a layer are mixed in one computation. Give both the same backend, or leave it out for this one."
+        )
 
 
 def _below(name: str, block: str) -> bool:

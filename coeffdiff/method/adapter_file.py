@@ -158,6 +158,24 @@ def read_lora(
     check_shapes: called with every tensor's shape by name before any is read; raises if they are not the host's.
     Raises: AdapterError if tensors are missing or not finite, and what check_shapes raises.
     """
+    shapes = read_lora_shapes(folder, header)
+    if not header.lora:
+        return {}
+    if check_shapes is not None:
+        check_shapes(shapes)
+    file = folder / LORA_FILE
+    _, _, values = _read_safetensors(file, tensors=True)
+    for key, tensor in values.items():
+        if tensor.dtype not in _FLOATS or not tensor.isfinite().all():
+            raise AdapterError(f"{file}: {key} holds something that is not a finite number.")
+    return values
+
+
+def read_lora_shapes(folder: Path, header: AdapterHeader) -> dict[str, tuple[int, ...]]:
+    """The shapes of the LoRA tensors that the header promises, or none; the tensors are not read.
+
+    Raises: AdapterError for a file that is missing, damaged, unasked for, or of other text encoders.
+    """
     file = folder / LORA_FILE
     if not header.lora:
         if file.exists():
@@ -173,13 +191,7 @@ def read_lora(
         raise AdapterError(
             f"{file} has LoRA for {found}, where {COEFF_FILE} names {' and '.join(header.lora.encoders) or 'none'}."
         )
-    if check_shapes is not None:
-        check_shapes(shapes)
-    _, _, values = _read_safetensors(file, tensors=True)
-    for key, tensor in values.items():
-        if tensor.dtype not in _FLOATS or not tensor.isfinite().all():
-            raise AdapterError(f"{file}: {key} holds something that is not a finite number.")
-    return values
+    return shapes
 
 
 def read_rows(folder: Path, header: AdapterHeader) -> dict[str, Tensor]:

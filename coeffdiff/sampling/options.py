@@ -91,11 +91,28 @@ def check_options(pipe: Any, options: Options) -> None:
     most = pipe.scheduler.config.get("num_train_timesteps", 1000)
     if options.steps > most:
         raise ConfigError(f"{options.steps} steps are more than the {most} that the model was trained with.")
+    name, scheduler = type(pipe.scheduler).__name__, copy.deepcopy(pipe.scheduler)
     try:
-        copy.deepcopy(pipe.scheduler).set_timesteps(options.steps)
+        scheduler.set_timesteps(options.steps)
     except ValueError as error:
-        name = type(pipe.scheduler).__name__
         raise ConfigError(f"{name} cannot do {options.steps} steps: {str(error).splitlines()[0]}") from None
+    if not _within_training(scheduler, most):
+        first = int(scheduler.timesteps.max())
+        fewer = (steps for steps in range(options.steps - 1, 0, -1) if _fits(scheduler, steps, most))
+        raise ConfigError(
+            f"{name} cannot do {options.steps} steps: they would begin at timestep {first}, and the "
+            f"model knows 0 to {most - 1}; at most {next(fewer, 0)} steps are possible."
+        )
+
+
+def _fits(scheduler: Any, steps: int, most: int) -> bool:
+    scheduler.set_timesteps(steps)
+    return _within_training(scheduler, most)
+
+
+def _within_training(scheduler: Any, most: int) -> bool:
+    """Whether a scheduler finds all its timesteps among those of training. Those with sigmas do not look there."""
+    return hasattr(scheduler, "sigmas") or int(scheduler.timesteps.max()) < most
 
 
 def picture_size(pipe: Any, options: Options) -> tuple[int, int]:

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from coeffdiff.hosts.diffusers import check_apart, check_architecture
+from coeffdiff.hosts.diffusers import check_apart, check_architecture, check_shapes_of_lora
 from coeffdiff.hosts.text_encoders import check_encoders
-from coeffdiff.method.adapter_file import read_header, read_rows
+from coeffdiff.method.adapter_file import read_coefficients, read_header, read_lora_shapes, read_rows
 from coeffdiff.models.architecture import native_resolution, network_on_meta, unet_on_meta
 from coeffdiff.models.loading import Loader, load_pipeline
 from coeffdiff.models.opening import Asked, Trained, differences, open_base, where
@@ -64,14 +64,22 @@ class Session:
         print_hints(differences(self.adapters, self.base, self.dtype))
 
     def check_adapter(self, adapter: Trained) -> None:
-        """Raises: AdapterMismatch unless UNet and text encoders have the adapter's layers; AdapterError for damaged
-        token rows; ConfigError for a DoRA over weights in nf4."""
-        check_architecture(self._unet, adapter.header, adapter.folder)
-        encoders = {name: network_on_meta(self.base, name, self.dtype) for name in adapter.header.encoders}
-        check_encoders(encoders, adapter.header, adapter.folder)
-        if adapter.header.lora and adapter.header.lora.dora:
-            refuse_dora(self.base.quantize, str(adapter.folder))
-        read_rows(adapter.folder, adapter.header)
+        """Of a LoRA only names and shapes are read; whether its numbers are finite is seen when it is loaded.
+
+        Raises: AdapterMismatch unless UNet and text encoders have the adapter's layers; AdapterError for files that are
+            missing, damaged or foreign; ConfigError for a DoRA over weights in nf4.
+        """
+        header, folder = adapter.header, adapter.folder
+        check_architecture(self._unet, header, folder)
+        encoders = {name: network_on_meta(self.base, name, self.dtype) for name in header.encoders}
+        check_encoders(encoders, header, folder)
+        read_coefficients(folder)
+        shapes = read_lora_shapes(folder, header)
+        if header.lora:
+            check_shapes_of_lora(self._unet, encoders, header, folder, shapes)
+        if header.lora and header.lora.dora:
+            refuse_dora(self.base.quantize, str(folder))
+        read_rows(folder, header)
 
     def refuse_offload(self) -> None:
         """Raises: ConfigError for offload without a GPU."""

@@ -216,6 +216,8 @@ def test_what_leaves_an_encoder_is_noticed(micro_pipeline, tmp_path):
     own, micro_pipeline.text_encoder = micro_pipeline.text_encoder, other
     with pytest.raises(InjectionError, match=r"this pipeline's text_encoder has been replaced since"):
         loaded.verify()
+    with pytest.raises(InjectionError, match=r"this pipeline's text_encoder has been replaced since"):
+        loaded.set_scale(0.5)
     with pytest.raises(InjectionError, match=r"the text_encoder of this pipeline is not the one"):
         loaded.verify_text(micro_pipeline)
     micro_pipeline.text_encoder = own
@@ -228,6 +230,8 @@ def test_what_leaves_an_encoder_is_noticed(micro_pipeline, tmp_path):
     attention, layer.self_attn = layer.self_attn, copy.deepcopy(other).encoder.layers[1].self_attn
     with pytest.raises(InjectionError, match=r"is gone from this text encoder"):
         texts(micro_pipeline)
+    with pytest.raises(InjectionError, match=r"is gone from this text encoder"):
+        loaded.set_scale(0.5)
     layer.self_attn = attention
     with pytest.raises(InjectionError, match=r"fuse_lora\(lora_scale=0.5\) would scale the LoRA of"):
         micro_pipeline.fuse_lora(lora_scale=0.5)

@@ -313,6 +313,16 @@ def test_a_softmax_may_name_its_tensor():
     assert (model(x) - before).abs().max() > 1e-3
 
 
+def test_alpha_that_was_attached_in_inference_mode_trains_outside():
+    model, x = nn.Sequential(WrittenOutAttention()).double(), noise(2, 3, 8).double()
+    with torch.inference_mode():
+        [alpha] = coeffdiff.attach(model).values()
+    model(x).sum().backward()
+    assert alpha.grad is not None
+    with torch.no_grad():
+        alpha.add_(0.1)
+
+
 class CountlessAttention(OddAttention):
     """Attention of somebody's own that does not say how many heads it has."""
 

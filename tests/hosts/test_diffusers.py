@@ -302,6 +302,40 @@ def test_verify_names_what_displaced_alpha(shelf, pipe):
     adapter.remove()
 
 
+def test_a_scale_is_set_wholly_or_not_at_all(shelf, pipe):
+    """Alpha is gone: LoRA, which could still be scaled, stays at the scale of the rest."""
+    adapter = load_adapter(pipe, shelf["both"][0])
+    scaling = [dict(m.scaling) for m in pipe.unet.modules() if hasattr(m, "lora_A")]
+    pipe.enable_attention_slicing()
+    for scale in (0.5, 0):
+        with pytest.raises(InjectionError, match=r"alpha is gone from .* attention slicing"):
+            adapter.set_scale(scale)
+    assert [dict(m.scaling) for m in pipe.unet.modules() if hasattr(m, "lora_A")] == scaling
+    assert adapter._scale == 1
+    adapter.remove()
+    pipe.unet.set_default_attn_processor()
+    lora = load_adapter(pipe, shelf["lora"][0])  # has no alpha that could be gone
+    pipe.enable_attention_slicing()
+    lora.set_scale(0.5)
+
+
+def test_an_adapter_from_inference_mode_can_be_used_outside(shelf, pipe, unet_call):
+    """Loaded in it, or moved in it, as offloading does in the middle of a picture."""
+    folder, expected = shelf["both"]
+    with torch.inference_mode():
+        adapter = load_adapter(pipe, folder)
+    pipe.unet.conv_in.requires_grad_(True)
+    out = unet_call(pipe.unet)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    adapter.set_scale(0.5)
+    with torch.inference_mode():
+        pipe.unet._apply(torch.clone)
+    adapter.set_scale(0.25)
+    scales = {float(c.scale) for c in coefficients_of(pipe.unet, adapter.name).values()}
+    assert scales == {0.25}
+
+
 def test_alphas_go_to_their_layers_or_nowhere(pipe):
     """fill_alphas is exact in both directions: nothing missing, nothing left over."""
     layers = inject(pipe.unet)
@@ -1008,6 +1042,48 @@ def test_several_learned_tokens_at_once(token_shelf, pipe):
     assert all(torch.equal(now, then) for now, then in zip(reads(pipe), only, strict=True))
     again.remove()
     assert all(torch.equal(now, then) for now, then in zip(reads(pipe), plain, strict=True))
+
+
+def test_parts_of_text_that_were_put_away_are_restored_as_well(token_shelf, pipe):
+    """The pipeline has them no longer when the adapter is switched off and removed, and again when it reads."""
+    plain, names = reads(pipe), ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    adapter = load_adapter(pipe, token_shelf["sks"])
+    for act in (lambda: adapter.set_scale(0), lambda: adapter.set_scale(1), adapter.remove):
+        parts = {name: getattr(pipe, name) for name in names}
+        for name in names:
+            setattr(pipe, name, None)
+        act()
+        for name, part in parts.items():
+            setattr(pipe, name, part)
+        on = bool(loaded_adapters(pipe)) and adapter.scale == 1
+        assert torch.equal(reads(pipe)[0], plain[0]) == (not on)
+    assert "save_pretrained" not in vars(pipe.text_encoder) and "save_pretrained" not in vars(pipe.tokenizer)
+
+
+def test_two_unets_that_share_text_encoders_have_tokens_of_their_own(token_shelf, pipe):
+    """An adapter on each: the second takes no name that the first one's token has."""
+    other = type(pipe)(**pipe.components | {"unet": copy.deepcopy(pipe.unet)})
+    first = load_adapter(pipe, token_shelf["sks"])
+    load_adapter(other, token_shelf["ohwx"])
+    for token, vectors in (("sks", 2), ("ohwx", 1)):
+        assert len(pipe.tokenizer(token, add_special_tokens=False).input_ids) == vectors
+        assert min(pipe.tokenizer(token, add_special_tokens=False).input_ids) >= 514
+    first.verify_text(pipe)
+    first.remove()
+    assert min(pipe.tokenizer("ohwx", add_special_tokens=False).input_ids) == 514
+
+
+def test_a_scale_is_refused_where_the_token_would_not_be_read(token_shelf, pipe):
+    """Another tokenizer has taken the place of the one that reads it: alpha and LoRA keep their scale."""
+    own, pipe.tokenizer = pipe.tokenizer, copy.deepcopy(pipe.tokenizer)
+    another, pipe.tokenizer = pipe.tokenizer, own
+    adapter = load_adapter(pipe, token_shelf["sks"])
+    pipe.tokenizer = another
+    with pytest.raises(InjectionError, match="this pipeline's tokenizer has been replaced since"):
+        adapter.set_scale(0.5)
+    assert {float(c.scale) for c in coefficients_of(pipe.unet, adapter.name).values()} == {1.0}
+    pipe.tokenizer = own
+    adapter.set_scale(0.5)
 
 
 def test_one_token_learned_twice_is_refused(token_shelf, pipe):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import accelerate
 import pytest
@@ -261,6 +263,69 @@ def test_a_token_survives_sequential_offload(pipe, monkeypatch):
     )
     assert torch.equal(embeds, expected[0]) and torch.equal(pooled, expected[1])
     remove_hook_from_module(pipe.text_encoder, recurse=True)
+
+
+PARTS_OF_TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+
+def put_away(pipe) -> dict:
+    """As pipelines are kept small: the parts that read, which are None on the pipeline from now on."""
+    away = {name: getattr(pipe, name) for name in PARTS_OF_TEXT}
+    for name in away:
+        setattr(pipe, name, None)
+    return away
+
+
+def put_back(pipe, away) -> None:
+    for name, part in away.items():
+        setattr(pipe, name, part)
+
+
+def test_parts_that_the_pipeline_has_put_away_are_switched_and_restored(pipe):
+    """None on the pipeline for a while, and back afterwards: they read as if they had been there."""
+    before, plain = state_of(pipe), encoded(pipe, "a sks")
+    add_token(pipe, "sks", drawn(2))
+    learned = encoded(pipe, "a sks")
+    for on, expected in ((False, plain), (True, learned)):
+        away = put_away(pipe)
+        switch_token(pipe, "default", on=on)
+        put_back(pipe, away)
+        assert all(torch.equal(now, then) for now, then in zip(encoded(pipe, "a sks"), expected, strict=True))
+    away = put_away(pipe)
+    remove_token(pipe)
+    put_back(pipe, away)
+    assert_untouched(pipe, before)
+    assert all(torch.equal(now, then) for now, then in zip(encoded(pipe, "a sks"), plain, strict=True))
+
+
+def test_removal_leaves_another_encoder_alone_and_restores_its_own(pipe):
+    """In the place of the one that reads the token stands another by now."""
+    before, another = state_of(pipe), copy.deepcopy(pipe.text_encoder)
+    matrix = another.get_input_embeddings()
+    add_token(pipe, "sks", drawn(2))
+    pipe.text_encoder, own = another, pipe.text_encoder
+    remove_token(pipe)
+    assert another.get_input_embeddings() is matrix
+    pipe.text_encoder = own
+    assert_untouched(pipe, before)
+
+
+def test_a_text_encoder_that_is_dropped_for_good_is_let_go(pipe):
+    """Its memory is free again, and removal does without it."""
+    add_token(pipe, "sks", drawn(2))
+    gone = weakref.ref(pipe.text_encoder)
+    pipe.text_encoder = None
+    gc.collect()
+    assert gone() is None
+    remove_token(pipe)
+    assert len(pipe.tokenizer) == len(pipe.tokenizer_2) == 514
+
+
+def test_a_tokenizer_that_is_gone_is_named(pipe):
+    add_token(pipe, "sks", drawn(1))
+    pipe.tokenizer = None
+    with pytest.raises(InjectionError, match="The learned token 'sks' is gone from this pipeline's"):
+        verify_token(pipe)
 
 
 def test_tokenizers_alone_can_count_a_token(pipe):

@@ -277,6 +277,26 @@ def test_an_unknown_backend_is_refused_before_anything_changes(unet):
     assert not any(isinstance(p, MixedAttnProcessor) for p in processors(unet).values())
 
 
+def backends(unet):
+    return {layer: p.backend for layer, p in processors(unet).items() if isinstance(p, MixedAttnProcessor)}
+
+
+def test_alphas_on_a_layer_share_the_backend_that_one_of_them_names(unet):
+    """They are mixed in one computation: the first may leave it open, and two different ones are refused."""
+    inject(unet, "open", layers=[SELF, CROSS])
+    inject(unet, "chunked", layers=[SELF], backend="chunked")
+    assert backends(unet) == {SELF: "chunked", CROSS: "auto"}
+    inject(unet, "reference", layers=[CROSS], backend="reference")
+    with pytest.raises(ConfigError, match=r"attn1 .* by the backend 'chunked', not 'reference' as well"):
+        inject(unet, "other", layers=[CROSS, SELF], backend="reference")
+    assert injected_names(unet) == {"open", "chunked", "reference"}
+    assert backends(unet) == {SELF: "chunked", CROSS: "reference"}
+    eject(unet, "chunked")
+    assert backends(unet) == {SELF: "auto", CROSS: "reference"}
+    inject(unet, "other", layers=[CROSS, SELF], backend="reference")
+    assert set(backends(unet).values()) == {"reference"}
+
+
 def test_the_random_form_depends_on_seed_and_layer_name_only(unet):
     """Two layers of a size differ, and so do two seeds; the set of layers does not matter."""
     every = inject(unet, "every", form="random", seed=3)

@@ -335,6 +335,21 @@ def test_more_steps_than_the_model_was_trained_with_are_refused(pipe):
     check_options(pipe, Options(steps=1000))
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm"])
+def test_steps_that_begin_beyond_training_are_refused(pipe, name):
+    """Spaced by 1 and moved by 1, as SDXL's are, 1000 steps begin at timestep 1000, and the model knows 0 to 999."""
+    assert (pipe.scheduler.config.timestep_spacing, pipe.scheduler.config.steps_offset) == ("leading", 1)
+    set_scheduler(pipe, name)
+    with pytest.raises(
+        ConfigError, match=r"cannot do 1000 steps: .* at timestep 1000, .* at most 999 steps are"
+    ):
+        check_options(pipe, Options(steps=1000))
+    check_options(pipe, Options(steps=999))
+    pipe.scheduler.set_timesteps(999)
+    latents, first = torch.zeros(1, 4, 2, 2), pipe.scheduler.timesteps[0]
+    assert pipe.scheduler.step(torch.zeros_like(latents), first, latents).prev_sample.isfinite().all()
+
+
 # --- what must not go wrong silently ---------------------------------------------------------------------------
 
 

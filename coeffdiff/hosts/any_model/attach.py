@@ -33,6 +33,7 @@ from coeffdiff.utils.output_folder import write_errors
 from coeffdiff.utils.wrappers import unwrapped
 
 
+@torch.inference_mode(False)  # what is attached inside of inference mode may be trained outside
 def attach(
     model: nn.Module, targets: str | Iterable[str] = "all", *, dropout: float = 0.1
 ) -> dict[str, nn.Parameter]:
@@ -66,6 +67,7 @@ def attach(
     return _attach(model, targets, dropout, trainable=True)
 
 
+@torch.inference_mode(False)
 def attach_from(
     model: nn.Module,
     folder: str | Path,

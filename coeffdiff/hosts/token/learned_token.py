@@ -8,6 +8,8 @@ Letters: N vectors of the token, D width of an encoder.
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from coeffdiff.errors import AdapterError, AdapterMismatch, InjectionError
-from coeffdiff.hosts.guard import gate, ungate
+from coeffdiff.hosts.guard import gate, ungate, unwrapped
 from coeffdiff.hosts.token.vocabulary import original, read_with, refuse_saving
 from coeffdiff.method.adapter_header import PARTS
 from coeffdiff.method.families import family_of
@@ -38,7 +40,8 @@ class ExtendedEmbedding(nn.Module):
         self.off: set[str] = set()  # kept, but no text leads to them
         self.first: dict[str, int] = {}  # id of each token's first row
         self.pooled_at: int | None = None  # the encoder's eos_token_id as it was
-        self.reader: Any = None  # the tokenizer's backend that leads to these rows
+        self.tokenizer: Any = None  # which leads to these rows
+        self.reader: Any = None  # its backend, as long as nothing else has changed it
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings [..., D] in the matrix's dtype."""
@@ -62,6 +65,26 @@ class ExtendedEmbedding(nn.Module):
 
 class EmbeddingInUse(InjectionError, AttributeError):  # noqa: N818
     """An AttributeError as well, so that hasattr answers no."""
+
+
+class _Extended:
+    """A text encoder that a token was added to, with its tokenizer, wherever the pipeline has put them since.
+
+    The encoder is held weakly, since pipelines drop theirs to free memory. A deep copy means its copy, or none.
+    """
+
+    def __init__(self, encoder: Any, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.encoder: Any = None if encoder is None else weakref.ref(encoder)
+
+    def __call__(self) -> Any:
+        return self.encoder and self.encoder()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Extended:
+        return _Extended(memo.get(id(self())), copy.deepcopy(self.tokenizer, memo))
+
+    def __reduce__(self) -> Any:
+        return _Extended, (self(), self.tokenizer)
 
 
 class TokenPart:
@@ -118,17 +141,21 @@ def add_token(
                 f"{PARTS[key][0]} has embeddings of width {width}. It belongs to another model."
             )
     parameters = {}
-    for key, encoder, _ in _parts(pipe):
+    added = _registry(pipe)[name] = []
+    for key, encoder, tokenizer in _parts(pipe):
         embedding = encoder.get_input_embeddings()
         if not isinstance(embedding, ExtendedEmbedding):
             embedding = ExtendedEmbedding(embedding)
             encoder.set_input_embeddings(embedding)
+        embedding.tokenizer = tokenizer
+        added.append(_Extended(unwrapped(encoder), tokenizer))
         values = rows[key].detach().to(embedding.base.weight.device, torch.float32, copy=True)
         embedding.learned[name] = nn.Embedding.from_pretrained(values, freeze=True)
         embedding.tokens[name] = token
         parameters[key] = embedding.learned[name].weight
     try:
-        _update(pipe)
+        for encoder in encoders_with(pipe, name):
+            _update(encoder)
         verify_token(pipe, name)
     except InjectionError:
         remove_token(pipe, name)
@@ -144,21 +171,40 @@ def token_name(adapter: str, number: int) -> str:
 
 
 def remove_token(pipe: Any, name: str = "default") -> None:
-    """Take one learned token off; after the last one encoders and tokenizers are as they were."""
-    for embedding in _extended(pipe):
-        if name in embedding.tokens:
-            del embedding.learned[name], embedding.tokens[name]
+    """Take one learned token off; after the last one encoders and tokenizers are as they were.
+
+    Also those that the pipeline has put away since: they are what it was added to, wherever they are now.
+    """
+    for encoder in encoders_with(pipe, name):
+        embedding = encoder.get_input_embeddings()
+        del embedding.learned[name], embedding.tokens[name]
         embedding.off.discard(name)
-    _update(pipe)
+        _update(encoder)
+    for extended in _registry(pipe).pop(name, ()):
+        if extended() is None:  # its rows went with it
+            read_with(extended.tokenizer, ())
+    if not _registry(pipe):
+        del pipe._coeffdiff_extended
 
 
 def switch_token(pipe: Any, name: str, on: bool) -> None:
     """Switch a token on or off. Off, texts are read as if it had never been learned; its rows are kept."""
-    changed = [embedding for embedding in _extended(pipe) if (name in embedding.off) == on]
-    for embedding in changed:
-        (embedding.off.discard if on else embedding.off.add)(name)
-    if changed:
-        _update(pipe)
+    for encoder in encoders_with(pipe, name):
+        embedding = encoder.get_input_embeddings()
+        if (name in embedding.off) == on:
+            (embedding.off.discard if on else embedding.off.add)(name)
+            _update(encoder)
+
+
+def encoders_with(pipe: Any, name: str) -> list[Any]:
+    """The text encoders that hold a token which was added to this pipeline, on it or put away, outside of wrappers."""
+    found = [encoder for extended in _registry(pipe).get(name, ()) if (encoder := extended()) is not None]
+    return [encoder for encoder in found if name in _tokens_of(encoder)]
+
+
+def names_on(pipe: Any) -> set[str]:
+    """The names of all tokens on this pipeline's text encoders, whichever pipeline they were added to."""
+    return {name for _, encoder, _ in _parts(pipe) if encoder is not None for name in _tokens_of(encoder)}
 
 
 def verify_token(pipe: Any, name: str = "default") -> None:
@@ -171,7 +217,7 @@ def verify_token(pipe: Any, name: str = "default") -> None:
         if isinstance(embedding, ExtendedEmbedding) and name in embedding.first:
             token, first = embedding.tokens[name], embedding.first[name]
             wanted = list(range(first, first + embedding.learned[name].num_embeddings))
-        if not token or tokenizer(token, add_special_tokens=False).input_ids != wanted:
+        if not token or tokenizer is None or tokenizer(token, add_special_tokens=False).input_ids != wanted:
             what = f"The learned token {token!r}" if token else "A learned token"
             raise InjectionError(
                 f"{what} is gone from this pipeline's text encoders or tokenizers: something replaced them. Load the "
@@ -185,35 +231,37 @@ def _parts(pipe: Any) -> list[tuple[str, Any, Any]]:
     return [(e.key, getattr(pipe, e.network, None), getattr(pipe, e.tokenizer, None)) for e in encoders]
 
 
-def _extended(pipe: Any) -> list[ExtendedEmbedding]:
-    embeddings = [encoder.get_input_embeddings() for _, encoder, _ in _parts(pipe) if encoder is not None]
-    return [embedding for embedding in embeddings if isinstance(embedding, ExtendedEmbedding)]
+def _tokens_of(encoder: Any) -> dict[str, str]:
+    embedding = encoder.get_input_embeddings()
+    return embedding.tokens if isinstance(embedding, ExtendedEmbedding) else {}
 
 
-def _update(pipe: Any) -> None:
-    """Set tokenizers, ids and pooling for the tokens that are loaded and on; the originals where there are none."""
-    for _, encoder, tokenizer in _parts(pipe):
-        embedding = encoder.get_input_embeddings() if encoder is not None else None
-        if not isinstance(embedding, ExtendedEmbedding):
-            continue
-        on = {
-            name: len(embedding.learned[name].weight)
-            for name in embedding.tokens
-            if name not in embedding.off
-        }
-        start = len(original(tokenizer))
-        embedding.first = {}
-        for name, vectors in on.items():
-            embedding.first[name], start = start, start + vectors
-        read_with(tokenizer, [(embedding.tokens[name], vectors) for name, vectors in on.items()])
-        embedding.reader = tokenizer._tokenizer
-        pooling = next(module for module in encoder.modules() if "eos_token_id" in vars(module))
-        if on and pooling.eos_token_id == _POOLS_AT_HIGHEST:
-            embedding.pooled_at, pooling.eos_token_id = pooling.eos_token_id, tokenizer.eos_token_id
-        elif not on and embedding.pooled_at is not None:
-            pooling.eos_token_id, embedding.pooled_at = embedding.pooled_at, None
-        if embedding.tokens:
-            gate(encoder, "save_pretrained", refuse_saving)
-        else:
-            encoder.set_input_embeddings(embedding.base)
-            ungate(encoder, "save_pretrained")
+def _registry(pipe: Any) -> dict[str, list[_Extended]]:
+    """What each token was added to, by the token's name; kept on the pipeline."""
+    if not hasattr(pipe, "_coeffdiff_extended"):
+        pipe._coeffdiff_extended = {}
+    registry: dict[str, list[_Extended]] = pipe._coeffdiff_extended
+    return registry
+
+
+def _update(encoder: Any) -> None:
+    """Set tokenizer, ids and pooling for the tokens that are loaded and on; the originals where there are none."""
+    embedding = encoder.get_input_embeddings()
+    tokenizer = embedding.tokenizer
+    on = {name: len(embedding.learned[name].weight) for name in embedding.tokens if name not in embedding.off}
+    start = len(original(tokenizer))
+    embedding.first = {}
+    for name, vectors in on.items():
+        embedding.first[name], start = start, start + vectors
+    read_with(tokenizer, [(embedding.tokens[name], vectors) for name, vectors in on.items()])
+    embedding.reader = tokenizer._tokenizer
+    pooling = next(module for module in encoder.modules() if "eos_token_id" in vars(module))
+    if on and pooling.eos_token_id == _POOLS_AT_HIGHEST:
+        embedding.pooled_at, pooling.eos_token_id = pooling.eos_token_id, tokenizer.eos_token_id
+    elif not on and embedding.pooled_at is not None:
+        pooling.eos_token_id, embedding.pooled_at = embedding.pooled_at, None
+    if embedding.tokens:
+        gate(encoder, "save_pretrained", refuse_saving)
+    else:
+        encoder.set_input_embeddings(embedding.base)
+        ungate(encoder, "save_pretrained")

@@ -392,36 +392,67 @@ def test_a_call_in_inference_mode_leaves_later_ones_as_they_were(monkeypatch):
     tensors = inputs(1, 3, 7, 5, 4)
     with torch.inference_mode():
         inside = mixed_attention(*tensors, backend="chunked").clone()
+    assert not chunked._scratch.buffer.is_inference()
     out, *gradients = with_gradients(lambda *t: mixed_attention(*t, backend="chunked"), tensors)
     assert torch.equal(out, inside)
     assert len(gradients) == 4
 
 
+PRODUCTS = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # of a GPU, of a CPU
 SWITCHES = {
     "none": lambda: None,
+    "oldest": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
     "older": lambda: torch.set_float32_matmul_precision("high"),
+    "older, medium": lambda: torch.set_float32_matmul_precision("medium"),
     "newer": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
     "newer, of all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),  # transformers' tf32=True
+    "newer, of cuDNN": lambda: setattr(
+        torch.backends.cudnn, "fp32_precision", "tf32"
+    ),  # a GPU's products inherit it
+    "newer, of a CPU": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
 }
 
 
+@pytest.fixture
+def switches():
+    """All as in a new process, before and afterwards."""
+
+    def reset():
+        torch.set_float32_matmul_precision("highest")
+        for switch in (torch.backends, torch.backends.cudnn, *PRODUCTS):
+            switch.fp32_precision = "none"
+
+    reset()
+    yield
+    reset()
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_tf32_is_off_inside_by_whichever_switch_it_was_set(switch):
-    """On a GPU; here nothing is computed. Afterwards all switches are as before."""
-    matmul, like = torch.backends.cuda.matmul, SimpleNamespace(is_cuda=True, is_meta=False, device=Q.device)
-    try:
-        torch.set_float32_matmul_precision("highest")
-        SWITCHES[switch]()
-        before = matmul.fp32_precision, torch.backends.fp32_precision
-        with exact_products(like):
-            assert matmul.fp32_precision == "ieee"
-        assert (matmul.fp32_precision, torch.backends.fp32_precision) == before
-        if switch == "newer, of all":
-            torch.backends.fp32_precision = "ieee"
-            assert matmul.fp32_precision == "ieee"
-    finally:
-        torch.backends.fp32_precision = matmul.fp32_precision = "none"
-        torch.set_float32_matmul_precision("highest")
+def test_products_are_not_narrowed_by_whichever_switch(switch, switches):
+    """As asked on a GPU; here nothing is computed. Afterwards all switches are as before, what they inherit too."""
+    like = SimpleNamespace(is_cuda=True, is_meta=False, device=Q.device)
+    SWITCHES[switch]()
+    before = [one.fp32_precision for one in PRODUCTS]
+    with exact_products(like):
+        assert [one.fp32_precision for one in PRODUCTS] == ["ieee", "ieee"]
+        assert not torch.backends.cuda.matmul.allow_tf32  # the older switch agrees, or this raises
+    assert [one.fp32_precision for one in PRODUCTS] == before
+    if switch in ("none", "newer, of all", "newer, of cuDNN"):
+        torch.backends.cudnn.fp32_precision = torch.backends.fp32_precision = "ieee"
+        assert [one.fp32_precision for one in PRODUCTS] == ["ieee", "ieee"]
+
+
+@pytest.mark.parametrize("switch", ["older, medium", "newer, of a CPU"])
+def test_a_cpu_computes_in_float32_whatever_the_switch(switch, switches):
+    """CPUs with bfloat16 products would be off by 5e-3."""
+    q, k, v, coeff = inputs(2, 4, 64, 64, 32, dtype=torch.float32)
+    SWITCHES[switch]()
+    with exact_products(q):
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    exact = mixed_attention(*(t.double() for t in (q, k, v, coeff)), backend="reference")
+    for backend in ANYWHERE:
+        found = mixed_attention(q, k, v, coeff, backend=backend)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "forward and backward"])

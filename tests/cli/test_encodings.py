@@ -66,7 +66,7 @@ def shop(built_micro, tmp_path_factory) -> Path:
     with torch.no_grad():
         for coefficients in layers.values():
             coefficients.alpha.fill_(0.02)
-    save_adapter(folder / "второй", unet, header)
+    save_adapter(folder / "второй", unet, header.model_copy(update={"token": f"{TOKEN}2"}))
     return folder
 
 

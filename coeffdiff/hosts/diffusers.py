@@ -99,12 +99,7 @@ def load_adapter(
     others = adapters_on(unet)
     for other in others.values():
         check_apart((folder, header), (other.path, other.header))
-    taken = {
-        *others,
-        *(name for one in (unet, *encoders.values()) for name in getattr(one, "peft_config", {})),
-        *names_on(pipe),  # of adapters of another UNet, with which this one shares its text encoders
-    }
-    name = next(f"coeffdiff_{n}" for n in range(len(taken) + 1) if f"coeffdiff_{n}" not in taken)
+    name = _free_name(pipe, unet, encoders)
     adapter = Adapter(pipe, name, folder, header, encoders)
     try:
         if own := of_network(alphas, UNET):
@@ -132,6 +127,14 @@ def load_adapter(
         _take_back(pipe, unet, encoders, adapter)
         raise
     return adapter
+
+
+def _free_name(pipe: Any, unet: nn.Module, encoders: Encoders) -> str:
+    """A name for an adapter that neither coeffdiff nor PEFT uses on these networks, nor an adapter of another UNet with
+    which this one shares its text encoders."""
+    lora = {name for one in (unet, *encoders.values()) for name in getattr(one, "peft_config", {})}
+    taken = {*adapters_on(unet), *lora, *names_on(pipe)}
+    return next(f"coeffdiff_{n}" for n in range(len(taken) + 1) if f"coeffdiff_{n}" not in taken)
 
 
 def _take_back(pipe: Any, unet: nn.Module, encoders: Encoders, adapter: Adapter) -> None:

@@ -134,8 +134,11 @@ def _become(
 
 def _forget_the_tests(streams: Sequence[int]) -> None:
     """What a process has as it starts: streams, signals, filters of warnings, no group of processes."""
+    import torch
     from accelerate.state import AcceleratorState
 
+    # torch makes its pool of threads anew in a fork, at the first use; two threads at once would find none
+    torch.set_num_threads(torch.get_num_threads())
     atexit._clear()
     faulthandler.disable()
     for number, stream in enumerate(streams, start=1):

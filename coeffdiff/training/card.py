@@ -13,6 +13,7 @@ from coeffdiff.config.schema import MethodSettings, Settings, ValidationSettings
 from coeffdiff.method.adapter_header import AdapterHeader, row_key
 from coeffdiff.method.adapter_paths import EMBEDS_FILE, LORA_FILE
 from coeffdiff.method.networks import UNET, network_of
+from coeffdiff.training.breakdown import Breakdown
 from coeffdiff.utils.hub import HUB_ID
 
 _CONTROL = (
@@ -27,11 +28,13 @@ def model_card(
     loss: float | None,
     pictures: Iterable[str],
     scores: Mapping[str, float] | None = None,
+    broken: Breakdown | None = None,
 ) -> str:
     """Markdown with the front matter that model hubs read. pictures are file names beside the card.
 
     settings, loss: of its run; None where they are not known.
     scores: of those pictures, where there was something to score them with.
+    broken: what had become of the training by the adapter's step.
     """
     holds, rates = _parts_and_rates(header, settings.method if settings else None)
     rows = {
@@ -40,6 +43,7 @@ def model_card(
         "VAE": _vae(header),
         "learning rates": ", ".join(rates),
         "last loss": "" if loss is None else f"{loss:.4f}",
+        "the training broke down": str(broken or ""),
         "scores of its validation pictures": _judged(scores or {}, settings.validation) if settings else "",
         "seed": str(settings.training.seed) if settings else "",
         "versions": ", ".join(f"{name} {version}" for name, version in header.versions.items()),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from coeffdiff.config.auto import learning_rates
 from coeffdiff.hosts.diffusers import save_adapter, write_adapter
 from coeffdiff.method.adapter_header import AdapterHeader
 from coeffdiff.method.coefficients import clear_dropout
 from coeffdiff.models.opening import recipe
+from coeffdiff.training.breakdown import Breakdown, find_breakdown
 from coeffdiff.training.card import model_card
 from coeffdiff.training.checkpoints import Checkpoint, save_checkpoint
 from coeffdiff.training.continuing import with_absolute_paths
@@ -20,10 +22,11 @@ from coeffdiff.training.network import Network
 from coeffdiff.training.plan import Plan
 from coeffdiff.training.preview import write_previews
 from coeffdiff.training.run_folder import disk_errors
-from coeffdiff.training.step_log import StepLog
+from coeffdiff.training.step_log import StepLog, read_log
 from coeffdiff.training.trainables import header_for
 from coeffdiff.training.watch import FinalState, Watch
 from coeffdiff.utils.atomic import atomic_write, sweep
+from coeffdiff.utils.console import print_info
 
 
 class RunOutputs:
@@ -77,7 +80,7 @@ class RunOutputs:
         plan = self._plan
         check_learned(self._network.trainables.tensors(), step, plan.run)
         if plan.state.is_main_process:
-            extras = {"README.md": model_card(self._header_at(step), plan.settings, loss, []).encode()}
+            extras = {"README.md": self._card(self._header_at(step), loss, [])}
             kept = plan.run.kept_adapter(step)
             with disk_errors(f"The adapter {kept}"), self._network.shown():
                 with atomic_write(kept, durable=True) as temporary:
@@ -112,12 +115,28 @@ class RunOutputs:
                 self._watch.choice(trainables, final, last) as final,
             ):
                 names = [picture.name for picture in final.pictures]
-                card = model_card(final.header, plan.settings, final.loss, names, final.scores)
                 extras = {picture.name: picture.read_bytes() for picture in final.pictures}
-                extras |= {"README.md": card.encode()}
+                extras |= {"README.md": self._card(final.header, final.loss, names, final.scores)}
                 unet, rows = self._network.unet, trainables.token
                 save_adapter(plan.run.adapter, unet, final.header, extras, rows=rows, encoders=self._encoders)
+            if last and (broken := self._breakdown(step)):
+                print_info(f"hint     {broken.advice(learning_rates(plan.settings))}")
         plan.state.wait_for_everyone()
+
+    def _breakdown(self, step: int) -> Breakdown | None:
+        """What had become of the training by this step."""
+        lines = (line for line in read_log(self._plan.run.log) if line["step"] <= step)
+        return find_breakdown(lines, self._plan.samples_a_step)
+
+    def _card(
+        self,
+        header: AdapterHeader,
+        loss: float,
+        pictures: Iterable[str],
+        scores: Mapping[str, float] | None = None,
+    ) -> bytes:
+        broken = self._breakdown(header.trained_steps)
+        return model_card(header, self._plan.settings, loss, pictures, scores, broken).encode()
 
     def _header_at(self, step: int) -> AdapterHeader:
         return self.header.model_copy(update={"trained_steps": step})

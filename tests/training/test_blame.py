@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from coeffdiff.method.adapter_file import read_header
 from coeffdiff.pocket.model import save_random
 from coeffdiff.training import finite
 from coeffdiff.training import step as step_module
+from coeffdiff.training.breakdown import Breakdown, find_breakdown
 from coeffdiff.training.run_folder import RunFolder
 
 
@@ -213,3 +215,47 @@ def test_check_tells_of_rates_and_of_a_schedule_that_does_not_fit(model):
     assert ended.exit_code == 0, ended.output
     assert "hint     model: its scheduler has zero terminal SNR" in ended.stdout
     assert "problem  rate: method.coeff.learning_rate 30 is far above the usual" in ended.stdout
+
+
+def test_a_training_that_broke_down_says_so(monkeypatch, whole_runs):
+    """Numbers all along, but the loss has risen for good: the run's end says it, the adapter's card, and no card of a
+    step before."""
+    real, seen = step_module.denoising_loss, []
+
+    def rises(*arguments, **named):
+        seen.append(1)
+        return real(*arguments, **named) * (4 if len(seen) > 9 else 1)
+
+    monkeypatch.setattr("coeffdiff.training.step.denoising_loss", rises)
+    more = ("--steps", "14", "--set", "training.batch_size=32", "--set", "training.keep_adapters_every=8")
+    ended = run("train", *more)
+    assert ended.exit_code == 0, ended.output
+    [said] = [line for line in ended.stderr.splitlines() if "broke down" in line]
+    assert re.fullmatch(
+        r"hint     from about step 11 on the loss rose from [\d.]+ to [\d.]+: this training broke down. Start anew "
+        r"with a lower method.coeff.learning_rate \(.*\) or method.lora.learning_rate \(.*\), or with fewer steps",
+        said,
+    )
+    assert "| the training broke down | from about step 11 on" in Path("run/adapter/README.md").read_text()
+    assert "broke down" not in RunFolder(Path("run")).kept_adapter(8).joinpath("README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("losses", "found"),
+    [
+        ([0.05] * 100, None),
+        ([0.05] * 60 + [0.09] * 40, None),  # less than twice as much
+        ([0.2] * 30 + [0.05] * 70, None),  # it fell
+        ([0.05] * 30 + [0.3] * 30 + [0.05] * 40, None),  # and recovered
+        ([0.05] * 60 + [0.2] * 40, Breakdown(61, 0.05, 0.2)),
+        ([0.05] * 50 + [0.2] * 10 + [0.05] * 20 + [0.2] * 20, Breakdown(81, 0.05, 0.2)),
+        ([0.05] * 10 + [0.2] * 8, None),  # too few to tell
+        ([0.05] * 10 + [None] * 3 + [0.2] * 20, Breakdown(14, 0.05, 0.2)),  # steps that a scaler skipped
+    ],
+)
+def test_a_breakdown_is_a_rise_for_good(losses, found):
+    lines = [{"step": number, "loss": loss} for number, loss in enumerate(losses, start=1)]
+    seen = find_breakdown(lines, samples_a_step=13)
+    assert (seen and (seen.step, round(seen.before, 6), round(seen.after, 6))) == (
+        found and (found.step, found.before, found.after)
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor
 
 from coeffdiff.errors import ConfigError
@@ -58,6 +59,10 @@ def compile_blocks(unet: Any, device: torch.device, *, backend: str = "inductor"
     # Blocks of 640 and 1280 channels, with and without gradients, at several sizes of pictures: SDXL needs more
     # variants of one block than dynamo's default of 8 leaves room for.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # As without compiling: a backward pass that is traced under autocast would do the float32 products of the maps in
+    # bfloat16 (torch 2.13: not finite on a CPU, beside LoRA). Older versions have no choice
+    if hasattr(functorch, "backward_pass_autocast"):
+        functorch.backward_pass_autocast = "off"
     # PEFT's DoRA looks at its weight's type by name, which dynamo cannot trace (torch 2.13, PEFT 0.21): such a block
     # becomes several graphs, as often as it has DoRA layers
     whole = not any("lora_magnitude_vector" in name for name, _ in unet.named_parameters())

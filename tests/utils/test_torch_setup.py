@@ -70,6 +70,26 @@ def test_compiled_blocks_train_and_sample_alike_and_are_compiled_once(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_blocks_go_back_in_the_precision_that_they_came_in(
+    micro_pipeline, unet_inputs, fresh_compiler
+):
+    """Under autocast maps are mixed in float32, and so are their gradients, compiled or not."""
+    unet = micro_pipeline.unet.requires_grad_(False)
+    alphas = [c.alpha.requires_grad_() for c in inject(unet).values()]
+    inputs = unet_inputs(unet)
+
+    def gradients():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = unet(**inputs).sample.square().mean()
+        return torch.autograd.grad(loss, alphas)
+
+    expected = gradients()
+    compile_blocks(unet, CPU, backend="aot_eager")
+    for one, two in zip(expected, gradients(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_dora_is_compiled_in_parts(micro_pipeline, unet_inputs, fresh_compiler):
     """PEFT's code for it cannot be one graph: the same loss and gradients all the same, and nothing anew for a
     second step."""

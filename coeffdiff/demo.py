@@ -50,7 +50,6 @@ FOLDER = Path("demo")  # or demo-2, demo-3, ... where there is one already
 TOKEN = "sks"
 PLACES = 6
 STEPS = 200
-RATE = 1e-3  # of LoRA; after so few steps bolder than what was best in the comparisons, 3e-4
 GUIDANCE = 3.0  # nearer to a learned subject, and cleaner, than pocket's pictures at sampling's own 5
 
 
@@ -140,7 +139,6 @@ def _settings(subject: Subject, folder: Path, method: str, steps: int, seed: int
         "subject.token": TOKEN,
         "subject.class_word": subject.class_word,
         "method.kind": method,
-        "method.lora.learning_rate": RATE,
         "training.steps": steps,
         "training.seed": seed,
         "validation.prompts": [],  # the demo draws its own pictures, beside those of the base model

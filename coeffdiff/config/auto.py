@@ -38,13 +38,12 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     The paper names no SDXL values (steps, rates, batch); these are ours. LoRA's 1e-4 and 500 steps at an effective
     batch of 4 are what the established SDXL recipes share.
 
-    Small models get what was best on an earlier pocket (scripts/evidence/README.md, The earlier models): LoRA at
-    3e-4 for 200 steps; alpha at 1e-3 beside it, where more was worse, and at 1e-2 alone, where 1e-3 taught next to
-    nothing. So alpha's rate is three times LoRA's beside it, and thirty times alone; for full-size models these two
-    ratios are carried over, untested. On the pocket that ships LoRA's best was 3e-3, and alpha alone did as well at
-    1e-3 in 1,000 steps as at 1e-2 in 100 (Tuning); its defaults wait for the comparison there. Small models' method
-    is LoRA, since alpha beside it brought nothing that could be seen, unless a setting of alpha is given; for
-    full-size models coeff+lora stays, the paper's own recipe for SDXL, untested by us.
+    Small models get what did well on pocket (scripts/evidence/README.md, Tuning): LoRA at 1e-3 for 200 steps, since
+    3e-3, which was a little better then, broke down after some 600; beside it alpha may have any rate from 1e-3 to
+    3e-2, and has three times LoRA's; alone it has 3e-3, and 400 steps, as larger rates lose the places that prompts
+    name. For full-size models alpha's rates are carried over, untested. Small models' method is LoRA, since alpha
+    beside it brought nothing that could be seen, unless a setting of alpha is given; for full-size models coeff+lora
+    stays, the paper's own recipe for SDXL, untested by us.
 
     Stable Diffusion 1.5 gets SDXL's values at its own 512 px: our choice, nothing was measured on it.
 
@@ -64,14 +63,20 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     crops = 8 if settings.photos.crop == "random" else 1
     optimizer = settings.training.optimizer
     refuse_unknown_rates(optimizer, learning_rates(settings))
-    adamw = 1e-4 if large else 3e-4
-    usual = auto_rate(optimizer, adamw) or adamw
-    lora_rate = usual if (asked := settings.method.lora.learning_rate) == "auto" else asked
-    # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
-    coeff_rate = _rounded(min(3 * lora_rate, 1e30) if "lora" in settings.method.kind else 30 * usual)
+    steps = 500 if large else 200
+
+    def usual(adamw: float) -> float:
+        return auto_rate(optimizer, adamw) or adamw
+
+    asked = settings.method.lora.learning_rate
+    lora_rate = usual(1e-4 if large else 1e-3) if asked == "auto" else asked
+    if "lora" in settings.method.kind:
+        # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
+        coeff_rate = _rounded(min(3 * lora_rate, 1e30))
+    else:
+        coeff_rate, steps = usual(3e-3), max(steps, 400)
     given = settings.method.coeff.learning_rate
-    adamw = 2e-3 if large else 3e-3
-    token_rate = auto_rate(optimizer, adamw) or adamw
+    token_rate = usual(2e-3 if large else 3e-3)
     if has_one_rate(optimizer):
         coeff_rate = token_rate = lora_rate
     on_text = 1.0 if has_one_rate(optimizer) else 0.5
@@ -83,7 +88,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         "method.lora.text_learning_rate": _rounded(on_text * lora_rate),
         "method.coeff.text_learning_rate": _rounded(on_text * (coeff_rate if given == "auto" else given)),
         "method.token.learning_rate": token_rate,
-        "training.steps": 500 if large else 200,
+        "training.steps": steps,
         "training.batch_size": 1 if large else 4,
         "training.accumulate": 4 if large else 1,
         "training.resolution": facts.native_resolution,

@@ -268,7 +268,7 @@ def test_yamls_traps_are_known():
 
 def test_auto_follows_model_and_device():
     """SDXL on a GPU and a small model on a CPU resolve to the documented values, alpha's rate beside LoRA to three
-    times LoRA's, alone to thirty times."""
+    times LoRA's, alone to its own."""
     large, chosen = resolve_auto(Settings(), SDXL_ON_A_GPU)
     assert (large.training.steps, large.training.batch_size, large.training.accumulate) == (500, 1, 4)
     assert (large.training.resolution, large.training.precision) == (1024, "bf16")
@@ -278,15 +278,16 @@ def test_auto_follows_model_and_device():
     small, chosen = resolve_auto(Settings(), SMALL_ON_A_CPU)
     assert (small.training.steps, small.training.batch_size, small.training.accumulate) == (200, 4, 1)
     assert (small.training.resolution, small.training.precision) == (64, "no")
-    assert (small.method.lora.learning_rate, small.method.coeff.learning_rate) == (3e-4, 9e-4)
+    assert (small.method.lora.learning_rate, small.method.coeff.learning_rate) == (1e-3, 3e-3)
     assert (small.method.kind, chosen["method.kind"]) == ("lora", "lora")
     unused = [
         "method.kind=coeff",
         "method.lora.learning_rate=0.5",
     ]  # LoRA's rate decides nothing without LoRA
-    for facts, rate in ((SDXL_ON_A_GPU, 3e-3), (SMALL_ON_A_CPU, 9e-3)):
+    for facts, steps in ((SDXL_ON_A_GPU, 500), (SMALL_ON_A_CPU, 400)):
         alone, chosen = resolve_auto(load_settings(assignments=unused), facts)
-        assert (alone.method.coeff.learning_rate, "method.kind" in chosen) == (rate, False)
+        assert (alone.method.coeff.learning_rate, "method.kind" in chosen) == (3e-3, False)
+        assert alone.training.steps == steps
 
 
 @pytest.mark.parametrize("setting", ["text_encoders=true", "learning_rate=1e-2", "backend=chunked"])

@@ -27,6 +27,7 @@ from coeffdiff.utils.seeding import generator_for, stable_seed
 from pocket_build import clip, conditioned, dino, growing, renders, workshop
 from pocket_build import judges as build_judges
 from pocket_build.conditioned import Conditioned, denoising, spoken
+from pocket_build.detail import power
 from pocket_build.distances import distances
 from pocket_build.fitting import Plan, fit, read_average
 from pocket_build.growing import deepened
@@ -60,8 +61,8 @@ def built(small, tmp_path_factory):
     for name, stage in STAGES.items():
         if name == "score":
             stage(shop, captions=2, steps=2)
-        elif name == "distances":
-            stage(shop, pictures=4, steps=2)
+        elif name in ("distances", "detail"):
+            stage(shop, pictures=10, steps=2)
         else:
             stage(shop)
     return shop
@@ -79,12 +80,14 @@ def test_every_stage_leaves_its_weights_and_what_it_took(built):
     assert sum(record["score"]["named"].values()) > 0
     assert record["distances"]["frechet"] > record["distances"]["frechet_vae"] > 0
     assert record["distances"]["precision"] == "float32"
+    assert record["distances"]["frechet_of_fewer"] != record["distances"]["frechet_of_fewer_guided_weakly"]
+    assert record["detail"]["8_to_16"] != record["detail"]["8_to_16_vae"]
 
 
 def test_distances_can_be_measured_in_bfloat16_and_say_so(built):
     """From pictures of their own: those in float32 are not taken for them."""
     before, files = built.record()["distances"], set(built.folder.glob("features/*"))
-    found = STAGES["distances"](dataclasses.replace(built, dtype=torch.bfloat16), pictures=4, steps=2)
+    found = STAGES["distances"](dataclasses.replace(built, dtype=torch.bfloat16), pictures=10, steps=2)
     new = {file.name.rsplit("-", 1)[-1] for file in set(built.folder.glob("features/*")) - files}
     assert new == {"bfloat16"}
     assert built.record()["distances"]["precision"] == "bfloat16"
@@ -498,6 +501,15 @@ def test_distances_of_normal_features_are_the_formulas():
     assert abs(nothing["frechet"]) < 1e-4
     assert abs(nothing["kernel"]) < 3 * nothing["kernel_deviation"] < found["kernel"]
     assert distances(one, other) == distances(one, other)
+
+
+def test_detail_is_power_by_cycles_across_a_picture():
+    """A wave of 20 cycles lies in one band alone, and at half its height has a quarter of the power."""
+    across = torch.arange(128) / 128
+    wave = (0.5 + 0.4 * torch.sin(2 * torch.pi * 20 * across)).expand(2, 3, 128, 128)
+    low, found, high = power(wave)
+    assert found > 1e6 * max(low, high)
+    assert power(0.5 + (wave - 0.5) / 2)[1] / found == pytest.approx(0.25)
 
 
 def test_what_a_caption_mentions():

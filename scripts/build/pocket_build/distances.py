@@ -26,20 +26,21 @@ from pocket_build.renders import RESOLUTION, as_float, round_trip
 from pocket_build.workshop import Workshop, fingerprint
 
 SUBSETS, SUBSET = 100, 500  # of the kernel distance
+GUIDANCE = 5.0  # `sample`'s own
+WEAK, FEWER = 2.0, 5  # a weaker one, at which so many times fewer pictures are made
 
 
-def measure_distances(
-    shop: Workshop, pictures: int = 2_000, steps: int = 25, guidance: float = 5.0
-) -> dict[str, float]:
-    """Distances of pictures to renders, with equal captions; and of renders after a round trip through the VAE, which
-    is what no UNet can be better than. Pictures are made in the workshop's precision, which halves their time where it
-    is bfloat16. Features are kept as files, so that a stopped measurement goes on."""
+def measure_distances(shop: Workshop, pictures: int = 2_000, steps: int = 25) -> dict[str, float]:
+    """Distances of pictures to renders, with equal captions; of the first fifth of them, at two guidances; and of
+    renders after a round trip through the VAE, which is what no UNet can be better than. Pictures are made in the
+    workshop's precision, which halves their time where it is bfloat16. Features are kept as files, so that a stopped
+    measurement goes on."""
     dino = load_dino(str(shop.weights / POCKET_DINO), shop.device)
     pipe, facts = measured_pipeline(shop), shop.machine()
     of = fingerprint(shop.weights / POCKET)
     own = f"{of}-{facts['precision']}"
 
-    def pictured(indices: range) -> Tensor:
+    def pictured(guidance: float, indices: range) -> Tensor:
         with mixed(shop.device, shop.dtype):
             return drawn(pipe, "distances", indices, steps=steps, guidance=guidance) / 255.0
 
@@ -48,13 +49,20 @@ def measure_distances(
         with mixed(shop.device, shop.dtype):
             return round_trip(pipe.vae, plain).float()
 
-    features = partial(_features, shop, dino, pictures)
-    real = features("renders", lambda indices: _rendered(indices) / 255.0)
-    found = {
-        **distances(real, features(f"pictures-{own}", pictured)),
-        **{f"{name}_vae": value for name, value in distances(real, features(f"vae-{own}", seen)).items()},
+    features = partial(_features, shop, dino)
+    real = features(pictures, "renders", lambda indices: _rendered(indices) / 255.0)
+    made = features(pictures, f"pictures-{own}", partial(pictured, GUIDANCE))
+    fewer = pictures // FEWER
+    weak = features(fewer, f"pictures-guided-by-{WEAK:g}-{own}", partial(pictured, WEAK))
+    sets = {
+        "": made,
+        "_vae": features(pictures, f"vae-{own}", seen),
+        "_of_fewer": made[:fewer],
+        "_of_fewer_guided_weakly": weak,
     }
-    chosen = {"pictures": pictures, "sampling_steps": steps, "guidance": guidance}
+    found = {f"{n}{which}": value for which, one in sets.items() for n, value in distances(real, one).items()}
+    chosen = {"pictures": pictures, "sampling_steps": steps, "guidance": GUIDANCE}
+    chosen |= {"fewer": fewer, "weak_guidance": WEAK}
     shop.note("distances", **found, **chosen, of=of, **facts)
     return found
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pocket_build.clip import build_clip
+from pocket_build.detail import measure_detail
 from pocket_build.dino import build_dino
 from pocket_build.distances import measure_distances
 from pocket_build.judges import build_judges
@@ -28,6 +29,7 @@ STAGES: dict[str, Callable[[Workshop], Any]] = {
     "dino": build_dino,
     "score": score,
     "distances": measure_distances,
+    "detail": measure_detail,
 }
 """In the order in which they can be made."""
 

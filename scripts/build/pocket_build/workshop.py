@@ -52,9 +52,10 @@ REQUIRED = {
     "dino": ("decoder",),
     "score": ("judges", "deep"),
     "distances": ("dino", "deep"),
+    "detail": ("deep",),
 }
 """What must be finished before a stage. A UNet cut short may be measured."""
-MEASUREMENTS = ("score", "distances")
+MEASUREMENTS = ("score", "distances", "detail")
 LEADS_TO = {"unet": "deep"}
 """Stages whose weights are nothing but the beginning of another's: they stay in the work folder."""
 _SHARD = "15MB"  # no file of the package has more than 16

@@ -33,6 +33,7 @@ from pocket_build.fitting import Plan, fit, read_average
 from pocket_build.growing import deepened
 from pocket_build.latents import build_latents, varied
 from pocket_build.renders import draw, individual, known_individuals, scene_of
+from pocket_build.sharpening import Critic, against
 from pocket_build.stages import STAGES
 from pocket_build.unet import shallow_config, store_unfinished
 from pocket_build.workshop import PLANS, Workshop
@@ -501,6 +502,25 @@ def test_distances_of_normal_features_are_the_formulas():
     assert abs(nothing["frechet"]) < 1e-4
     assert abs(nothing["kernel"]) < 3 * nothing["kernel_deviation"] < found["kernel"]
     assert distances(one, other) == distances(one, other)
+
+
+def test_critic_and_decoder_move_by_their_own_losses():
+    """And the critic's word counts as much as its weight says."""
+    torch.manual_seed(0)
+    critic, target = Critic(), torch.rand(2, 3, 32, 32) * 2 - 1
+    decoded = (target + 0.1).requires_grad_()
+    parts = against(critic, decoded, target, weight=0.5)
+    own = parts.pop("critic")
+    torch.stack(list(parts.values())).sum().backward(retain_graph=True)
+    assert decoded.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in critic.parameters())
+    decoded.grad = None
+    own.backward()
+    assert decoded.grad is None
+    assert all(parameter.grad is not None for parameter in critic.parameters())
+    twice = against(critic, decoded, target, weight=1.0)
+    for name in ("unlike", "judged"):
+        torch.testing.assert_close(twice[name], 2 * parts[name])
 
 
 def test_detail_is_power_by_cycles_across_a_picture():

@@ -15,6 +15,7 @@ from pocket_build.dino import build_dino
 from pocket_build.distances import measure_distances
 from pocket_build.judges import build_judges
 from pocket_build.score import score
+from pocket_build.sharpening import sharpen_decoder
 from pocket_build.unet import build_deep, build_unet, store_unfinished
 from pocket_build.vae import build_decoder, build_vae
 from pocket_build.workshop import Workshop
@@ -22,6 +23,7 @@ from pocket_build.workshop import Workshop
 STAGES: dict[str, Callable[[Workshop], Any]] = {
     "vae": build_vae,
     "decoder": build_decoder,
+    "sharp": sharpen_decoder,
     "judges": build_judges,
     "unet": build_unet,
     "deep": build_deep,

@@ -64,7 +64,7 @@ def build_vae(shop: Workshop) -> None:
         losses = {
             "error": error.abs().mean(),
             "squares": 2.0 * error.square().mean(),
-            "edges": 0.25 * _edges(error),
+            "edges": 0.25 * edges(error),
             "kl": 2e-4 * divergence,
         }
         return losses | ({"imitation": (mean - components).square().mean()} if imitating else {})
@@ -103,7 +103,7 @@ def build_decoder(shop: Workshop) -> None:
             latents = latents[..., y // 8 : (y + side) // 8, x // 8 : (x + side) // 8]
             decoded = network["decoder"](network["post_quant_conv"](latents))
         error = decoded.float() - target
-        return {"error": error.abs().mean(), "squares": error.square().mean(), "edges": 0.5 * _edges(error)}
+        return {"error": error.abs().mean(), "squares": error.square().mean(), "edges": 0.5 * edges(error)}
 
     trained, took = shop.fit("decoder", network, loss, **start)
     vae.decoder, vae.post_quant_conv = trained["decoder"], trained["post_quant_conv"]
@@ -126,7 +126,7 @@ def measure_vae(shop: Workshop, count: int = 480) -> dict[str, float]:
     }
 
 
-def _edges(error: Tensor) -> Tensor:
+def edges(error: Tensor) -> Tensor:
     """Mean absolute difference between neighbours, down and to the right."""
     across = (error[..., 1:] - error[..., :-1]).abs().mean()
     return across + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()

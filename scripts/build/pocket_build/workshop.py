@@ -34,6 +34,7 @@ COUNTS = {"train": 19_200, "heldout": 1_920, "individuals": 9_600}
 PLANS = {
     "vae": Plan(4800, 7e-4, cooldown=0.35, weight_decay=0.0, average=0.998),
     "decoder": Plan(9_000, 5e-4, cooldown=0.5, weight_decay=0.0, average=0.998),
+    "sharp": Plan(12_000, 2e-4, warmup=300, cooldown=0.5, weight_decay=0.0, average=0.998),
     "unet": Plan(9_500, 6e-4, warmup=300, cooldown=0.35),
     "deep": Plan(3_000, 4e-4, warmup=100, cooldown=0.7),
     "clip": Plan(6000, 1e-3, cooldown=0.5, weight_decay=0.05, average=0.99),
@@ -45,6 +46,7 @@ PLANS = {
 REQUIRED = {
     "vae": (),
     "decoder": ("vae",),
+    "sharp": ("decoder",),
     "judges": ("decoder",),
     "unet": ("vae",),
     "deep": ("unet",),

@@ -39,7 +39,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     batch of 4 are what the established SDXL recipes share.
 
     Small models get what did well on pocket (scripts/evidence/README.md, Tuning): LoRA at 1e-3 for 200 steps, since
-    3e-3, which was a little better then, broke down after some 600; beside it alpha may have any rate from 1e-3 to
+    3e-3, which was a little better then, broke down after some 600 beside alpha; beside it alpha may have any rate from 1e-3 to
     3e-2, and has three times LoRA's; alone it has 3e-3, and 400 steps, as larger rates lose the places that prompts
     name. For full-size models alpha's rates are carried over, untested. Small models' method is LoRA, since alpha
     beside it brought nothing that could be seen, unless a setting of alpha is given; for full-size models coeff+lora
@@ -63,7 +63,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     crops = 8 if settings.photos.crop == "random" else 1
     optimizer = settings.training.optimizer
     refuse_unknown_rates(optimizer, learning_rates(settings))
-    steps = 500 if large else 200
+    steps = 500 if large else 400 if settings.method.kind == "coeff" else 200
 
     def usual(adamw: float) -> float:
         return auto_rate(optimizer, adamw) or adamw
@@ -74,7 +74,7 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
         # 0.0003, not 0.00030000000000000003; a rate that is absurd is refused as LoRA's, which was given
         coeff_rate = _rounded(min(3 * lora_rate, 1e30))
     else:
-        coeff_rate, steps = usual(3e-3), max(steps, 400)
+        coeff_rate = usual(3e-3)
     given = settings.method.coeff.learning_rate
     token_rate = usual(2e-3 if large else 3e-3)
     if has_one_rate(optimizer):

@@ -288,6 +288,8 @@ def test_auto_follows_model_and_device():
         alone, chosen = resolve_auto(load_settings(assignments=unused), facts)
         assert (alone.method.coeff.learning_rate, "method.kind" in chosen) == (3e-3, False)
         assert alone.training.steps == steps
+    token = load_settings(assignments=["method.kind=token"])
+    assert resolve_auto(token, SMALL_ON_A_CPU)[0].training.steps == 200
 
 
 @pytest.mark.parametrize("setting", ["text_encoders=true", "learning_rate=1e-2", "backend=chunked"])

@@ -39,11 +39,11 @@ def resolve_auto(settings: Settings, facts: ModelFacts) -> tuple[Settings, dict[
     batch of 4 are what the established SDXL recipes share.
 
     Small models get what did well on pocket (scripts/evidence/README.md, Tuning): LoRA at 1e-3 for 200 steps, since
-    3e-3, which was a little better then, broke down after some 600 beside alpha. Beside it
-    alpha may have any rate from 1e-3 to 3e-2, and has three times LoRA's; alone it has 3e-3, and 400 steps, as larger
-    rates lose the places that prompts name. For full-size models alpha's rates are carried over, untested. Small models' method is LoRA, since alpha
-    beside it brought nothing that could be seen, unless a setting of alpha is given; for full-size models coeff+lora
-    stays, the paper's own recipe for SDXL, untested by us.
+    3e-3, which was a little better then, broke down after some 600 beside alpha. Beside it alpha may have any rate from
+    1e-3 to 3e-2, and has three times LoRA's; alone it has 3e-3, and 400 steps, as larger rates lose the places that
+    prompts name. For full-size models alpha's rates are carried over, untested. Small models' method is LoRA, since
+    alpha beside it brought nothing that could be seen, unless a setting of alpha is given; for full-size models
+    coeff+lora stays, the paper's own recipe for SDXL, untested by us.
 
     Stable Diffusion 1.5 gets SDXL's values at its own 512 px: our choice, nothing was measured on it.
 
